@@ -1,0 +1,31 @@
+# Two commands for a new user: `make run` and `make test`. Both make .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+AGENTS ?= qsm,sac,td3
+SUITE ?= smoke
+
+.PHONY: run test check bench clean
+
+run: $(VENV)/installed
+	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
+	$(BIN)/python -m qsm_bench report $(SUITE)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

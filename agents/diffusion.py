@@ -1,0 +1,151 @@
+"""The diffusion policy: noise schedule, denoiser and sampler, shared by every diffusion agent.
+
+Time t runs from T (pure noise, a^T) down to 1; a^0 is the action. Index t here is the papers' t.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from agents.networks import MLP, Linear, mish
+from agents.streams import SeedStreams
+
+BETA_MIN, BETA_MAX = 0.1, 10.0
+FREQUENCIES, TIME_CODE = 32, 128
+
+
+class Schedule:
+    """The variance-preserving noise schedule of T steps (Xiao et al. 2022, as used for QSM).
+
+    ``alpha[t]``, ``beta[t]`` = 1 - alpha[t] and ``abar[t]`` = alpha[1] ... alpha[t] are float32
+    tensors for t = 0..T; entry 0 is the noiseless action: 1, 0 and 1.
+    """
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        t = torch.arange(1, steps + 1, dtype=torch.float64)
+        slope = (BETA_MAX - BETA_MIN) * (2 * t - 1) / (2 * steps**2)
+        alpha = torch.cat(
+            [torch.ones(1, dtype=torch.float64), torch.exp(-BETA_MIN / steps - slope)]
+        )
+        self.steps = steps
+        self.alpha = alpha.to(device, torch.float32)
+        self.beta = (1 - alpha).to(device, torch.float32)
+        self.abar = alpha.cumprod(0).to(device, torch.float32)
+        # The sampler runs over whole steps, where Python numbers spare a tensor operation each.
+        noise = (1 - alpha.cumprod(0)).sqrt()
+        self._noise_share = ((1 - alpha) / noise.clamp(min=1e-12)).tolist()
+        self._root_alpha = alpha.sqrt().tolist()
+        self._root_beta = (1 - alpha).sqrt().tolist()
+
+    def add_noise(self, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Forward process: a^t = sqrt(abar_t) a + sqrt(1 - abar_t) eps; not clipped.
+
+        ``action`` and ``noise`` are [S, B, act]; ``t`` is [S, B] int64 in 1..T.
+        """
+        abar = self.abar[t].unsqueeze(-1)
+        noisy: Tensor = abar.sqrt() * action + (1 - abar).sqrt() * noise
+        return noisy
+
+    def mean(self, action: Tensor, noise: Tensor, t: int) -> Tensor:
+        """Mean of the reverse step from a^t with the predicted noise; [S, B, act] each."""
+        mean: Tensor = (action - self._noise_share[t] * noise) / self._root_alpha[t]
+        return mean
+
+    def std(self, t: int) -> float:
+        """Standard deviation of the step from t to t - 1: sqrt(beta_t), and 0 at t = 1."""
+        return float(self._root_beta[t]) if t > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class ConditionedDenoiser:
+    """A denoiser whose work that is the same for every diffusion step is already done."""
+
+    denoiser: "Denoiser"
+    weight: Tensor
+    """[S, act, H]: the noisy action's rows of the first layer."""
+    observation_part: Tensor
+    """[S, B, H]: what the observation adds to the first layer's output, bias included."""
+    time_part: Tensor
+    """[S, T, H]: what each time code adds."""
+
+    def __call__(self, action: Tensor, t: int | Tensor) -> Tensor:
+        """Predict the noise eps_theta(s, a^t, t) in ``action`` [S, B, act] at ``t``.
+
+        ``t`` is one step 1..T for the whole batch, or [S, B] int64.
+        """
+        if isinstance(t, int):
+            time = self.time_part[:, t - 1 : t]
+        else:
+            index = (t - 1).unsqueeze(-1).expand(-1, -1, self.time_part.shape[-1])
+            time = self.time_part.gather(1, index)
+        hidden = torch.baddbmm(self.observation_part + time, action, self.weight)
+        out: Tensor = self.denoiser.rest(mish(hidden))
+        return out
+
+
+class Denoiser(nn.Module):
+    """Noise-prediction network eps_theta(s, a^t, t): an MLP of [a, s, time code] with mish.
+
+    The time code is an MLP of learnable Fourier features of the index t - 1. The first layer is
+    linear in its three inputs, so its products with the observation and with the T time codes are
+    made once for all diffusion steps: ``given(observation)`` does that.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        steps: int,
+        streams: SeedStreams,
+    ) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(0.2 * streams.normal(1, FREQUENCIES))
+        self.time_mlp = MLP((2 * FREQUENCIES, TIME_CODE, TIME_CODE), streams, activation=mish)
+        self.inputs = [action_size, observation_size, TIME_CODE]
+        self.first = Linear(sum(self.inputs), hidden_sizes[0], streams)
+        self.rest = MLP((*hidden_sizes, action_size), streams, activation=mish)
+        self.register_buffer(
+            "index", torch.arange(steps, device=streams.device).float().view(1, -1, 1)
+        )
+
+    def time_codes(self) -> Tensor:
+        """The codes of t = 1..T, [S, T, 128]."""
+        index: Tensor = self.get_buffer("index")
+        phase = 2 * math.pi * index * self.frequencies
+        out: Tensor = self.time_mlp(torch.cat([phase.cos(), phase.sin()], dim=-1))
+        return out
+
+    def given(self, observation: Tensor, copies: int = 1) -> ConditionedDenoiser:
+        """Condition on observations [S, B, obs]; the result predicts the noise in [S, B, act].
+
+        With ``copies`` K the batch of observations stands K times behind itself: [S, K B, act].
+        """
+        for_action, for_observation, for_time = torch.split(self.first.weight, self.inputs, dim=1)
+        return ConditionedDenoiser(
+            self,
+            weight=for_action,
+            observation_part=torch.baddbmm(self.first.bias, observation, for_observation).repeat(
+                1, copies, 1
+            ),
+            time_part=self.time_codes() @ for_time,
+        )
+
+
+def sample(denoiser: Denoiser, schedule: Schedule, observation: Tensor, noise: Tensor) -> Tensor:
+    """Run the reverse process from noise to actions: [S, B, obs] -> [S, B, act] in [-1, 1].
+
+    ``noise`` [S, T, B, act] is all the randomness: row 0 is a^T, the rest the z of the steps
+    t = T..2. Each step is clipped to the action box. Gradients run through every step.
+    """
+    denoise = denoiser.given(observation)
+    action = noise[:, 0]
+    for row, t in enumerate(range(schedule.steps, 0, -1), start=1):
+        action = schedule.mean(action, denoise(action, t), t)
+        if t > 1:
+            action = action + schedule.std(t) * noise[:, row]
+        action = action.clamp(-1.0, 1.0)
+    return action

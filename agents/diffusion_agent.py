@@ -1,0 +1,170 @@
+"""What the diffusion trainers share: policy, critic, acting, and the order of one update.
+
+They differ in the actor's loss alone, which each agent's own file states.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from agents.diffusion import Denoiser, Schedule, sample
+from agents.learner import Learner, critic_loss
+from agents.networks import Adam, TwinCritic, polyak_update
+from agents.protocol import AgentConfig, Batch
+from agents.streams import SeedStreams
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(AgentConfig):
+    """Settings of every diffusion policy."""
+
+    diffusion_steps: Annotated[
+        int, Field(gt=0, description="Denoising steps T of the policy (paper: section 5).")
+    ] = 5
+    exploration_noise: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Standard deviation of the noise added to a sampled action while training "
+            "and in the critic's target.",
+        ),
+    ] = 0.1
+    actor_decay_updates: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Updates over which the actor's step size falls to 0 along a half cosine; "
+            "0: constant.",
+        ),
+    ] = 2_000_000
+
+
+class Noise(NamedTuple):
+    """All random numbers of one update."""
+
+    chain: Tensor
+    """[S, T, B, act]: the sampler's, for the next actions."""
+    exploration: Tensor
+    """[S, B, act]: added to the next actions."""
+    actor: Any
+    """Whatever the agent's actor loss draws: a tensor or a tuple of tensors."""
+
+
+ConfigT = TypeVar("ConfigT", bound=DiffusionConfig)
+
+
+class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
+    """Off-policy actor-critic with a diffusion policy."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    parts: tuple[str, ...] = (
+        "critic",
+        "target_critic",
+        "denoiser",
+        "critic_optimiser",
+        "actor_optimiser",
+        "update_stream",
+        "explore_stream",
+        "sample_stream",
+    )
+
+    def __init__(
+        self,
+        config: ConfigT,
+        observation_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        def stream(purpose: str) -> SeedStreams:
+            return SeedStreams(seeds, purpose, device)
+
+        self.config = config
+        self.action_size = action_size
+        self.schedule = Schedule(config.diffusion_steps, device)
+        self.denoiser = Denoiser(
+            observation_size,
+            action_size,
+            config.hidden_sizes,
+            config.diffusion_steps,
+            stream("actor weights"),
+        )
+        self.critic = TwinCritic(
+            observation_size, action_size, config.hidden_sizes, stream("critic weights")
+        )
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
+        self.actor_optimiser = Adam(
+            self.denoiser.parameters(), config.learning_rate, config.actor_decay_updates
+        )
+        self.update_stream = stream("update")
+        self.explore_stream = stream("explore")
+        self.sample_stream = stream("sample")
+
+    @abstractmethod
+    def draw_actor_noise(self, batch_size: int) -> Any:
+        """Draw what ``actor_loss`` needs for a batch of that size, from ``update_stream``."""
+
+    @abstractmethod
+    def actor_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [S] whose gradient moves the denoiser, and metrics of shape [S]."""
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, *, explore: bool) -> Tensor:
+        """Sample actions, with exploration noise while training; [S, N, obs] -> [S, N, act]."""
+        stream = self.explore_stream if explore else self.sample_stream
+        shape = (observation.shape[1], self.action_size)
+        action = self.sample(observation, stream.normal(self.config.diffusion_steps, *shape))
+        return self._explore(action, stream.normal(*shape)) if explore else action
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one update of critic, actor and target; metrics are [S]."""
+        size, stream = batch.action.shape[1], self.update_stream
+        noise = Noise(
+            chain=stream.normal(self.config.diffusion_steps, size, self.action_size),
+            exploration=stream.normal(size, self.action_size),
+            actor=self.draw_actor_noise(size),
+        )
+        return self.step(batch, noise)
+
+    def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The update as a function of (parameters, batch, noise): it draws nothing itself."""
+        with torch.no_grad():
+            next_action = sample(
+                self.next_denoiser(), self.schedule, batch.next_observation, noise.chain
+            )
+            next_action = self._explore(next_action, noise.exploration)
+            next_q = self.target_critic(batch.next_observation, next_action)
+        q = self.critic(batch.observation, batch.action)
+        loss = critic_loss(q, batch, next_q.amin(dim=0))
+        self.critic_optimiser.minimise(loss)
+
+        actor_loss, metrics = self.actor_loss(batch, noise.actor)
+        gradient_norm = self.actor_optimiser.minimise(actor_loss)
+
+        polyak_update(self.target_critic, self.critic, self.config.polyak)
+        return {
+            "critic_loss": loss.detach(),
+            "actor_loss": actor_loss.detach(),
+            "actor_gradient_norm": gradient_norm,
+            "q": q.detach().mean(dim=(0, 2)),
+            **metrics,
+        }
+
+    def next_denoiser(self) -> Denoiser:
+        """The policy that the critic's target takes its next action from."""
+        return self.denoiser
+
+    def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """One action per observation: [S, B, obs] and noise [S, T, B, act] to [S, B, act]."""
+        return sample(self.denoiser, self.schedule, observation, noise)
+
+    def _explore(self, action: Tensor, noise: Tensor) -> Tensor:
+        return (action + self.config.exploration_noise * noise).clamp(-1.0, 1.0)

@@ -1,0 +1,97 @@
+"""The diffusion policy gradient (Psenka et al., arXiv 2312.11752; eq. 7-9, Theorem B.1).
+
+The T reverse steps are the policy's internal actions, so the likelihood-ratio gradient sums over
+them:
+
+    grad J = E[ Q(s, a^0) sum_{t=1..T} grad log pi_theta(a^{t-1} | a^t, s) ]             (eq. 9)
+
+Each factor is the Gaussian N(mu_theta(a^t, s, t), beta_t I) at the sample before its clip, held
+constant. The last step, which has no noise in the sampler, has the exploration noise, so that
+the executed action has a density.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from agents.diffusion_agent import DiffusionAgent, DiffusionConfig
+from agents.protocol import Batch
+
+
+@dataclass(frozen=True)
+class DiffusionPGConfig(DiffusionConfig):
+    """Settings of the diffusion policy gradient."""
+
+    chains: Annotated[
+        int, Field(gt=0, description="Sampled chains K of each replayed state in an update.")
+    ] = 4
+    baseline: Annotated[
+        Literal["leave_one_out", "none"],
+        Field(
+            description="Subtracted from each chain's Q: the mean Q of the state's other chains, "
+            "or nothing (eq. 9 as written). Both leave the gradient unbiased."
+        ),
+    ] = "leave_one_out"
+    scale_advantage: Annotated[
+        bool,
+        Field(description="Divide the advantage by its standard deviation in the batch."),
+    ] = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a baseline that has no other chain to be the mean of."""
+        if self.baseline == "leave_one_out" and self.chains < 2:
+            raise ValueError("baseline leave_one_out needs chains >= 2; use baseline=none")
+        if self.exploration_noise == 0:
+            raise ValueError("exploration_noise must be above 0: it is the last step's density")
+
+
+class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
+    """Likelihood-ratio policy gradient over the sampler's steps (eq. 9)."""
+
+    name = "diffusion_pg"
+    config_class = DiffusionPGConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "diffusion_pg_literal": {"chains": 1, "baseline": "none", "scale_advantage": False},
+    }
+
+    def draw_actor_noise(self, batch_size: int) -> Tensor:
+        """Noise of K chains of every state, [S, T + 1, K B, act]: a^T, then z of t = T..1."""
+        chains = self.config.chains * batch_size
+        return self.update_stream.normal(self.config.diffusion_steps + 1, chains, self.action_size)
+
+    def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        chains = self.config.chains
+        action, log_density = self.sampled_chains(batch.observation, noise)
+        observation = batch.observation.repeat(1, chains, 1)
+        q = self.critic(observation, action).detach().amin(dim=0)
+        advantage = self.advantage(q.unflatten(1, (chains, -1))).flatten(1)
+        return -(advantage * log_density).mean(dim=-1), {}
+
+    def sampled_chains(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Run K chains per state: executed actions [S, K B, act] and log-densities [S, K B].
+
+        The log-density is that of the chain's internal actions given a^T, up to a constant; its
+        gradient runs through the means alone, never through a sample.
+        """
+        denoise = self.denoiser.given(observation, copies=self.config.chains)
+        action = noise[:, 0]
+        log_density = noise.new_zeros(action.shape[:2])
+        for row, t in enumerate(range(self.config.diffusion_steps, 0, -1), start=1):
+            std = self.schedule.std(t) if t > 1 else self.config.exploration_noise
+            mean = self.schedule.mean(action, denoise(action, t), t)
+            unclipped = (mean + std * noise[:, row]).detach()
+            log_density = log_density - ((unclipped - mean) / std).square().sum(dim=-1) / 2
+            action = unclipped.clamp(-1.0, 1.0)
+        return action, log_density
+
+    def advantage(self, q: Tensor) -> Tensor:
+        """What weighs each chain's log-density, from its Q; [S, K, B] both."""
+        if self.config.baseline == "leave_one_out":
+            chains = self.config.chains
+            q = (q - q.mean(dim=1, keepdim=True)) * (chains / (chains - 1))
+        if self.config.scale_advantage:
+            q = q / q.std(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+        return q

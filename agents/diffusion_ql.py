@@ -1,0 +1,121 @@
+"""Diffusion-QL's actor (Wang, Hunt, Zhou; ICLR 2023; arXiv 2208.06193), online.
+
+The critic's value is climbed by backpropagation through the whole sampler:
+
+    L = -mean Q(s, a_theta(s, noise)) + w L_BC
+
+where a_theta is the reparameterised sample after T denoiser calls and L_BC the denoising loss on
+replayed actions (w = 0 online). The clip inside each reverse step stays, as in the sampler: its
+gradient is zero outside the action box.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from agents.diffusion import Denoiser
+from agents.diffusion_agent import DiffusionAgent, DiffusionConfig, Noise
+from agents.networks import polyak_update
+from agents.protocol import Batch
+
+
+@dataclass(frozen=True)
+class DiffusionQLConfig(DiffusionConfig):
+    """Settings of Diffusion-QL."""
+
+    climbed: Annotated[
+        Literal["min", "random"],
+        Field(
+            description="Value the actor climbs. min: the smaller of the twin critics'. random: "
+            "one of them, picked anew each update, divided by the mean |Q| of the other (the "
+            "original)."
+        ),
+    ] = "min"
+    cloning_weight: Annotated[
+        float, Field(ge=0, description="Weight w of the behaviour-cloning loss.")
+    ] = 0.0
+    ema_target: Annotated[
+        bool,
+        Field(
+            description="Draw the critic target's next action from a Polyak average of the actor."
+        ),
+    ] = False
+
+
+class ActorNoise(NamedTuple):
+    """Random numbers of one actor update."""
+
+    chain: Tensor
+    """[S, T, B, act]: the sampler's."""
+    pick: Tensor
+    """[S] 0 or 1: the critic that climbed=random climbs."""
+    t: Tensor
+    """[S, B] int64 in 1..T: diffusion times of the cloning loss."""
+    cloning: Tensor
+    """[S, B, act]: the cloning loss's noise."""
+
+
+class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
+    """Backpropagation of the critic's value through the sampler (Diffusion-QL's actor)."""
+
+    name = "diffusion_ql"
+    config_class = DiffusionQLConfig
+
+    def __init__(
+        self,
+        config: DiffusionQLConfig,
+        observation_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        super().__init__(config, observation_size, action_size, seeds, device)
+        self.target_denoiser = self.denoiser
+        if config.ema_target:
+            self.target_denoiser = copy.deepcopy(self.denoiser).requires_grad_(False)
+            self.parts = (*self.parts, "target_denoiser")
+
+    def draw_actor_noise(self, batch_size: int) -> ActorNoise:
+        stream, steps = self.update_stream, self.config.diffusion_steps
+        return ActorNoise(
+            chain=stream.normal(steps, batch_size, self.action_size),
+            pick=stream.integers(high=2),
+            t=1 + stream.integers(batch_size, high=steps),
+            cloning=stream.normal(batch_size, self.action_size),
+        )
+
+    def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        action = self.sample(batch.observation, noise.chain)
+        q = self.critic(batch.observation, action)
+        loss = -self.climbed_value(q, noise.pick).mean(dim=-1)
+        if self.config.cloning_weight:
+            loss = loss + self.config.cloning_weight * self.cloning_loss(batch, noise)
+        return loss, {}
+
+    def climbed_value(self, q: Tensor, pick: Tensor) -> Tensor:
+        """What the actor climbs, from the twin critics' values [2, S, B]: [S, B]."""
+        if self.config.climbed == "min":
+            return q.amin(dim=0)
+        picked, other = torch.where(pick.view(1, -1, 1) == 0, q, q.flip(0))
+        scale: Tensor = picked / other.detach().abs().mean(dim=-1, keepdim=True).clamp(min=1e-8)
+        return scale
+
+    def cloning_loss(self, batch: Batch, noise: ActorNoise) -> Tensor:
+        """Mean squared error of the noise predicted in noised replayed actions, [S]."""
+        noisy_action = self.schedule.add_noise(batch.action, noise.t, noise.cloning)
+        predicted = self.denoiser.given(batch.observation)(noisy_action, noise.t)
+        return (predicted - noise.cloning).square().mean(dim=(1, 2))
+
+    def next_denoiser(self) -> Denoiser:
+        return self.target_denoiser
+
+    def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        metrics = super().step(batch, noise)
+        if self.config.ema_target:
+            polyak_update(self.target_denoiser, self.denoiser, self.config.polyak)
+        return metrics

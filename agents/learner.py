@@ -1,0 +1,46 @@
+"""The parts every built-in trainer is made of: naming, state, and the critic's regression."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from agents.protocol import Batch, StateDict
+
+
+class Stateful(Protocol):
+    """A part that can be saved: network, optimiser or random stream."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+class Learner:
+    """Saves and restores an agent as the sum of its parts.
+
+    ``parts`` names the attributes that hold state; whatever is not named there is derived.
+    """
+
+    parts: tuple[str, ...]
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {name: getattr(self, name) for name in self.parts}
+
+    def state_dict(self) -> StateDict:
+        """Everything a later ``load_state_dict`` needs to go on bit for bit."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore what ``state_dict`` returned. Raises an error if it does not fit."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+
+def critic_loss(q: Tensor, batch: Batch, next_value: Tensor) -> Tensor:
+    """Mean squared error of the twin critics against y = R_n + g^n m V(s'), [2, S, B] -> [S].
+
+    The losses of the two critics are added, so that each has the gradient it would have alone.
+    ``next_value`` [S, B] must carry no gradient.
+    """
+    target = batch.reward + batch.discount * next_value
+    return (q - target).square().mean(dim=-1).sum(dim=0)

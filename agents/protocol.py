@@ -1,0 +1,101 @@
+"""What a trainer is: the protocol every agent keeps, the batch it learns from, its settings.
+
+The seed axis S leads every tensor: S independent learners with S separate replay buffers run as
+one batched program, and S = 1 is not a special case.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+StateDict = dict[str, Any]
+"""Nested dictionaries of tensors and numbers, as ``torch.load(weights_only=True)`` reads them."""
+
+
+class Batch(NamedTuple):
+    """A batch of replayed transitions, B for each of S seeds.
+
+    ``reward`` and ``discount`` already hold the n-step return, so no agent computes one:
+    the target of every critic is ``reward + discount * value(next_observation)``.
+    """
+
+    observation: Tensor
+    """[S, B, obs] float32."""
+    action: Tensor
+    """[S, B, act] float32 in [-1, 1]."""
+    reward: Tensor
+    """[S, B] discounted sum of the n rewards from here on."""
+    discount: Tensor
+    """[S, B] g^n; 0 where the episode terminated within the n steps (a time limit is no end)."""
+    next_observation: Tensor
+    """[S, B, obs] the observation n steps later."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Settings every agent has, with the same defaults, so that trainers alone are compared."""
+
+    hidden_sizes: Annotated[
+        tuple[Annotated[int, Field(gt=0)], ...],
+        Field(min_length=1, description="Widths of the hidden layers of every network."),
+    ] = (256, 256)
+    learning_rate: Annotated[
+        float, Field(gt=0, description="Adam's step size, for every network.")
+    ] = 3e-4
+    discount: Annotated[float, Field(ge=0, le=1, description="Discount factor g.")] = 0.99
+    polyak: Annotated[
+        float,
+        Field(gt=0, le=1, description="Share of the online network in each target update."),
+    ] = 0.005
+    n_step: Annotated[
+        int, Field(gt=0, description="Steps n of the return R_n in the critic's target.")
+    ] = 1
+
+
+class Agent(Protocol):
+    """A trainer of S independent policies in lockstep.
+
+    Constructed as ``Agent(config, observation_size, action_size, seeds, device)``.
+    """
+
+    name: ClassVar[str]
+    """The name on the command line and in reports."""
+    config_class: ClassVar[type[AgentConfig]]
+    """A frozen dataclass: its fields and defaults are the agent's settings, listed nowhere else."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Named variants: preset name -> settings that differ from the defaults."""
+    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Settings the source gives for certain tasks only: task name pattern -> settings."""
+
+    def __init__(
+        self,
+        config: Any,
+        observation_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None: ...
+
+    def act(self, observation: Tensor, *, explore: bool) -> Tensor:
+        """Draw one action per observation: [S, N, obs] -> [S, N, act], in [-1, 1].
+
+        With ``explore``, the action to take while training; without, one sample of the policy.
+        The two draw from separate streams, so evaluating never changes training.
+        """
+        ...
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one gradient update of every seed; return metrics, each of shape [S]."""
+        ...
+
+    def state_dict(self) -> StateDict:
+        """Everything a later ``load_state_dict`` needs to go on bit for bit."""
+        ...
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore what ``state_dict`` returned. Raises if it belongs to other shapes or seeds."""
+        ...

@@ -1,0 +1,173 @@
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905).
+
+A squashed Gaussian policy with a learned temperature:
+
+    y   = R_n + g^n m ( min_i Qbar_i(s', a') - tau log pi(a' | s') )
+    L_pi = mean( tau log pi(a | s) - Q(s, a) ),   L_tau = -log tau * mean( log pi(a | s) + H )
+
+with temperature tau and target entropy H.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agents.learner import Learner, critic_loss
+from agents.networks import MLP, Adam, TwinCritic, polyak_update
+from agents.protocol import AgentConfig, Batch
+from agents.streams import SeedStreams
+
+
+@dataclass(frozen=True)
+class SACConfig(AgentConfig):
+    """Settings of soft actor-critic."""
+
+    entropy_per_action: Annotated[
+        float, Field(description="Target entropy divided by the number of action dimensions.")
+    ] = -1.0
+    initial_temperature: Annotated[
+        float, Field(gt=0, description="Temperature tau at the start; learned from there.")
+    ] = 1.0
+    log_std_min: Annotated[
+        float, Field(description="Lower clip of the Gaussian's log standard deviation.")
+    ] = -5.0
+    log_std_max: Annotated[
+        float, Field(description="Upper clip of the Gaussian's log standard deviation.")
+    ] = 2.0
+    actor_critic: Annotated[
+        Literal["min", "mean"],
+        Field(description="Which of the twin critics' values the actor climbs."),
+    ] = "min"
+    evaluation: Annotated[
+        Literal["sample", "mean"],
+        Field(description="Action when evaluated: a sample of the policy, or its squashed mean."),
+    ] = "sample"
+
+
+class Noise(NamedTuple):
+    """All random numbers of one update, [S, B, act] each."""
+
+    next_action: Tensor
+    action: Tensor
+
+
+class SAC(Learner):
+    """Soft actor-critic."""
+
+    name: ClassVar[str] = "sac"
+    config_class: ClassVar[type[SACConfig]] = SACConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "sac_reference": {
+            "entropy_per_action": -0.5,
+            "actor_critic": "mean",
+            "hidden_sizes": (256, 256),
+        },
+    }
+    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    parts: tuple[str, ...] = (
+        "critic",
+        "target_critic",
+        "actor",
+        "temperature",
+        "critic_optimiser",
+        "actor_optimiser",
+        "temperature_optimiser",
+        "update_stream",
+        "explore_stream",
+        "sample_stream",
+    )
+
+    def __init__(
+        self,
+        config: SACConfig,
+        observation_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        def stream(purpose: str) -> SeedStreams:
+            return SeedStreams(seeds, purpose, device)
+
+        self.config = config
+        self.action_size = action_size
+        self.actor = MLP(
+            (observation_size, *config.hidden_sizes, 2 * action_size), stream("actor weights")
+        )
+        self.critic = TwinCritic(
+            observation_size, action_size, config.hidden_sizes, stream("critic weights")
+        )
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        start = torch.full((len(seeds), 1), math.log(config.initial_temperature), device=device)
+        self.temperature = nn.ParameterDict({"log": start})
+        self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
+        self.actor_optimiser = Adam(self.actor.parameters(), config.learning_rate)
+        self.temperature_optimiser = Adam(self.temperature.parameters(), config.learning_rate)
+        self.update_stream = stream("update")
+        self.explore_stream = stream("explore")
+        self.sample_stream = stream("sample")
+
+    def policy(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample a = tanh(u), u Gaussian, with its log-density: [S, B, act] and [S, B]."""
+        mean, log_std = self.actor(observation).chunk(2, dim=-1)
+        log_std = log_std.clamp(self.config.log_std_min, self.config.log_std_max)
+        u = mean + log_std.exp() * noise
+        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(u)^2), in a form that stays exact for large |u|.
+        log_slope = 2 * (math.log(2) - u - functional.softplus(-2 * u))
+        return u.tanh(), (log_normal - log_slope).sum(dim=-1)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, *, explore: bool) -> Tensor:
+        """Sample the policy, which is its own exploration; [S, N, obs] -> [S, N, act]."""
+        shape = (observation.shape[1], self.action_size)
+        if not explore and self.config.evaluation == "mean":
+            return self.policy(observation, torch.zeros(()).to(observation))[0]
+        stream = self.explore_stream if explore else self.sample_stream
+        return self.policy(observation, stream.normal(*shape))[0]
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one update of critic, actor, temperature and target; metrics are [S]."""
+        shape = batch.action.shape[1:]
+        noise = Noise(self.update_stream.normal(*shape), self.update_stream.normal(*shape))
+        return self.step(batch, noise)
+
+    def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The update as a function of (parameters, batch, noise): it draws nothing itself."""
+        log_temperature = self.temperature["log"]
+        temperature = log_temperature.detach().exp()
+
+        with torch.no_grad():
+            next_action, next_log_density = self.policy(batch.next_observation, noise.next_action)
+            next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
+        q = self.critic(batch.observation, batch.action)
+        loss = critic_loss(q, batch, next_q - temperature * next_log_density)
+        self.critic_optimiser.minimise(loss)
+
+        action, log_density = self.policy(batch.observation, noise.action)
+        q_action = self.critic(batch.observation, action)
+        value = q_action.amin(dim=0) if self.config.actor_critic == "min" else q_action.mean(dim=0)
+        actor_loss = (temperature * log_density - value).mean(dim=-1)
+        gradient_norm = self.actor_optimiser.minimise(actor_loss)
+
+        entropy = -log_density.detach().mean(dim=-1)
+        target_entropy = self.config.entropy_per_action * self.action_size
+        self.temperature_optimiser.minimise(
+            log_temperature.squeeze(-1) * (entropy - target_entropy)
+        )
+
+        polyak_update(self.target_critic, self.critic, self.config.polyak)
+        return {
+            "critic_loss": loss.detach(),
+            "actor_loss": actor_loss.detach(),
+            "actor_gradient_norm": gradient_norm,
+            "q": q.detach().mean(dim=(0, 2)),
+            "entropy": entropy,
+            "temperature": temperature.squeeze(-1),
+        }

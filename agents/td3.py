@@ -1,0 +1,113 @@
+"""Twin delayed DDPG (Fujimoto et al. 2018, arXiv 1802.09477).
+
+a'  = clip( pibar(s') + clip(0.2 z, -0.5, 0.5), -1, 1 )
+y   = R_n + g^n m min_i Qbar_i(s', a'),   L_pi = -mean Q_1(s, pi(s)) every second update
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from agents.learner import Learner, critic_loss
+from agents.networks import MLP, Adam, TwinCritic, polyak_update
+from agents.protocol import AgentConfig, Batch
+from agents.streams import SeedStreams
+
+
+@dataclass(frozen=True)
+class TD3Config(AgentConfig):
+    """Settings of twin delayed DDPG."""
+
+    exploration_noise: Annotated[
+        float, Field(ge=0, description="Standard deviation of the noise added while training.")
+    ] = 0.1
+    target_noise: Annotated[
+        float, Field(ge=0, description="Standard deviation of the target policy's smoothing noise.")
+    ] = 0.2
+    target_noise_clip: Annotated[
+        float, Field(ge=0, description="Largest smoothing noise in either direction.")
+    ] = 0.5
+    policy_delay: Annotated[
+        int, Field(gt=0, description="Critic updates per update of the actor and of the targets.")
+    ] = 2
+
+
+class TD3(Learner):
+    """Twin delayed DDPG."""
+
+    name: ClassVar[str] = "td3"
+    config_class: ClassVar[type[TD3Config]] = TD3Config
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    parts: tuple[str, ...] = (
+        "critic",
+        "target_critic",
+        "actor",
+        "target_actor",
+        "critic_optimiser",
+        "actor_optimiser",
+        "update_stream",
+        "explore_stream",
+    )
+
+    def __init__(
+        self,
+        config: TD3Config,
+        observation_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        def stream(purpose: str) -> SeedStreams:
+            return SeedStreams(seeds, purpose, device)
+
+        self.config = config
+        self.actor = MLP(
+            (observation_size, *config.hidden_sizes, action_size), stream("actor weights")
+        )
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.critic = TwinCritic(
+            observation_size, action_size, config.hidden_sizes, stream("critic weights")
+        )
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
+        self.actor_optimiser = Adam(self.actor.parameters(), config.learning_rate)
+        self.update_stream = stream("update")
+        self.explore_stream = stream("explore")
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, *, explore: bool) -> Tensor:
+        """The policy's action, with Gaussian noise while training; [S, N, obs] -> [S, N, act]."""
+        action: Tensor = self.actor(observation).tanh()
+        if explore:
+            noise = self.explore_stream.normal(*action.shape[1:])
+            action = (action + self.config.exploration_noise * noise).clamp(-1.0, 1.0)
+        return action
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one critic update, and every ``policy_delay``-th time actor and targets too."""
+        return self.step(batch, self.update_stream.normal(*batch.action.shape[1:]))
+
+    def step(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """The update as a function of (parameters, batch, noise [S, B, act])."""
+        limit = self.config.target_noise_clip
+        with torch.no_grad():
+            smoothing = (self.config.target_noise * noise).clamp(-limit, limit)
+            next_action = self.target_actor(batch.next_observation).tanh() + smoothing
+            next_action = next_action.clamp(-1.0, 1.0)
+            next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
+        q = self.critic(batch.observation, batch.action)
+        loss = critic_loss(q, batch, next_q)
+        self.critic_optimiser.minimise(loss)
+
+        if self.critic_optimiser.updates % self.config.policy_delay == 0:
+            action = self.actor(batch.observation).tanh()
+            self.actor_optimiser.minimise(-self.critic(batch.observation, action)[0].mean(dim=-1))
+            polyak_update(self.target_critic, self.critic, self.config.polyak)
+            polyak_update(self.target_actor, self.actor, self.config.polyak)
+        return {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}

@@ -1,0 +1,5 @@
+"""``python -m qsm_bench``."""
+
+from qsm_bench.cli import main
+
+main()

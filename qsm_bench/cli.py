@@ -1,0 +1,375 @@
+"""The command line. Heavy imports wait inside the commands, so that ``--help`` is instant."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from qsm_bench.errors import UserError, near
+
+if TYPE_CHECKING:
+    from envs import Suite
+    from qsm_bench.experiment import Experiment, Job
+
+app = typer.Typer(
+    help="Compare trainers of diffusion-model policies in online reinforcement learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ResultsFolder = Annotated[
+    Path, typer.Option("--results", help="Folder that holds the experiments.", envvar="QSM_RESULTS")
+]
+RESULTS, REPORTS = Path("results"), Path("reports")
+
+BAD_INPUT, CELLS_FAILED, INTERRUPTED = 2, 1, 130
+
+
+@app.command()
+def run(
+    agents: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated agents; settings in brackets: 'qsm,qsm[alpha=10],sac'. "
+            "module:Class names an agent of your own."
+        ),
+    ],
+    suite: Annotated[str | None, typer.Option(help="A named suite: see 'list suites'.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated tasks instead: DMC names or Gymnasium ids."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the experiment; default: the suite's or the tasks'.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each cell: 0, 1, ...")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Environment steps, one agent decision each.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(min=1, help="Uniformly random steps before the first update.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Transitions in an update.")] = 256,
+    eval_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between evaluations.")
+    ] = None,
+    eval_episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes of an evaluation.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of one agent: qsm.alpha=10. May be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time, a process each; default: the cores.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints; default: --eval-every.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, steps, time and disk; run nothing.")
+    ] = False,
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """Train every agent on every task, or go on where an earlier run of this name was cut off."""
+    from qsm_bench.experiment import Experiment, parse_agents
+
+    protocol = _protocol(suite, tasks)
+    experiment = Experiment(
+        name=name or protocol.name,
+        agents=parse_agents(agents, settings or ()),
+        tasks=protocol.tasks,
+        seeds=seeds or protocol.seeds,
+        steps=steps or protocol.steps,
+        warmup_steps=warmup_steps or protocol.warmup_steps,
+        batch_size=batch_size,
+        eval_every=eval_every or protocol.eval_every,
+        eval_episodes=eval_episodes or protocol.eval_episodes,
+        device=_device(device),
+    )
+    jobs = list(experiment.jobs())
+    _check_tasks(experiment.tasks)
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if dry_run:
+        _show_plan(experiment, jobs, workers)
+        return
+    _run(experiment, workers, checkpoint_every or experiment.eval_every, results)
+
+
+def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results: Path) -> None:
+    from qsm_bench.executor import run_locally
+    from qsm_bench.progress import Display
+    from qsm_bench.store import ExperimentStore
+
+    console = Console()
+    command = f"python -m qsm_bench {shlex.join(sys.argv[1:])}"
+    store = ExperimentStore(results, experiment.name)
+    with store.lock():
+        cells = store.prepare(experiment, command)
+        open_cells = [cell for cell in cells if cell.read_manifest().status != "finished"]
+        if len(open_cells) < len(cells):
+            console.print(f"{len(cells) - len(open_cells)} finished cells are skipped")
+        display = Display(cells, console)
+        with display.context():
+            try:
+                run_locally(
+                    open_cells,
+                    workers=workers,
+                    checkpoint_every=checkpoint_every,
+                    command=command,
+                    watch=display.refresh,
+                )
+            except KeyboardInterrupt:
+                display.show()
+                print(f"\nstopped and saved; to go on: {command}", file=sys.stderr)
+                raise typer.Exit(INTERRUPTED) from None
+            display.show()
+    failed = [cell for cell in cells if cell.read_manifest().status != "finished"]
+    for cell in failed:
+        print(f"failed: {cell.read_manifest().reason}; its log: {cell.log_file}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(CELLS_FAILED)
+    console.print(f"done; the report: python -m qsm_bench report {experiment.name}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="The experiment.")],
+    results: ResultsFolder = RESULTS,
+    reports: Annotated[Path, typer.Option(help="Folder that holds the reports.")] = REPORTS,
+) -> None:
+    """Write reports/NAME/: index.html (one file), report.md, figures and their numbers."""
+    from qsm_bench.report import write_report
+    from qsm_bench.store import load_results
+
+    page = write_report(load_results(results, _safe(name)), reports / name)
+    print(f"{page}\n{page.with_name('report.md')}")
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="The experiment.")], results: ResultsFolder = RESULTS
+) -> None:
+    """Show where every cell of an experiment stands."""
+    from qsm_bench.progress import cell_state, states_table
+    from qsm_bench.store import ExperimentStore
+
+    states = [cell_state(cell) for cell in ExperimentStore(results, _safe(name)).cells()]
+    console = Console()
+    if console.is_terminal:
+        console.print(states_table(states))
+    else:
+        for state in states:
+            print(state.line)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="agents|suites|tasks", help="What to list.")],
+) -> None:
+    """List agents, suites or tasks."""
+    import inspect
+
+    if what == "agents":
+        from agents.registry import registered_agents
+
+        rows = [
+            (
+                entry.name,
+                (inspect.getdoc(entry.agent) or "").splitlines()[0]
+                if not entry.preset
+                else f"{entry.agent.name} with {_pairs(entry.preset)}",
+            )
+            for entry in registered_agents().values()
+        ]
+    elif what == "suites":
+        from envs import SUITES
+
+        rows = [
+            (suite.name, f"{suite.description} Tasks: {', '.join(suite.tasks)}.")
+            for suite in SUITES.values()
+        ]
+    elif what == "tasks":
+        from envs import find_task, task_names
+
+        rows = [(name, find_task(name).gymnasium_id) for name in task_names()]
+    else:
+        raise UserError(f"cannot list {what!r}: {near(what, ('agents', 'suites', 'tasks'))}")
+    _print_rows(rows)
+
+
+@app.command()
+def describe(
+    agent: Annotated[str, typer.Argument(help="An agent or preset, e.g. qsm.")],
+) -> None:
+    """Show an agent's source, equations and every setting with its meaning and default."""
+    from qsm_bench.describe import describe_agent
+
+    print(describe_agent(agent))
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="The experiment.")],
+    agent: Annotated[str, typer.Option(help="The agent's label in the report, e.g. qsm.")],
+    task: Annotated[str, typer.Option(help="The task.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each seed.")] = 10,
+    video: Annotated[
+        Path | None, typer.Option(help="Film the first seed's first episode, e.g. out.mp4.")
+    ] = None,
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """Evaluate the last checkpoint of a cell on fresh episodes."""
+    from qsm_bench.checkpoint_evaluation import evaluate_cell, film_cell
+    from qsm_bench.store import ExperimentStore
+
+    cell = ExperimentStore(results, _safe(name)).existing_cell(agent, task)
+    outcome = evaluate_cell(cell, episodes)
+    _print_rows(
+        [
+            (
+                f"seed {seed}",
+                f"mean {returns.mean():.1f}  min {returns.min():.1f}  max {returns.max():.1f}  "
+                f"({len(returns)} episodes, step {outcome.step:,})",
+            )
+            for seed, returns in zip(outcome.seeds, outcome.returns, strict=True)
+        ]
+    )
+    if video:
+        film_cell(cell, video)
+        print(video)
+
+
+def _protocol(suite: str | None, tasks: str | None) -> "Suite":
+    """The suite, or the given tasks under the default protocol."""
+    from dataclasses import replace
+
+    from envs import DEFAULT_PROTOCOL, SUITES, TaskError, find_suite
+
+    if (suite is None) == (tasks is None):
+        raise UserError(
+            f"give either --suite ({', '.join(SUITES)}) or --tasks, e.g. --tasks cartpole-swingup"
+        )
+    if suite is not None:
+        try:
+            return find_suite(suite)
+        except TaskError as error:
+            raise UserError(str(error)) from error
+    assert tasks is not None
+    names = tuple(task.strip() for task in tasks.split(",") if task.strip())
+    if not names:
+        raise UserError("--tasks is empty: name at least one, e.g. cartpole-swingup")
+    name = "+".join(names).replace("/", "-").replace(":", "-")
+    return replace(DEFAULT_PROTOCOL, name=name, tasks=names)
+
+
+def _check_tasks(tasks: tuple[str, ...]) -> None:
+    """Build each task once: one that cannot be trained on is refused before anything runs."""
+    from envs import TaskError, make
+
+    for task in tasks:
+        try:
+            make(task).close()
+        except TaskError as error:
+            raise UserError(str(error)) from error
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and (torch.device(device).index or 0) >= count:
+        raise UserError(f"--device {device!r}: this machine has {count} CUDA devices")
+    return device
+
+
+def _safe(name: str) -> str:
+    """Refuse a name that would lead out of the results folder."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise UserError(f"experiment name {name!r}: a plain name is wanted, without '/'")
+    return name
+
+
+def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int) -> None:
+    from rich.table import Table
+
+    from qsm_bench.plan import calibrate, makespan
+    from qsm_bench.progress import duration
+
+    costs = [calibrate(job) for job in jobs]
+    table = Table("agent", "task", "seeds", "steps", "updates", "time", "disk", box=None)
+    for job, cost in zip(jobs, costs, strict=True):
+        table.add_row(
+            job.agent.replace("[", r"\["),
+            job.task,
+            str(len(job.seeds)),
+            f"{job.steps:,}",
+            f"{job.steps - job.warmup_steps:,}",
+            duration(cost.seconds),
+            _size(cost.disk_bytes),
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{len(jobs)} cells, {workers} at a time: about "
+        f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
+        f"now, at most {_size(sum(cost.disk_bytes for cost in costs))} on disk, under "
+        f"results/{experiment.name}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _pairs(settings: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    width = max(len(first) for first, _ in rows)
+    for first, second in rows:
+        print(f"{first:{width}}  {second}")
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # typer exports no base of its option parser's errors; they have this method in common.
+        message = getattr(error, "format_message", None)
+        if message is None and not isinstance(error, UserError):
+            raise
+        text = message() if message else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def main() -> None:
+    """Entry point of ``python -m qsm_bench`` and ``qsm-bench``."""
+    with _one_line_errors():
+        status = app(standalone_mode=False)
+    raise SystemExit(status if isinstance(status, int) else 0)

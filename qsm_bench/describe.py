@@ -1,0 +1,48 @@
+"""What an agent is, in text: its source and equations, and every setting."""
+
+import inspect
+import sys
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from pydantic.fields import FieldInfo
+
+from agents.registry import AgentError, find_agent
+from qsm_bench.errors import UserError
+
+
+def describe_agent(name: str) -> str:
+    """Describe an agent or preset. Raises UserError if there is none of that name."""
+    try:
+        registered = find_agent(name)
+    except AgentError as error:
+        raise UserError(str(error)) from error
+    agent = registered.agent
+    lines = [f"{registered.name}: {agent.__module__}:{agent.__name__}", ""]
+    lines += (inspect.getdoc(sys.modules[agent.__module__]) or "").splitlines()
+    lines += ["", "Settings:"]
+    hints = get_type_hints(agent.config_class, include_extras=True)
+    for field in fields(agent.config_class):
+        value = registered.preset.get(field.name, field.default)
+        changed = (
+            f" (default of {agent.name}: {field.default})"
+            if field.name in registered.preset
+            else ""
+        )
+        lines.append(f"  {field.name} = {value}{changed}")
+        lines.append(f"      {_meaning(hints[field.name])}")
+    for pattern, settings in agent.task_settings.items():
+        pairs = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        lines += ["", f"On tasks {pattern}, unless set: {pairs}"]
+    for preset, settings in agent.presets.items():
+        pairs = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        lines += ["", f"Preset {preset}: {pairs}"]
+    return "\n".join(lines)
+
+
+def _meaning(hint: Any) -> str:
+    """A setting's documentation: the description in its annotation."""
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, FieldInfo) and extra.description:
+            return extra.description
+    return "not documented"

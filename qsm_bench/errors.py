@@ -1,0 +1,15 @@
+"""What the user can put right: reported as one line, with exit status 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A wrong input. The message is one line: the thing, the value, and what would be right."""
+
+
+def near(value: str, known: Iterable[str]) -> str:
+    """End an error line with the names closest to ``value``, or with all there are."""
+    names = list(known)
+    close = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"

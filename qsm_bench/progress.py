@@ -1,0 +1,147 @@
+"""Where every cell stands, read from the disk alone: for ``run``, live, and for ``status``."""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from qsm_bench.store import Cell
+
+LINE_SECONDS = 30.0
+"""In a log file, a running cell gets a line at least this often."""
+
+
+@dataclass(frozen=True)
+class CellState:
+    """One line of the display."""
+
+    agent: str
+    task: str
+    status: str
+    step: int
+    steps: int
+    last_return: float | None
+    """Mean return of the last evaluation, over seeds and episodes."""
+    updates_per_second: float | None
+    """Gradient updates a second while training, summed over the seeds."""
+    seconds_left: float | None
+    reason: str | None
+
+    @property
+    def line(self) -> str:
+        """The state as plain text."""
+        parts = [f"{self.agent} on {self.task}: {self.status}, step {self.step:,}/{self.steps:,}"]
+        if self.last_return is not None:
+            parts.append(f"return {self.last_return:.1f}")
+        if self.status == "running" and self.updates_per_second:
+            parts.append(f"{self.updates_per_second:.0f} updates/s")
+        if self.status == "running" and self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        if self.reason:
+            parts.append(self.reason)
+        return ", ".join(parts)
+
+
+def cell_state(cell: Cell) -> CellState:
+    """Read a cell's state. Raises UserError if its manifest cannot be read."""
+    manifest = cell.read_manifest()
+    progress = cell.read_progress()
+    return CellState(
+        agent=manifest.job.agent,
+        task=manifest.job.task,
+        status=manifest.status,
+        step=progress.get("step", 0) if manifest.status == "running" else manifest.step,
+        steps=manifest.job.steps,
+        last_return=progress.get("return"),
+        updates_per_second=progress.get("updates_per_second"),
+        seconds_left=progress.get("seconds_left"),
+        reason=manifest.reason,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def states_table(states: Sequence[CellState]) -> Table:
+    """The states as a table with a bar for each cell."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("agent", "task", "status"):
+        table.add_column(heading)
+    table.add_column("", width=20)
+    for heading in ("step", "return", "updates/s", "left"):
+        table.add_column(heading, justify="right")
+    for state in states:
+        running = state.status == "running"
+        table.add_row(
+            Text(state.agent),
+            Text(state.task),
+            Text(state.status, style="bold red" if state.status == "failed" else ""),
+            ProgressBar(total=state.steps, completed=state.step, width=20),
+            f"{state.step:,}/{state.steps:,}",
+            "" if state.last_return is None else f"{state.last_return:.1f}",
+            f"{state.updates_per_second:.0f}" if running and state.updates_per_second else "",
+            duration(state.seconds_left) if running and state.seconds_left is not None else "",
+        )
+    for state in states:
+        if state.reason:
+            table.add_section()
+            table.caption = Text(
+                "\n".join(f"{s.agent} on {s.task}: {s.reason}" for s in states if s.reason),
+                style="red",
+            )
+            break
+    return table
+
+
+class Display:
+    """Shows the cells while they run: bars on a terminal, plain lines in a log."""
+
+    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+        self.cells = cells
+        self.console = console
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.refreshed = 0.0
+        self.shown: dict[int, tuple[CellState, float]] = {}
+
+    def context(self) -> AbstractContextManager[object]:
+        """Keep the terminal's bars in place while this is entered."""
+        return self.live or nullcontext()
+
+    def refresh(self) -> None:
+        """Show what changed; cheap to call often."""
+        now = time.monotonic()
+        if now - self.refreshed < 1.0:
+            return
+        self.refreshed = now
+        self.show()
+
+    def show(self) -> None:
+        """Show the cells as they stand now."""
+        states = [cell_state(cell) for cell in self.cells]
+        if self.live:
+            self.live.update(states_table(states), refresh=True)
+            return
+        now = time.monotonic()
+        for index, state in enumerate(states):
+            before, since = self.shown.get(index, (None, 0.0))
+            news = before is None or (state.status, state.last_return) != (
+                before.status,
+                before.last_return,
+            )
+            overdue = state.status == "running" and now - since >= LINE_SECONDS
+            if (news and state.status != "pending") or overdue:
+                self.console.print(Text(state.line), soft_wrap=True)
+                self.shown[index] = (state, now)

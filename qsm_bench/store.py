@@ -1,0 +1,311 @@
+"""The results on disk: one folder an experiment, one a cell; written by append or atomic rename.
+
+results/<experiment>/experiment.json
+results/<experiment>/<agent>/<task>/manifest.json     what ran, and how it went
+                                    evaluations.csv   seed, step, episode, return, length
+                                    training.csv      seed, step, wall clock, metrics
+                                    progress.json     where a running job stands
+                                    log.txt           what the job printed
+                                    checkpoint/       agent state and replay log
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qsm_bench.errors import UserError, near
+from qsm_bench.experiment import Experiment, Job
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS = Path("results")
+
+EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
+
+Status = Literal["pending", "running", "finished", "failed", "interrupted"]
+
+
+class Manifest(BaseModel):
+    """What a cell is and how it went."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job: Job
+    status: Status = "pending"
+    reason: str | None = None
+    """Why it failed, in one line."""
+    step: int = 0
+    updates: int = 0
+    """Gradient updates of each seed so far."""
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    versions: dict[str, str] = {}
+    commit: str | None = None
+    hardware: dict[str, Any] = {}
+    started: str | None = None
+    finished: str | None = None
+    command: str = ""
+
+
+class Cell:
+    """The folder of one (agent, task) cell."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest_file = folder / "manifest.json"
+        self.evaluations_file = folder / "evaluations.csv"
+        self.training_file = folder / "training.csv"
+        self.progress_file = folder / "progress.json"
+        self.log_file = folder / "log.txt"
+        self.lock_file = folder / ".lock"
+        self.checkpoint = folder / "checkpoint"
+
+    def read_manifest(self) -> Manifest:
+        """The cell's manifest. Raises UserError if the file is missing or is not one."""
+        return _read_manifest(self.manifest_file)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.manifest_file, manifest.model_dump_json(indent=2) + "\n")
+
+    def read_progress(self) -> dict[str, Any]:
+        """Where the job stands, as its worker last said; empty before that."""
+        try:
+            progress: dict[str, Any] = json.loads(self.progress_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return progress
+
+    def log_tail(self, lines: int = 5) -> str:
+        """The last lines the job printed."""
+        try:
+            return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+class ExperimentStore:
+    """The folder of one experiment."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.folder = root / name
+        self.file = self.folder / "experiment.json"
+
+    def cell(self, agent: str, task: str) -> Cell:
+        """The folder of a cell; a label or Gymnasium id may hold characters a path may not."""
+        return Cell(self.folder / _as_folder(agent) / _as_folder(task))
+
+    def existing_cell(self, agent: str, task: str) -> Cell:
+        """The folder of a cell that was asked for. Raises UserError if it was not."""
+        asked = self.read()
+        for what, value, known in (
+            ("agent", agent, asked["agents"]),
+            ("task", task, asked["tasks"]),
+        ):
+            if value not in known:
+                raise UserError(f"{self.folder.name} has no {what} {value!r}: {near(value, known)}")
+        return self.cell(agent, task)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the experiment for one writer. Raises UserError naming the process that has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        holder = self.folder / ".holder"
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                holder.write_text(f"process {os.getpid()}")
+                yield
+        except Timeout:
+            raise UserError(
+                f"experiment {self.folder.name!r} is being run by {holder.read_text()}: wait for "
+                "it, or choose another --name"
+            ) from None
+
+    def cells(self) -> Iterator[Cell]:
+        """The cells on disk, in the order they were asked for."""
+        asked = self.read()
+        for task in asked["tasks"]:
+            for agent in asked["agents"]:
+                cell = self.cell(agent, task)
+                if cell.manifest_file.exists():
+                    yield cell
+
+    def read(self) -> dict[str, Any]:
+        """What was asked. Raises UserError if there is no such experiment."""
+        if not self.file.exists():
+            known = sorted(p.parent.name for p in self.folder.parent.glob("*/experiment.json"))
+            hint = near(self.folder.name, known) if known else "none has been run yet"
+            raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
+        try:
+            asked: dict[str, Any] = json.loads(self.file.read_text())
+            if not (isinstance(asked["agents"], list) and isinstance(asked["tasks"], list)):
+                raise TypeError("agents and tasks must be lists")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.file} cannot be read: {error!r}") from error
+        return asked
+
+    def prepare(self, experiment: Experiment, command: str) -> list[Cell]:
+        """Lay out the cells of ``experiment``, or find them as an earlier run left them.
+
+        Agents and tasks may be added to an experiment; a cell that is there must be the same job.
+        Raises UserError with the difference if it is not; nothing is written then.
+        """
+        jobs = list(experiment.jobs())
+        cells = [self.cell(job.agent, job.task) for job in jobs]
+        for cell, job in zip(cells, jobs, strict=True):
+            if cell.manifest_file.exists():
+                _refuse_difference(experiment.name, cell.read_manifest().job, job)
+        asked = self.read() if self.file.exists() else {"agents": [], "tasks": []}
+        asked |= {
+            "name": experiment.name,
+            "agents": list(
+                dict.fromkeys([*asked["agents"], *(a.label for a in experiment.agents)])
+            ),
+            "tasks": list(dict.fromkeys([*asked["tasks"], *experiment.tasks])),
+            "seeds": list(range(experiment.seeds)),
+            "steps": experiment.steps,
+            "warmup_steps": experiment.warmup_steps,
+            "batch_size": experiment.batch_size,
+            "replay_capacity": jobs[0].replay_capacity,
+            "eval_every": experiment.eval_every,
+            "eval_episodes": experiment.eval_episodes,
+            "device": experiment.device,
+            "command": command,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
+        for cell, job in zip(cells, jobs, strict=True):
+            if not cell.manifest_file.exists():
+                cell.write_manifest(Manifest(job=job, command=command))
+        return cells
+
+
+class CsvLog:
+    """A table that only grows; each append reaches the disk whole, and the rest can be cut off."""
+
+    def __init__(self, file: Path, size: int = 0) -> None:
+        """Continue ``file`` from its first ``size`` bytes: rows after a checkpoint come again."""
+        self.file = file.open("a+", newline="")
+        self.file.truncate(size)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows of the same columns; the first ones ever bring the header."""
+        rows = list(rows)
+        writer = csv.DictWriter(self.file, list(rows[0]), lineterminator="\n")
+        if self.file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+        self.file.flush()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything statistics and reports read."""
+
+    name: str
+    experiment: dict[str, Any]
+    cells: list[dict[str, Any]]
+    """The manifests, flat: the job's fields beside the rest."""
+    evaluations: "pd.DataFrame"
+    """agent, task, seed, step, episode, return, length."""
+    training: "pd.DataFrame"
+    """agent, task, seed, step, wall_clock, training_return, metrics."""
+
+
+def load_results(root: Path, name: str) -> Results:
+    """Read an experiment, finished or not. Raises UserError if there is none of that name."""
+    store = ExperimentStore(root, name)
+    experiment = store.read()
+    cells = list(store.cells())
+    manifests = [cell.read_manifest() for cell in cells]
+    return Results(
+        name=name,
+        experiment=experiment,
+        cells=[
+            {**m.job.model_dump(mode="json"), **m.model_dump(mode="json", exclude={"job"})}
+            for m in manifests
+        ],
+        evaluations=_table([c.evaluations_file for c in cells], manifests, EVALUATION_COLUMNS),
+        training=_table(
+            [c.training_file for c in cells],
+            manifests,
+            ("seed", "step", "wall_clock", "training_return"),
+        ),
+    )
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace ``file`` by ``text``: a reader sees the old one or the new one, whole."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
+def _as_folder(name: str) -> str:
+    return quote(name, safe=" []=,.+-_:")
+
+
+def _table(
+    files: Sequence[Path], manifests: Sequence[Manifest], columns: Sequence[str]
+) -> "pd.DataFrame":
+    import pandas as pd
+
+    tables = []
+    for file, manifest in zip(files, manifests, strict=True):
+        if file.exists() and file.stat().st_size:
+            table = pd.read_csv(file)
+            table.insert(0, "agent", manifest.job.agent)
+            table.insert(1, "task", manifest.job.task)
+            tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=["agent", "task", *columns])
+    return pd.concat(tables, ignore_index=True)
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{file} is not a manifest of this version: {where}: {first['msg']}"
+        ) from error
+
+
+def _refuse_difference(name: str, there: Job, asked: Job) -> None:
+    old, new = there.model_dump(), asked.model_dump()
+    old |= {f"settings.{key}": value for key, value in old.pop("settings").items()}
+    new |= {f"settings.{key}": value for key, value in new.pop("settings").items()}
+    changed = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"experiment {name!r} has {asked.agent} on {asked.task} with another configuration "
+            f"({'; '.join(changed)}): choose another --name"
+        )

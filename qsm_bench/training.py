@@ -1,0 +1,322 @@
+"""The training loop: all seeds of one (agent, task) cell in lockstep, resumable at every step."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from agents.protocol import Agent
+from agents.registry import find_agent
+from agents.replay import ReplayBuffer
+from agents.streams import SeedStreams, derive_seed
+from envs import Lockstep
+from qsm_bench.errors import UserError
+from qsm_bench.evaluation import Interrupted, evaluate
+from qsm_bench.experiment import Job
+from qsm_bench.store import Cell, CsvLog
+
+LOG_EVERY = 1_000
+"""Steps between rows of training.csv; metrics in a row are means over them."""
+
+
+def build_agent(job: Job, observation_size: int, action_size: int) -> Agent:
+    """The job's agent, freshly initialised from the job's seeds."""
+    agent = find_agent(job.agent_name).agent
+    config = TypeAdapter(agent.config_class).validate_python(job.settings)
+    return agent(config, observation_size, action_size, job.seeds, torch.device(job.device))
+
+
+class Training:
+    """One job, from its last checkpoint or from the start, to its last step.
+
+    The state between two steps is: agent, replay buffer, random streams, counters. Environments
+    hold none that matters: an episode is rebuilt from its reset seed and its replayed actions, so
+    a checkpoint may be taken after any step, and going on from it is bit for bit going on.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        cell: Cell,
+        *,
+        checkpoint_every: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.job = job
+        self.stop = stop
+        self.checkpoint_every = checkpoint_every
+        self.device = torch.device(job.device)
+        self.environments = Lockstep(job.task, len(job.seeds))
+        self.evaluation_environments = Lockstep(job.task, len(job.seeds) * job.eval_episodes)
+        sizes = self.environments.observation_size, self.environments.action_size
+        self.agent = build_agent(job, *sizes)
+        self.replay = ReplayBuffer(
+            job.replay_capacity,
+            *sizes,
+            job.seeds,
+            self.device,
+            n_step=job.settings["n_step"],
+            discount=job.settings["discount"],
+        )
+        self.warmup_stream = SeedStreams(job.seeds, "warm-up", self.device)
+
+        seeds = len(job.seeds)
+        self.step = 0
+        self.episode = np.zeros(seeds, dtype=np.int64)
+        """Each seed's running episode, counted from 0."""
+        self.episode_start = np.zeros(seeds, dtype=np.int64)
+        """The step at which it began."""
+        self.episode_return = np.zeros(seeds)
+        self.finished_returns: list[list[float]] = [[] for _ in job.seeds]
+        """Returns of the training episodes that ended since the last row of training.csv."""
+        self.metric_sums: dict[str, Tensor] = {}
+        self.metric_updates = 0
+        self.train_seconds = 0.0
+        self.evaluation_seconds = 0.0
+        self.last_return: float | None = None
+
+        self.checkpoint = Checkpoint(cell.checkpoint)
+        state = self.checkpoint.load(self.replay)
+        self.evaluations = CsvLog(cell.evaluations_file, state["evaluations_size"] if state else 0)
+        self.log = CsvLog(cell.training_file, state["training_size"] if state else 0)
+        if state:
+            self._restore(state)
+        else:
+            self.observation = np.stack([self._reset(row) for row in range(seeds)])
+
+    @property
+    def updates(self) -> int:
+        """Gradient updates of each seed so far."""
+        return max(0, self.step - self.job.warmup_steps)
+
+    def run(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Train to the end, calling ``watch`` after every step and evaluation step.
+
+        Raises Interrupted, with a checkpoint on disk, soon after ``stop()`` turns true.
+        """
+        job = self.job
+        while True:
+            if self.step and (self.step % job.eval_every == 0 or self.step == job.steps):
+                self._evaluate(watch)
+            if self.step == job.steps:
+                return
+            began = time.perf_counter()
+            self._take_step()
+            self.train_seconds += time.perf_counter() - began
+            watch()
+            if self.stop():
+                self.save()
+                raise Interrupted
+            if self.step % self.checkpoint_every == 0 or self.step == job.steps:
+                self.save()
+
+    def _take_step(self) -> None:
+        """One environment step and, after the warm-up, one gradient update of every seed."""
+        observation = torch.from_numpy(self.observation).to(self.device)
+        if self.step < self.job.warmup_steps:
+            action = self.warmup_stream.uniform(self.environments.action_size, low=-1.0)
+        else:
+            action = self.agent.act(observation.unsqueeze(1), explore=True).squeeze(1)
+        result = self.environments.step(action.cpu().numpy())
+        self.replay.add(
+            observation,
+            action,
+            *(
+                torch.from_numpy(value).to(self.device)
+                for value in (
+                    result.reward,
+                    result.observation,
+                    result.terminated,
+                    result.truncated,
+                )
+            ),
+        )
+        self.step += 1
+        self.episode_return += result.reward
+        # The environments' arrays are theirs to write over.
+        self.observation = result.observation.copy()
+        for row in np.flatnonzero(result.terminated | result.truncated).tolist():
+            self.finished_returns[row].append(float(self.episode_return[row]))
+            self.episode[row] += 1
+            self.episode_start[row] = self.step
+            self.episode_return[row] = 0.0
+            self.observation[row] = self._reset(row)
+        if self.step > self.job.warmup_steps:
+            self._count(self.agent.update(self.replay.sample(self.job.batch_size)))
+        if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.metric_updates:
+            self._log()
+
+    def _reset(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        seed = derive_seed(self.job.seeds[row], "episode", int(self.episode[row]), bits=31)
+        return self.environments.reset(row, seed)
+
+    def _count(self, metrics: dict[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
+        self.metric_updates += 1
+
+    def _log(self) -> None:
+        means = {name: (s / self.metric_updates).tolist() for name, s in self.metric_sums.items()}
+        self.log.append(
+            {
+                "seed": seed,
+                "step": self.step,
+                "wall_clock": round(self.train_seconds + self.evaluation_seconds, 2),
+                "training_return": float(np.mean(finished)) if finished else "",
+                **{name: values[row] for name, values in means.items()},
+            }
+            for row, (seed, finished) in enumerate(
+                zip(self.job.seeds, self.finished_returns, strict=True)
+            )
+        )
+        self.finished_returns = [[] for _ in self.job.seeds]
+        self.metric_sums, self.metric_updates = {}, 0
+
+    def _evaluate(self, watch: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        job = self.job
+        total, length = evaluate(
+            self.agent,
+            self.evaluation_environments,
+            job.seeds,
+            job.eval_episodes,
+            self.step,
+            self.device,
+            self.stop,
+            watch,
+        )
+        self.evaluations.append(
+            {
+                "seed": seed,
+                "step": self.step,
+                "episode": k,
+                "return": float(total[row, k]),
+                "length": int(length[row, k]),
+            }
+            for row, seed in enumerate(job.seeds)
+            for k in range(job.eval_episodes)
+        )
+        self.last_return = float(total.mean())
+        self.evaluation_seconds += time.perf_counter() - began
+
+    def save(self) -> None:
+        """Write a checkpoint of the moment after step ``self.step``, before its evaluation."""
+        self.checkpoint.save(
+            self.replay,
+            {
+                "agent": self.agent.state_dict(),
+                "replay_stream": self.replay.stream.state_dict(),
+                "warmup_stream": self.warmup_stream.state_dict(),
+                "step": self.step,
+                "episode": self.episode.tolist(),
+                "episode_start": self.episode_start.tolist(),
+                "episode_return": self.episode_return.tolist(),
+                "finished_returns": self.finished_returns,
+                "metric_sums": self.metric_sums,
+                "metric_updates": self.metric_updates,
+                "train_seconds": self.train_seconds,
+                "evaluation_seconds": self.evaluation_seconds,
+                "last_return": self.last_return,
+                "evaluations_size": self.evaluations.size,
+                "training_size": self.log.size,
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self.replay.stream.load_state_dict(state["replay_stream"])
+        self.warmup_stream.load_state_dict(state["warmup_stream"])
+        self.step = state["step"]
+        self.episode = np.array(state["episode"])
+        self.episode_start = np.array(state["episode_start"])
+        self.episode_return = np.array(state["episode_return"])
+        self.finished_returns = state["finished_returns"]
+        self.metric_sums = state["metric_sums"]
+        self.metric_updates = state["metric_updates"]
+        self.train_seconds = state["train_seconds"]
+        self.evaluation_seconds = state["evaluation_seconds"]
+        self.last_return = state["last_return"]
+        self.observation = np.stack([self._replay_episode(r) for r in range(len(self.job.seeds))])
+
+    def _replay_episode(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Bring a seed's environment to where its episode was: reset it and repeat its actions."""
+        observation = self._reset(row)
+        only = np.arange(len(self.job.seeds)) == row
+        for step in range(int(self.episode_start[row]), self.step):
+            seen, action, _, _, _, _ = self.replay.record(step)
+            if not np.array_equal(seen[row].cpu().numpy(), observation, equal_nan=True):
+                raise UserError(
+                    f"task {self.job.task!r} does not repeat itself from the same seed and "
+                    "actions, so its run cannot be resumed: start it anew under another --name"
+                )
+            observation = self.environments.step(action.cpu().numpy(), only).observation[row]
+        return observation.copy()
+
+    def close(self) -> None:
+        """Release environments and files."""
+        self.environments.close()
+        self.evaluation_environments.close()
+        self.evaluations.close()
+        self.log.close()
+
+
+class Checkpoint:
+    """The state of a job on disk: ``state.pt``, replaced whole, and ``replay.f32``, appended to.
+
+    The state says how many records of the replay log belong to it, so a log that is longer, from
+    a checkpoint that was cut off, is simply cut back.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state_file = folder / "state.pt"
+        self.replay_file = folder / "replay.f32"
+        self.saved = 0
+        """Transitions of each seed that the log holds."""
+
+    def save(self, replay: ReplayBuffer, state: dict[str, Any]) -> None:
+        """Append the replay records that are new, then replace the state."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.replay_file.open("ab") as file:
+            file.truncate(self.saved * replay.records[0].nbytes)
+            for step in range(self.saved, replay.added):
+                file.write(replay.records[step % replay.capacity].cpu().numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary = self.state_file.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save(state | {"replay_added": replay.added}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.state_file)
+        self.saved = replay.added
+
+    def load(self, replay: ReplayBuffer) -> dict[str, Any] | None:
+        """Fill ``replay`` and return the state, or None if there is no checkpoint."""
+        state = self.load_state(replay.records.device)
+        if state is not None:
+            self.saved = replay.added = state["replay_added"]
+            record_bytes = replay.records[0].nbytes
+            with self.replay_file.open("rb") as file:
+                for step in range(self.saved - replay.size, self.saved):
+                    file.seek(step * record_bytes)
+                    row = torch.frombuffer(bytearray(file.read(record_bytes)), dtype=torch.float32)
+                    replay.records[step % replay.capacity].view(-1).copy_(row)
+        return state
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """Read the state alone. Executes no code from the file: ``weights_only``."""
+        if not self.state_file.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.state_file, map_location=device, weights_only=True)
+        return state
+
+    def drop_replay(self) -> None:
+        """Delete the replay log, which a finished job needs no more."""
+        self.replay_file.unlink(missing_ok=True)

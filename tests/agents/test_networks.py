@@ -1,0 +1,106 @@
+"""The batched networks against torch's own, member by member."""
+
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from agents.networks import MLP, Adam, Linear, TwinCritic, mish, polyak_update
+from agents.streams import SeedStreams
+
+CPU = torch.device("cpu")
+
+
+def streams(*seeds: int) -> SeedStreams:
+    return SeedStreams(seeds, "test", CPU)
+
+
+@given(st.floats(-100, 100))
+def test_mish_is_torchs(x: float) -> None:
+    value = torch.tensor([x])
+    torch.testing.assert_close(mish(value), nn.functional.mish(value), rtol=1e-5, atol=1e-6)
+
+
+def test_mish_gradient_is_the_finite_difference() -> None:
+    x = torch.linspace(-30, 30, 301, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mish, x, eps=1e-6, atol=1e-7)
+
+
+def test_each_member_of_a_linear_layer_is_torchs_linear() -> None:
+    layer = Linear(4, 3, streams(0, 1))
+    x = torch.randn(2, 5, 4)
+    for member in range(2):
+        own = nn.functional.linear(x[member], layer.weight[member].T, layer.bias[member, 0])
+        torch.testing.assert_close(layer(x)[member], own)
+
+
+def test_initial_weights_fill_their_range_and_differ_between_seeds_and_twins() -> None:
+    layer = Linear(64, 64, streams(0, 1), twins=2)
+    assert layer.weight.shape == (4, 64, 64)
+    assert layer.weight.abs().max() <= 1 / math.sqrt(64)
+    assert layer.weight.abs().max() > 0.99 / math.sqrt(64)
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(layer.weight[i], layer.weight[j])
+
+
+def test_a_seeds_initial_weights_do_not_depend_on_the_other_seeds() -> None:
+    alone, beside = MLP((3, 8, 1), streams(7)), MLP((3, 8, 1), streams(1, 7, 2))
+    for one, many in zip(alone.parameters(), beside.parameters(), strict=True):
+        assert torch.equal(one[0], many[1])
+
+
+def test_twin_critics_are_two_networks_of_each_seed() -> None:
+    critic = TwinCritic(3, 2, (8,), streams(0, 1, 2))
+    observation, action = torch.randn(3, 5, 3), torch.randn(3, 5, 2)
+    q = critic(observation, action)
+    assert q.shape == (2, 3, 5)
+    x = torch.cat([observation, action], dim=-1)
+    first, last = critic.mlp.layers
+    for twin in range(2):
+        for seed in range(3):
+            member = 3 * twin + seed
+            hidden = (x[seed] @ first.weight[member] + first.bias[member]).relu()
+            own = (hidden @ last.weight[member] + last.bias[member]).squeeze(-1)
+            torch.testing.assert_close(q[twin, seed], own)
+
+
+def test_polyak_update_is_the_weighted_mean() -> None:
+    target, online = MLP((2, 2), streams(0)), MLP((2, 2), streams(1))
+    before = [p.clone() for p in target.parameters()]
+    polyak_update(target, online, 0.25)
+    for new, old, other in zip(target.parameters(), before, online.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * other)
+
+
+def test_adam_of_many_seeds_is_torchs_adam_of_each() -> None:
+    start = torch.randn(3, 4)
+    together = nn.Parameter(start.clone())
+    adam = Adam([together], 1e-2)
+    apart = [nn.Parameter(row.clone()) for row in start]
+    references = [torch.optim.Adam([p], lr=1e-2) for p in apart]
+    scale = torch.tensor([1.0, 10.0, 100.0])
+    for _ in range(20):
+        norm = adam.minimise(scale * (together.square() * torch.arange(4)).sum(dim=1))
+        for s, (parameter, reference) in enumerate(zip(apart, references, strict=True)):
+            reference.zero_grad()
+            (scale[s] * (parameter.square() * torch.arange(4)).sum()).backward()
+            torch.testing.assert_close(norm[s], parameter.grad.norm(), rtol=1e-5, atol=1e-6)
+            reference.step()
+    for s, parameter in enumerate(apart):
+        torch.testing.assert_close(together[s], parameter, rtol=1e-5, atol=1e-6)
+
+
+def test_cosine_decay_ends_at_zero() -> None:
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    adam = Adam([parameter], 1.0, decay_updates=4)
+    positions = []
+    for _ in range(6):
+        adam.minimise(parameter[:, 0])
+        positions.append(parameter.item())
+    # A constant gradient moves Adam by its step size exactly.
+    steps = -torch.tensor([0.0, *positions]).diff()
+    expected = torch.tensor([0.5 * (1 + math.cos(math.pi * min(k / 4, 1))) for k in range(6)])
+    torch.testing.assert_close(steps, expected, rtol=1e-4, atol=1e-5)
