@@ -155,6 +155,12 @@ class ExperimentStore:
             raise UserError(f"{self.file} cannot be read: {error!r}") from error
         return asked
 
+    def add_column(self, agent: str) -> None:
+        """Name a column that something other than ``run`` has filled, so that reports show it."""
+        asked = self.read()
+        asked["agents"] = list(dict.fromkeys([*asked["agents"], agent]))
+        write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
+
     def prepare(self, experiment: Experiment, command: str) -> list[Cell]:
         """Lay out the cells of ``experiment``, or find them as an earlier run left them.
 
