@@ -51,7 +51,9 @@ def find_agent(name: str) -> RegisteredAgent:
     agents = registered_agents()
     if name not in agents:
         near = difflib.get_close_matches(name, agents, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(agents)}"
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+        if not near:
+            hint = f"it must be one of {', '.join(agents)}, or module:Class"
         raise AgentError(f"unknown agent {name!r}: {hint}")
     return agents[name]
 

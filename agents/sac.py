@@ -50,6 +50,11 @@ class SACConfig(AgentConfig):
         Field(description="Action when evaluated: a sample of the policy, or its squashed mean."),
     ] = "sample"
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if the clips of the log standard deviation leave nothing between."""
+        if self.log_std_min > self.log_std_max:
+            raise ValueError("log_std_min must not be above log_std_max")
+
 
 class Noise(NamedTuple):
     """All random numbers of one update, [S, B, act] each."""

@@ -1,11 +1,13 @@
-"""The tasks: DeepMind Control through shimmy, any Gymnasium id with Box spaces, and suites."""
+"""The tasks: DeepMind Control, any Gymnasium id with Box actions, and small tasks of our own."""
 
+from gymnasium import register
+
+from envs.errors import TaskError
 from envs.lockstep import Lockstep, Step
-from envs.suites import DEFAULT_PROTOCOL, SUITES, Suite, find_suite
-from envs.tasks import Task, TaskError, find_task, make, task_names
+from envs.suites import SUITES, Suite, find_suite
+from envs.tasks import Task, find_task, make, task_names
 
 __all__ = [
-    "DEFAULT_PROTOCOL",
     "SUITES",
     "Lockstep",
     "Step",
@@ -17,3 +19,9 @@ __all__ = [
     "make",
     "task_names",
 ]
+
+register("qsm_bench/bimodal-bandit-v0", "envs.bimodal_bandit:BimodalBandit")
+register("qsm_bench/four-goals-v0", "envs.four_goals:FourGoals", max_episode_steps=30)
+register(
+    "qsm_bench/linear-quadratic-v0", "envs.linear_quadratic:LinearQuadratic", max_episode_steps=50
+)

@@ -1,4 +1,4 @@
-"""Environments of one task stepped together, for seeds and evaluation episodes in lockstep."""
+"""Several environments of one task, stepped together."""
 
 from typing import NamedTuple
 
@@ -7,65 +7,84 @@ from numpy.typing import NDArray
 
 from envs.tasks import Task, find_task, make
 
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
-
 
 class Step(NamedTuple):
-    """What every environment answered; the arrays are overwritten by the next step."""
+    """One step of every environment; the rows of those that were not stepped are zero.
 
-    observation: Floats
-    """[count, obs]; of an episode that ended, its last observation."""
-    reward: Floats
-    """[count]."""
-    terminated: Bools
-    """[count]: the task ended the episode; nothing comes after."""
-    truncated: Bools
-    """[count]: a time limit ended it."""
+    The arrays are new at every step, so they may be kept. The observation of an episode that has
+    ended is its last one.
+    """
+
+    observation: NDArray[np.float32]  # [count, observation_size]
+    reward: NDArray[np.float32]  # [count]
+    terminated: NDArray[np.bool_]  # [count]
+    truncated: NDArray[np.bool_]  # [count]
 
 
 class Lockstep:
-    """``count`` environments of one task, stepped one after the other by one call."""
+    """`count` environments of one task in one process, stepped one after the other.
+
+    Nothing is reset behind the caller's back: whoever sees an episode end resets it.
+    """
 
     def __init__(self, task: str | Task, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
         self.task = find_task(task) if isinstance(task, str) else task
-        self.environments = [make(self.task) for _ in range(count)]
-        first = self.environments[0]
-        self.observation_size = int(np.prod(first.observation_space.shape or ()))
-        self.action_size = int(np.prod(first.action_space.shape or ()))
-        self._step = Step(
-            np.zeros((count, self.observation_size), np.float32),
-            np.zeros(count, np.float32),
-            np.zeros(count, np.bool_),
-            np.zeros(count, np.bool_),
-        )
+        self.count = count
+        self._envs = [make(self.task) for _ in range(count)]
+        self.observation_size = self._envs[0].observation_space.shape[0]  # type: ignore[index]
+        self.action_size = self._envs[0].action_space.shape[0]  # type: ignore[index]
+        self._running = np.zeros(count, bool)
+        self._all = np.ones(count, bool)
 
-    def reset(self, index: int, seed: int) -> Floats:
-        """Begin an episode of one environment from ``seed`` alone: its observation [obs]."""
-        observation: Floats = self.environments[index].reset(seed=seed)[0]
+    def reset(self, index: int, seed: int) -> NDArray[np.float32]:
+        """Begin a new episode in environment `index`.
+
+        Args:
+            seed: 0 <= seed < 2^32 (what DeepMind Control takes); it alone determines the episode.
+
+        Returns:
+            The first observation [observation_size].
+        """
+        observation, _ = self._envs[index].reset(seed=seed)
+        self._running[index] = True
         return observation
 
-    def step(self, actions: Floats, active: Bools | None = None) -> Step:
-        """Step every environment, or the ``active`` [count] ones; the others' rows are zero.
+    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
+        """Step the environments that are `active` (all of them by default).
 
-        ``actions`` is [count, act] in [-1, 1]. An episode that ended is not reset.
+        Args:
+            actions: [count, action_size] in [-1, 1]; rows of inactive environments are not read.
+            active: [count]
+
+        Raises:
+            ValueError: `actions` has another shape.
+            RuntimeError: an active environment's episode has ended, or never began.
         """
-        result = self._step
-        for i, environment in enumerate(self.environments):
-            if active is None or active[i]:
-                (
-                    result.observation[i],
-                    result.reward[i],
-                    result.terminated[i],
-                    result.truncated[i],
-                    _,
-                ) = environment.step(actions[i])
-            else:
-                for field in result:
-                    field[i] = 0
-        return result
+        if actions.shape != (self.count, self.action_size):
+            expected = (self.count, self.action_size)
+            raise ValueError(f"actions have shape {actions.shape} instead of {expected}")
+        active = self._all if active is None else active
+        if np.any(active & ~self._running):
+            late = np.flatnonzero(active & ~self._running).tolist()
+            raise RuntimeError(f"environments {late} must be reset before they are stepped")
+        step = Step(
+            np.zeros((self.count, self.observation_size), np.float32),
+            np.zeros(self.count, np.float32),
+            np.zeros(self.count, bool),
+            np.zeros(self.count, bool),
+        )
+        for index in np.flatnonzero(active):
+            observation, reward, terminated, truncated, _ = self._envs[index].step(actions[index])
+            step.observation[index] = observation
+            step.reward[index] = reward
+            step.terminated[index] = terminated
+            step.truncated[index] = truncated
+            self._running[index] = not (terminated or truncated)
+        return step
 
     def close(self) -> None:
-        """Close every environment."""
-        for environment in self.environments:
-            environment.close()
+        """Free the environments."""
+        for env in self._envs:
+            env.close()

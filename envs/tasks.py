@@ -1,152 +1,153 @@
-"""Tasks by name, made into one shape: flat float32 observations, actions in [-1, 1]^A."""
+"""Tasks by name, and environments made from them.
 
-import difflib
+Three kinds of name are understood: tasks of the DeepMind Control Suite ('walker-walk'), the small
+tasks of this package ('four-goals'), and any registered Gymnasium id ('HalfCheetah-v5', or
+'package.module:Name-v0' for one that a module registers when it is imported).
+"""
+
+import importlib
+import sys
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-import gymnasium as gym
-import numpy as np
-from gymnasium import spaces, wrappers
+import gymnasium
 
-from envs.small import SMALL_TASKS
-
-DMC_PREFIX, SMALL_PREFIX, VERSION = "dm_control/", "qsm_bench/", "-v0"
-
-# D4RL's reference scores (Fu et al. 2020, arXiv 2004.07219): a random and an expert policy.
-D4RL_RANGES = {
-    "HalfCheetah": (-280.18, 12135.0),
-    "Hopper": (-20.27, 3234.3),
-    "Walker2d": (1.63, 4592.3),
-    "Ant": (-325.6, 3879.7),
-}
-
-
-class TaskError(ValueError):
-    """A task that cannot be trained on; the message is one line that says why."""
+from envs import bimodal_bandit, four_goals, linear_quadratic
+from envs.adapters import Env, RepeatAction, flat_observations, unit_actions
+from envs.errors import TaskError, unknown_name
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task and how its returns are read."""
+    """What an agent is trained on.
+
+    Attributes:
+        name: the short name where there is one, otherwise the Gymnasium id.
+        gymnasium_id: what `gymnasium.make` is given.
+        score_range: the returns that count as 0 and 1 once normalised; None where no convention
+            exists.
+        action_repeat: environment steps for each decision.
+        source: where `score_range` comes from.
+    """
 
     name: str
-    """As on the command line: ``cartpole-swingup`` or a Gymnasium id."""
     gymnasium_id: str
-    score_range: tuple[float, float] | None
-    """Returns that count as scores 0 and 1; None where there is no accepted range."""
+    score_range: tuple[float, float] | None = None
     action_repeat: int = 1
-    """Environment steps per decision; every task here has one."""
+    source: str = ""
+
+
+_SMALL_TASKS = {
+    name: Task(
+        name, f"qsm_bench/{name}-v0", (module.RANDOM_RETURN, module.OPTIMAL_RETURN), 1, source
+    )
+    for name, module, source in (
+        ("bimodal-bandit", bimodal_bandit, "random and optimal policy, both in closed form"),
+        ("four-goals", four_goals, "random policy by Monte Carlo, straight-line policy"),
+        ("linear-quadratic", linear_quadratic, "random and optimal policy, both in closed form"),
+    )
+}
+
+_D4RL = "return of a random policy and of an expert, as D4RL has them (for the -v2 environments)"
+_GYMNASIUM_TASKS = {
+    name: Task(name, name, score_range, 1, _D4RL)
+    for name, score_range in {
+        "HalfCheetah-v5": (-280.178953, 12135.0),
+        "Hopper-v5": (-20.272305, 3234.3),
+        "Walker2d-v5": (1.629008, 4592.3),
+        "Ant-v5": (-325.6, 3879.7),
+    }.items()
+}
+
+_DMC_SOURCE = "1000 steps of a reward in [0, 1]"
 
 
 def find_task(name: str) -> Task:
-    """The task of a DMC name, of a small task's name, or of any registered Gymnasium id.
+    """The task called `name`: a short name or a Gymnasium id.
 
-    Raises TaskError, with the nearest names, if there is none.
+    Raises:
+        TaskError: no such task; the message suggests near names.
     """
-    _register()
-    for prefix in (DMC_PREFIX, SMALL_PREFIX):
-        if f"{prefix}{name}{VERSION}" in gym.registry:
-            return Task(name, f"{prefix}{name}{VERSION}", _score_range(f"{prefix}{name}{VERSION}"))
-    try:
-        gym.spec(name)
-    except gym.error.Error as error:
-        close = difflib.get_close_matches(name, [*task_names(), *gym.registry], n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see 'list tasks' for names"
-        raise TaskError(f"unknown task {name!r}: {hint}") from error
-    except ModuleNotFoundError as error:
-        raise TaskError(f"task {name!r}: no module named {error.name!r}") from error
-    return Task(name, name, _score_range(name))
+    module, _, gymnasium_id = name.rpartition(":")
+    if module:
+        _import(module, name)
+    short = gymnasium_id.removeprefix("qsm_bench/").removesuffix("-v0")
+    if gymnasium_id in (short, f"qsm_bench/{short}-v0") and short in _SMALL_TASKS:
+        return _SMALL_TASKS[short]
+    if gymnasium_id in _GYMNASIUM_TASKS:
+        return _GYMNASIUM_TASKS[gymnasium_id]
+    if gymnasium_id not in gymnasium.registry:
+        short = gymnasium_id.removeprefix("dm_control/").removesuffix("-v0")
+        if gymnasium_id in (short, f"dm_control/{short}-v0") and short in _dmc_tasks():
+            return _dmc_tasks()[short]
+    if gymnasium_id in gymnasium.registry:
+        return Task(name, name)
+    known = [id_ for id_ in gymnasium.registry if not id_.startswith(("dm_control/", "qsm_bench/"))]
+    raise unknown_name(
+        "task",
+        name,
+        [*task_names(), *known],
+        "it must be a DeepMind Control task such as 'walker-walk', one of"
+        f" {', '.join(_SMALL_TASKS)}, or a registered Gymnasium id such as 'HalfCheetah-v5'",
+    )
 
 
 def task_names() -> list[str]:
-    """Every name with a short form: the DeepMind Control suite's and the small tasks'."""
-    _register()
-    return [
-        key.removeprefix(prefix).removesuffix(VERSION)
-        for prefix in (DMC_PREFIX, SMALL_PREFIX)
-        for key in gym.registry
-        # shimmy's general adapter is registered beside the tasks but is none.
-        if key.startswith(prefix) and key != "dm_control/compatibility-env-v0"
-    ]
+    """Every name with a short form: the DeepMind Control Suite's tasks and this package's own."""
+    return [*sorted(_dmc_tasks()), *_SMALL_TASKS]
 
 
-def make(task: str | Task, *, render_mode: str | None = None) -> gym.Env:
-    """Build an environment: observations float32 [obs], actions float32 in [-1, 1]^A.
+def make(task: str | Task, *, render_mode: str | None = None) -> Env:
+    """Make an environment with 1-D float32 observations and float32 actions in [-1, 1]^A.
 
-    Dictionary observations are flattened in the dictionary's order; the action box, whatever its
-    bounds and shape, is rescaled to [-1, 1] and flattened. Raises TaskError for a task whose
-    spaces do not allow that, or that cannot be built.
+    Raises:
+        TaskError: the task is unknown, fails to construct, or has spaces that cannot be brought
+            into that form.
     """
-    task = find_task(task) if isinstance(task, str) else task
+    if isinstance(task, str):
+        task = find_task(task)
+    if task.gymnasium_id.startswith("dm_control/"):
+        _dmc_tasks()
+    # Not every environment's constructor knows render_mode, so it is passed only when wanted.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            env = gym.make(task.gymnasium_id, disable_env_checker=True, render_mode=render_mode)
-    except Exception as error:
-        # Whatever a third party's constructor raises, the user is told which task and why.
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TaskError(f"task {task.name!r} cannot be made: {why}") from error
+        env: gymnasium.Env[Any, Any] = gymnasium.make(
+            task.gymnasium_id, disable_env_checker=True, **rendering
+        )
+    except Exception as error:  # whatever a third party's constructor raises
+        reason = str(error) or type(error).__name__
+        raise TaskError(f"task {task.name!r} cannot be constructed: {reason}") from error
     try:
-        return _reshaped(env, task.name)
+        adapted = unit_actions(flat_observations(env, task.name), task.name)
     except TaskError:
         env.close()
         raise
+    return RepeatAction(adapted, task.action_repeat) if task.action_repeat > 1 else adapted
 
 
-def _reshaped(env: gym.Env, name: str) -> gym.Env:
-    action_space = env.action_space
-    if not isinstance(action_space, spaces.Box):
-        raise TaskError(f"task {name!r} has actions {action_space}: a Box is needed")
-    if not np.issubdtype(action_space.dtype, np.floating):
-        raise TaskError(
-            f"task {name!r} has actions of type {action_space.dtype}: floats are needed"
-        )
-    if not action_space.is_bounded("both") or not (action_space.low < action_space.high).all():
-        raise TaskError(
-            f"task {name!r} has action bounds {action_space.low.tolist()} to "
-            f"{action_space.high.tolist()}: each must be finite, the lower below the upper"
-        )
+@cache
+def _dmc_tasks() -> dict[str, Task]:
+    """The DeepMind Control Suite by short name; importing it takes most of a second.
+
+    The suite's 'lqr' tasks are left out: their actions are unbounded and their episodes endless.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GLFW warns where there is no display
+        _import("shimmy", "dm_control")  # registers the tasks with Gymnasium
+        suite = _import("dm_control.suite", "dm_control")
+    names = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"]
+    ids = {name: f"dm_control/{name}-v0" for name in names}
+    return {
+        name: Task(name, id_, (0.0, 1000.0), 1, _DMC_SOURCE)
+        for name, id_ in ids.items()
+        if id_ in gymnasium.registry
+    }
+
+
+def _import(module: str, name: str) -> Any:
     try:
-        flat = spaces.flatten_space(env.observation_space)
-    except NotImplementedError:
-        flat = None
-    if not isinstance(flat, spaces.Box) or flat.shape[0] == 0:
-        raise TaskError(
-            f"task {name!r} has observations {env.observation_space}, which cannot be flattened "
-            "into one array of numbers"
-        )
-    one, dtype = np.ones(action_space.shape, np.float32), np.float32
-    env = wrappers.RescaleAction(env, -one, one)
-    if len(action_space.shape) != 1:
-        shape = action_space.shape
-        env = wrappers.TransformAction(
-            env,
-            lambda action: action.reshape(shape),
-            spaces.Box(-1.0, 1.0, (int(np.prod(shape)),), dtype),
-        )
-    # Outermost, so that what comes out is one flat array whatever the task hands out.
-    return wrappers.DtypeObservation(wrappers.FlattenObservation(env), dtype)
-
-
-def _score_range(gymnasium_id: str) -> tuple[float, float] | None:
-    if gymnasium_id.startswith(DMC_PREFIX):
-        # At most 1 a step for 1000 steps (Tassa et al. 2018, arXiv 1801.00690).
-        return (0.0, 1000.0)
-    if gymnasium_id.startswith(SMALL_PREFIX):
-        name = gymnasium_id.removeprefix(SMALL_PREFIX).removesuffix(VERSION)
-        return SMALL_TASKS[name].score_range
-    return D4RL_RANGES.get(gymnasium_id.partition("-v")[0])
-
-
-def _register() -> None:
-    """Register the tasks with Gymnasium, once; loading MuJoCo waits until a task is asked for."""
-    for name, small in SMALL_TASKS.items():
-        key = f"{SMALL_PREFIX}{name}{VERSION}"
-        if key not in gym.registry:
-            gym.register(key, small.entry_point, max_episode_steps=small.max_episode_steps)
-    if not any(key.startswith(DMC_PREFIX) for key in gym.registry):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import shimmy
-
-            gym.register_envs(shimmy)
+        return sys.modules.get(module) or importlib.import_module(module)
+    except Exception as error:  # e.g. AttributeError where MuJoCo's version does not fit
+        raise TaskError(f"task {name!r}: module {module!r} cannot be imported: {error}") from error

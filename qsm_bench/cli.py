@@ -29,6 +29,8 @@ ResultsFolder = Annotated[
 ]
 RESULTS, REPORTS = Path("results"), Path("reports")
 
+DEFAULT_STEPS = 1_000_000
+
 BAD_INPUT, CELLS_FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -250,9 +252,7 @@ def evaluate(
 
 def _protocol(suite: str | None, tasks: str | None) -> "Suite":
     """The suite, or the given tasks under the default protocol."""
-    from dataclasses import replace
-
-    from envs import DEFAULT_PROTOCOL, SUITES, TaskError, find_suite
+    from envs import SUITES, Suite, TaskError, find_suite
 
     if (suite is None) == (tasks is None):
         raise UserError(
@@ -268,7 +268,7 @@ def _protocol(suite: str | None, tasks: str | None) -> "Suite":
     if not names:
         raise UserError("--tasks is empty: name at least one, e.g. cartpole-swingup")
     name = "+".join(names).replace("/", "-").replace(":", "-")
-    return replace(DEFAULT_PROTOCOL, name=name, tasks=names)
+    return Suite(name, "tasks named one by one", names, steps=DEFAULT_STEPS)
 
 
 def _check_tasks(tasks: tuple[str, ...]) -> None:

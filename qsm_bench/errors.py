@@ -12,4 +12,6 @@ def near(value: str, known: Iterable[str]) -> str:
     """End an error line with the names closest to ``value``, or with all there are."""
     names = list(known)
     close = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"it must be one of {', '.join(names)}"

@@ -54,10 +54,7 @@ class AgentEntry:
         """The agent's name, with the overrides in brackets where there are any."""
         if not self.overrides:
             return self.registered.name
-        pairs = (
-            f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-            for key, value in sorted(self.overrides.items())
-        )
+        pairs = (f"{key}={_shown(value)}" for key, value in sorted(self.overrides.items()))
         return f"{self.registered.name}[{','.join(pairs)}]"
 
     def config(self, task: str) -> AgentConfig:
@@ -183,17 +180,23 @@ def validated(
     try:
         config = TypeAdapter(config_class).validate_python(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise UserError(
-            f"setting {key} of {name}: {settings[key]!r} is not right: "
-            f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        ) from error
+        raise UserError(_first_fault(name, settings, error)) from error
     for key in settings:
         value = getattr(config, key)
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"setting {key} of {name}: {value} is not a finite number")
     return config
+
+
+def _first_fault(name: str, settings: Mapping[str, Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not first["loc"]:
+        # Of settings that do not fit together, which the configuration itself explains.
+        return f"settings of {name}: {message}"
+    key = str(first["loc"][0])
+    return f"setting {key} of {name}: {settings[key]!r} is not right: {message}"
 
 
 def _parse_setting(item: str) -> tuple[str, str, Any]:
@@ -208,16 +211,23 @@ def _parse_value(text: str) -> Any:
     """Numbers, lists and booleans as JSON has them; anything else is a string."""
     text = text.strip()
     try:
-        return json.loads(text.replace("(", "[").replace(")", "]"))
+        return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _shown(value: Any) -> str:
+    """A value in the shortest form that ``_parse_value`` reads back."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() and abs(value) < 1e15 else value
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _split(text: str) -> Sequence[str]:
     """Split at the commas that stand outside brackets."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
-        depth += (char in "[(") - (char in ")]")
+        depth += (char == "[") - (char == "]")
         if char == "," and depth == 0:
             parts.append(text[start:i])
             start = i + 1

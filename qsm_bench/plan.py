@@ -58,7 +58,7 @@ def calibrate(job: Job) -> Cost:
                 )
             )
         )
-        observation = result.observation.copy()
+        observation = result.observation
         for row in np.flatnonzero(result.terminated | result.truncated).tolist():
             observation[row] = environments.reset(row, 0)
 

@@ -139,8 +139,7 @@ class Training:
         )
         self.step += 1
         self.episode_return += result.reward
-        # The environments' arrays are theirs to write over.
-        self.observation = result.observation.copy()
+        self.observation = result.observation
         for row in np.flatnonzero(result.terminated | result.truncated).tolist():
             self.finished_returns[row].append(float(self.episode_return[row]))
             self.episode[row] += 1
@@ -256,7 +255,7 @@ class Training:
                     "actions, so its run cannot be resumed: start it anew under another --name"
                 )
             observation = self.environments.step(action.cpu().numpy(), only).observation[row]
-        return observation.copy()
+        return observation
 
     def close(self) -> None:
         """Release environments and files."""

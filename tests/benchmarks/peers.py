@@ -9,7 +9,7 @@ everything else is the library's default.
 
 import time
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from qsm_bench.experiment import Job
 from qsm_bench.store import CsvLog, ExperimentStore, Manifest
 
 
-class Algorithm(str, Enum):
+class Algorithm(StrEnum):
     sac = "sac"
     td3 = "td3"
 

@@ -1,0 +1,127 @@
+"""Wrappers that give every environment the same interface.
+
+Observations become 1-D float32 arrays, actions float32 arrays in [-1, 1].
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TransformAction, TransformObservation
+from numpy.typing import NDArray
+
+from envs.errors import TaskError
+
+Env = gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
+
+# MuJoCo writes an unlimited actuator's range as +-1e10 (its mjMAXVAL), not as infinity.
+UNBOUNDED = 1e10
+
+
+def flat_observations(env: gymnasium.Env[Any, Any], name: str) -> Env:
+    """Flatten observations to 1-D float32 arrays.
+
+    Dict and Tuple spaces are concatenated in the order of the space, as `gymnasium.spaces.flatten`
+    has it (Gymnasium sorts the keys of a plain dictionary when it builds the space); discrete parts
+    become one-hot.
+
+    Raises:
+        TaskError: a part of the space has no fixed number of entries, or there are no entries.
+    """
+    space = env.observation_space
+    for leaf in _leaves(space):
+        if not isinstance(leaf, _FLATTENABLE):
+            raise TaskError(
+                f"task {name!r}: observation space {leaf} cannot be flattened to a Box; it must be"
+                " made of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple spaces"
+            )
+    bounds = spaces.flatten_space(space) if any(map(spaces.flatdim, _leaves(space))) else None
+    if not isinstance(bounds, spaces.Box):
+        raise TaskError(f"task {name!r}: observation space {space} has no entries")
+    with np.errstate(over="ignore"):  # a float64 bound beyond float32 is no bound
+        low, high = bounds.low.astype(np.float32), bounds.high.astype(np.float32)
+
+    def flatten(observation: Any) -> NDArray[np.float32]:
+        parts = list(_flat_parts(space, observation))
+        return np.concatenate(parts, dtype=np.float32, casting="unsafe")
+
+    return TransformObservation(env, flatten, spaces.Box(low, high, dtype=np.float32))
+
+
+_FLATTENABLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
+    if isinstance(space, spaces.Dict):
+        for part in space.spaces.values():
+            yield from _leaves(part)
+    elif isinstance(space, spaces.Tuple):
+        for part in space.spaces:
+            yield from _leaves(part)
+    else:
+        yield space
+
+
+def _flat_parts(space: spaces.Space[Any], value: Any) -> Iterator[NDArray[Any]]:
+    """The 1-D arrays that `value` consists of, in order."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _flat_parts(part, value[key])
+    elif isinstance(space, spaces.Tuple):
+        for part, item in zip(space.spaces, value, strict=True):
+            yield from _flat_parts(part, item)
+    elif isinstance(space, spaces.Box):
+        yield np.ravel(value)
+    else:
+        yield spaces.flatten(space, value)  # type: ignore[misc]
+
+
+def unit_actions(env: gymnasium.Env[Any, Any], name: str) -> Env:
+    """Rescale actions from [-1, 1]^A, float32 and 1-D, to the environment's own box.
+
+    -1 and 1 reach the box's bounds exactly. An action outside [-1, 1] is not clipped here.
+
+    Raises:
+        TaskError: the action space is not a Box of real numbers with finite bounds, low < high.
+    """
+    box = env.action_space
+    if not isinstance(box, spaces.Box) or not np.issubdtype(box.dtype, np.floating):
+        raise TaskError(f"task {name!r}: action space {box} is not a Box of real numbers")
+    low, high = box.low.ravel().astype(np.float64), box.high.ravel().astype(np.float64)
+    if box.shape == () or low.size == 0:
+        raise TaskError(f"task {name!r}: action space {box} must have at least one axis and entry")
+    if np.any(np.abs(low) >= UNBOUNDED) or np.any(np.abs(high) >= UNBOUNDED):
+        raise TaskError(f"task {name!r}: action space {box} is unbounded; it must have bounds")
+    if np.any(low >= high):
+        raise TaskError(f"task {name!r}: action space {box} must have low < high in every entry")
+
+    def as_given(action: NDArray[np.float32]) -> NDArray[np.float32]:
+        return action
+
+    def rescale(action: NDArray[np.float32]) -> NDArray[Any]:
+        share = (action.astype(np.float64) + 1.0) / 2.0
+        # In this form, unlike low + share * (high - low), both ends are exact.
+        return ((1.0 - share) * low + share * high).astype(box.dtype).reshape(box.shape)
+
+    is_unit = box.shape == low.shape and np.all(low == -1.0) and np.all(high == 1.0)
+    unit_box = spaces.Box(-1.0, 1.0, low.shape, np.float32)
+    return TransformAction(env, as_given if is_unit else rescale, unit_box)
+
+
+class RepeatAction(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Take every action `times` times, or until the episode ends; rewards add up."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], times: int) -> None:
+        super().__init__(env)
+        self._times = times
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self._times):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info

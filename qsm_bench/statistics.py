@@ -1,0 +1,535 @@
+"""What the runs of an experiment say about its agents: scores, intervals, pairwise verdicts.
+
+Point estimates and stratified bootstrap intervals are rliable's (Agarwal et al., "Deep
+Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021). Verdicts rest on an
+exact permutation test instead, because bootstrap intervals from a handful of seeds are too narrow
+and the test holds its false-alarm rate with any number of seeds.
+
+The score of a run (one seed on one task) is its mean return over the episodes of its last
+evaluation, never of its best one. The same data give the same numbers, to the last bit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from qsm_bench.errors import UserError
+from qsm_bench.store import Results
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+CellKey = tuple[str, str]
+"""An agent's label and a task's name."""
+ScoreRange = tuple[float, float]
+
+REPLICATIONS = 2_000
+CONFIDENCE = 0.95
+FALSE_ALARMS = 0.05
+"""The share of experiments on equal agents in which any verdict may name a better one."""
+
+STATISTICS = ("IQM", "median", "mean", "optimality gap")
+AT_END, AREA = "at the end", "area under the curve"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The evaluations of one cell: mean return over an evaluation's episodes."""
+
+    seeds: tuple[int, ...]
+    steps: IntArray
+    """[steps]"""
+    returns: FloatArray
+    """[seeds, steps], raw; NaN where a run diverged."""
+
+    def select(self, seeds: Sequence[int], steps: IntArray) -> "Curves":
+        """The part with these seeds and steps, all of which must be there."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        columns = np.searchsorted(self.steps, steps)
+        return Curves(tuple(seeds), steps, self.returns[rows][:, columns])
+
+    def finite_seeds(self) -> tuple[int, ...]:
+        """The seeds without a NaN or infinity."""
+        rows = zip(self.seeds, self.returns, strict=True)
+        return tuple(seed for seed, returns in rows if np.isfinite(returns).all())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which runs are compared at which steps, and what had to be left out.
+
+    On each task all agents are compared at the same steps: those at which every cell that has not
+    failed was evaluated. In a finished experiment that is all of them.
+    """
+
+    agents: tuple[str, ...]
+    """The agents with at least one run to compare, in the order they were asked for."""
+    tasks: tuple[str, ...]
+    """The tasks with at least one run to compare."""
+    runs: Mapping[CellKey, Curves]
+    """Finite curves at the common steps of their task."""
+    score_ranges: Mapping[str, ScoreRange | None]
+    left_out: tuple[str, ...]
+    """One sentence for everything that is not in ``runs`` or not in the aggregates."""
+
+    def shared_tasks(self, *agents: str) -> tuple[str, ...]:
+        """The tasks on which all of ``agents`` have runs."""
+        return tuple(t for t in self.tasks if all((a, t) in self.runs for a in agents))
+
+    @property
+    def aggregate_tasks(self) -> tuple[str, ...]:
+        """The tasks that aggregates are over: every agent has runs, and the range is known."""
+        return tuple(t for t in self.shared_tasks(*self.agents) if self.score_ranges[t])
+
+    def steps(self, task: str) -> IntArray:
+        """The steps at which ``task`` is compared."""
+        return next(runs.steps for (_, t), runs in self.runs.items() if t == task)
+
+    def balanced(self, agent: str, tasks: Sequence[str]) -> list[FloatArray]:
+        """Raw returns [seeds, steps] on each task, the same number of seeds on each.
+
+        rliable wants as many runs on one task as on another. Runs on different tasks are
+        independent, so where one task has fewer, the lowest-numbered seeds of the others serve.
+        """
+        curves = [self.runs[agent, task].returns for task in tasks]
+        count = min(len(c) for c in curves)
+        return [c[:count] for c in curves]
+
+    def final_returns(self, agent: str, tasks: Sequence[str]) -> FloatArray:
+        """Raw returns of the last evaluation, [seeds, tasks]."""
+        return np.stack([c[:, -1] for c in self.balanced(agent, tasks)], axis=1)
+
+    def scores(self, agent: str, when: str = AT_END) -> FloatArray:
+        """Normalised scores on the aggregate tasks, [seeds, tasks]."""
+        tasks = self.aggregate_tasks
+        columns = [
+            normalised(c, self.score_ranges[task])
+            for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
+        ]
+        return np.stack([c[:, -1] if when == AT_END else c.mean(axis=1) for c in columns], axis=1)
+
+    def score_curves(self, agent: str) -> tuple[IntArray, FloatArray]:
+        """Steps that all aggregate tasks have, and normalised scores [seeds, tasks, steps]."""
+        tasks = self.aggregate_tasks
+        steps = _common([self.steps(task) for task in tasks])
+        return steps, np.stack(
+            [
+                normalised(c, self.score_ranges[task])[:, np.searchsorted(self.steps(task), steps)]
+                for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
+            ],
+            axis=1,
+        )
+
+
+def normalised(returns: FloatArray, score_range: ScoreRange | None) -> FloatArray:
+    """Map ``score_range`` to [0, 1] linearly; values outside it stay outside."""
+    if score_range is None:
+        raise ValueError("a task without a score range has no normalised scores")
+    low, high = score_range
+    return (returns - low) / (high - low)
+
+
+def learning_curves(results: Results) -> dict[CellKey, Curves]:
+    """The complete evaluations of every cell that has any.
+
+    An evaluation is complete when every seed of the cell that was ever evaluated has all its
+    episodes; what a running job is just writing is not.
+    """
+    curves = {}
+    cells = {(c["agent"], c["task"]): c for c in results.cells}
+    for key, rows in results.evaluations.groupby(["agent", "task"], sort=False):
+        agent, task = str(key[0]), str(key[1])
+        returns = rows.groupby(["seed", "step"])["return"]
+        table = returns.mean().where(returns.count() == returns.size()).unstack("step")
+        episodes = cells[agent, task]["eval_episodes"]
+        complete = (returns.size().unstack("step") >= episodes).all(axis=0).to_numpy()
+        if complete.any():
+            curves[agent, task] = Curves(
+                tuple(int(seed) for seed in table.index),
+                table.columns.to_numpy(dtype=np.int64)[complete],
+                table.to_numpy(dtype=np.float64)[:, complete],
+            )
+    return curves
+
+
+def compare(results: Results) -> Comparison:
+    """Select the runs to compare. Raises UserError if there is no evaluation at all."""
+    curves = learning_curves(results)
+    if not curves:
+        raise UserError(
+            f"experiment {results.name!r} has no evaluations yet: there is nothing to report "
+            "before the first one"
+        )
+    runs: dict[CellKey, Curves] = {}
+    left_out: list[str] = []
+    for task in tasks_of(results):
+        task_runs, reasons = _select_runs(task, curves, results.cells)
+        runs |= task_runs
+        left_out += reasons
+    comparison = Comparison(
+        agents=tuple(a for a in agents_of(results) if any(a == agent for agent, _ in runs)),
+        tasks=tuple(t for t in tasks_of(results) if any(t == task for _, task in runs)),
+        runs=runs,
+        score_ranges=_score_ranges(results),
+        left_out=(),
+    )
+    left_out += _left_out_of_aggregates(comparison, results)
+    return replace(comparison, left_out=tuple(left_out))
+
+
+def agents_of(results: Results) -> list[str]:
+    """The agents' labels: as asked for, then any other on disk."""
+    return list(
+        dict.fromkeys([*results.experiment["agents"], *(c["agent"] for c in results.cells)])
+    )
+
+
+def tasks_of(results: Results) -> list[str]:
+    """The tasks' names: as asked for, then any other on disk."""
+    return list(dict.fromkeys([*results.experiment["tasks"], *(c["task"] for c in results.cells)]))
+
+
+def bootstrap(
+    statistic: Callable[..., FloatArray], *scores: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """A statistic of one or more score arrays with its stratified bootstrap percentile interval.
+
+    scores: [seeds, tasks, ...] each; seeds are resampled within each task. Returns value, low and
+    high, each [outputs of statistic]; the bounds are NaN where any array has a single seed, since
+    it says nothing about the spread.
+    """
+    from rliable import library
+
+    value = np.atleast_1d(statistic(*scores))
+    if min(len(array) for array in scores) < 2:
+        missing = np.full_like(value, np.nan)
+        return value, missing, missing
+    with _fixed_random_state():
+        _, intervals = library.get_interval_estimates(
+            {"": scores[0] if len(scores) == 1 else list(scores)},
+            statistic,
+            reps=REPLICATIONS,
+            confidence_interval_size=CONFIDENCE,
+        )
+    low, high = intervals[""]
+    return value, low, high
+
+
+def aggregates(comparison: Comparison) -> pd.DataFrame:
+    """rliable's aggregates of normalised scores.
+
+    Columns: agent, measured (at the end, or area under the curve: the mean over evaluations),
+    statistic, value, low, high, seeds, tasks. Empty if no task can be aggregated.
+    """
+    from rliable import metrics
+
+    def statistic(scores: FloatArray) -> FloatArray:
+        return np.array(
+            [
+                metrics.aggregate_iqm(scores),
+                metrics.aggregate_median(scores),
+                metrics.aggregate_mean(scores),
+                metrics.aggregate_optimality_gap(scores),
+            ]
+        )
+
+    tables = [
+        pd.DataFrame(
+            {
+                "agent": agent,
+                "measured": when,
+                "statistic": STATISTICS,
+                **_bounds(bootstrap(statistic, scores := comparison.scores(agent, when))),
+                "seeds": scores.shape[0],
+                "tasks": scores.shape[1],
+            }
+        )
+        for agent in (comparison.agents if comparison.aggregate_tasks else ())
+        for when in (AT_END, AREA)
+    ]
+    columns = ["agent", "measured", "statistic", "value", "low", "high", "seeds", "tasks"]
+    return _stack(tables, columns)
+
+
+def performance_profiles(comparison: Comparison) -> pd.DataFrame:
+    """Share of runs with a normalised score above each threshold, at the end of training.
+
+    Columns: agent, score, value, low, high.
+    """
+    from rliable import library
+
+    if not comparison.aggregate_tasks:
+        return pd.DataFrame(columns=["agent", "score", "value", "low", "high"])
+    scores = {agent: comparison.scores(agent) for agent in comparison.agents}
+    low = min(0.0, *(s.min() for s in scores.values()))
+    high = max(1.0, *(s.max() for s in scores.values()))
+    thresholds = np.linspace(low, high, 101)
+    tables = []
+    for agent, runs in scores.items():
+        if len(runs) < 2:
+            value = _profile(runs, thresholds)
+            bounds = value, *[np.full_like(value, np.nan)] * 2
+        else:
+            with _fixed_random_state():
+                profiles, intervals = library.create_performance_profile(
+                    {agent: runs},
+                    thresholds,
+                    custom_profile_func=_profile,
+                    reps=REPLICATIONS,
+                    confidence_interval_size=CONFIDENCE,
+                )
+            bounds = profiles[agent], *intervals[agent]
+        tables.append(pd.DataFrame({"agent": agent, "score": thresholds, **_bounds(bounds)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def aggregate_curves(comparison: Comparison) -> pd.DataFrame:
+    """IQM over tasks and seeds at each step that all aggregate tasks have.
+
+    Columns: agent, step, value, low, high.
+    """
+    from scipy import stats
+
+    def iqm(scores: FloatArray) -> FloatArray:
+        runs = scores.reshape(-1, scores.shape[-1])
+        trimmed: FloatArray = stats.trim_mean(runs, proportiontocut=0.25, axis=0)
+        return trimmed
+
+    tables = []
+    for agent in comparison.agents if comparison.aggregate_tasks else ():
+        steps, scores = comparison.score_curves(agent)
+        if len(steps):
+            bounds = _bounds(bootstrap(iqm, scores))
+            tables.append(pd.DataFrame({"agent": agent, "step": steps, **bounds}))
+    return _stack(tables, ["agent", "step", "value", "low", "high"])
+
+
+def task_curves(curves: Mapping[CellKey, Curves]) -> pd.DataFrame:
+    """Mean raw return over the finite seeds of each cell, at all its evaluations.
+
+    Columns: task, agent, step, value, low, high, seeds.
+    """
+
+    def mean(returns: FloatArray) -> FloatArray:
+        over_seeds: FloatArray = returns.mean(axis=(0, 1))
+        return over_seeds
+
+    tables = []
+    for (agent, task), curve in curves.items():
+        seeds = curve.finite_seeds()
+        if seeds:
+            returns = curve.select(seeds, curve.steps).returns
+            bounds = _bounds(bootstrap(mean, returns[:, np.newaxis]))
+            columns = {"task": task, "agent": agent, "step": curve.steps}
+            tables.append(pd.DataFrame({**columns, **bounds, "seeds": len(seeds)}))
+    return _stack(tables, ["task", "agent", "step", "value", "low", "high", "seeds"])
+
+
+def final_scores(comparison: Comparison) -> pd.DataFrame:
+    """Every run that is compared: task, agent, seed, step, return, area, score.
+
+    area is the mean return over evaluations; score the normalised return, NaN without a range.
+    """
+    tables = []
+    for (agent, task), runs in comparison.runs.items():
+        last, score_range = runs.returns[:, -1], comparison.score_ranges[task]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "task": task,
+                    "agent": agent,
+                    "seed": runs.seeds,
+                    "step": runs.steps[-1],
+                    "return": last,
+                    "area": runs.returns.mean(axis=1),
+                    "score": normalised(last, score_range) if score_range else np.nan,
+                }
+            )
+        )
+    return _stack(tables, ["task", "agent", "seed", "step", "return", "area", "score"])
+
+
+def pairs(comparison: Comparison) -> pd.DataFrame:
+    """Every pair of agents on the tasks that both have runs on, the one ahead named first.
+
+    Needs no score range: all of it rests on the order of returns within a task. Columns: better,
+    worse (the one ahead and the other), tasks, wins, ties (tasks on which the former's mean return
+    is higher, or equal), seeds_better, seeds_worse, probability (of improvement; ties count half),
+    low, high, p (Holm's over all pairs), attainable (False if no outcome of so few runs could have
+    led to a verdict), verdict (True if p is at most ``FALSE_ALARMS``).
+    """
+    rows: list[dict[str, Any]] = []
+    for first, second in combinations(comparison.agents, 2):
+        tasks = comparison.shared_tasks(first, second)
+        if tasks:
+            rows.append(_pair(comparison, first, second, tasks))
+    columns = ["better", "worse", "tasks", "wins", "ties", "seeds_better", "seeds_worse"]
+    table = pd.DataFrame(rows, columns=[*columns, "probability", "low", "high", "p", "floor"])
+    table["p"] = holm(table["p"].to_numpy(dtype=np.float64))
+    floor = table.pop("floor").to_numpy(dtype=np.float64)
+    # Holm's first rejection needs p x pairs <= alpha: without it there is no second one.
+    table["attainable"] = bool(len(table)) and floor.min() * len(table) <= FALSE_ALARMS
+    table["verdict"] = table["p"] <= FALSE_ALARMS
+    return table
+
+
+def probability_of_improvement(x: FloatArray, y: FloatArray) -> FloatArray:
+    """P(X > Y) + P(X = Y) / 2 averaged over tasks, from returns [seeds, tasks].
+
+    The same number as rliable's function of this name, without a test's p-value a task, which is
+    what takes its time.
+    """
+    above = np.sign(x[:, np.newaxis] - y[np.newaxis, :]).mean(axis=(0, 1))
+    return np.atleast_1d((1.0 + above.mean()) / 2.0)
+
+
+def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
+    """Exact two-sided test that x and y [seeds, tasks] come from equal agents on every task.
+
+    Under that hypothesis a task's runs may be exchanged between the agents. The statistic is the
+    rank sum of x (Wilcoxon's, with mid-ranks for ties) added over tasks, that is, the probability
+    of improvement. Returns p and the smallest p that so many runs without ties could have given.
+    """
+    from scipy.stats import rankdata
+
+    n, m, tasks = len(x), len(y), x.shape[1]
+    ranks = np.rint(2 * rankdata(np.concatenate([x, y]), axis=0)).astype(np.int64)
+    distribution = reduce(np.convolve, [_rank_sums(column, n) for column in ranks.T])
+    distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * tasks)
+    p = distribution[distance >= distance[ranks[:n].sum()]].sum()
+    floor = 2 / comb(n + m, n) ** tasks
+    return min(1.0, float(p)), min(1.0, floor)
+
+
+def holm(p: FloatArray) -> FloatArray:
+    """Holm's step-down adjustment: rejecting at alpha errs anywhere with at most rate alpha."""
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return adjusted
+
+
+def _select_runs(
+    task: str, curves: Mapping[CellKey, Curves], cells: Sequence[Mapping[str, Any]]
+) -> tuple[dict[CellKey, Curves], list[str]]:
+    """The runs to compare on one task, and a sentence for each that cannot be."""
+    candidates = {
+        (cell["agent"], task): cell
+        for cell in cells
+        if cell["task"] == task and cell["status"] != "failed" and (cell["agent"], task) in curves
+    }
+    steps = _common([curves[key].steps for key in candidates])
+    if candidates and not len(steps):
+        return {}, [f"{task}: its agents were never evaluated at the same step."]
+    runs, reasons = {}, []
+    for (agent, _), cell in candidates.items():
+        all_runs = curves[agent, task].select(curves[agent, task].seeds, steps)
+        finite = all_runs.finite_seeds()
+        if finite:
+            runs[agent, task] = all_runs.select(finite, steps)
+        for seed in sorted({*cell["seeds"], *all_runs.seeds} - {*finite}):
+            why = "its return is not a number" if seed in all_runs.seeds else "no evaluation"
+            reasons.append(f"{agent} on {task}, seed {seed}: {why}.")
+    return runs, reasons
+
+
+def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str]) -> dict[str, Any]:
+    x, y = comparison.final_returns(first, tasks), comparison.final_returns(second, tasks)
+    if probability_of_improvement(x, y)[0] < 0.5:
+        first, second, x, y = second, first, y, x
+    value, low, high = bootstrap(probability_of_improvement, x, y)
+    p, floor = permutation_test(x, y)
+    return {
+        "better": first,
+        "worse": second,
+        "tasks": len(tasks),
+        "wins": int((x.mean(axis=0) > y.mean(axis=0)).sum()),
+        "ties": int((x.mean(axis=0) == y.mean(axis=0)).sum()),
+        "seeds_better": len(x),
+        "seeds_worse": len(y),
+        "probability": value[0],
+        "low": low[0],
+        "high": high[0],
+        "p": p,
+        "floor": floor,
+    }
+
+
+def _rank_sums(doubled_ranks: IntArray, size: int) -> FloatArray:
+    """Probability of every sum of ``size`` of the ranks, all choices being equally likely."""
+    total = int(doubled_ranks.sum())
+    ways = np.zeros((size + 1, total + 1))
+    ways[0, 0] = 1.0
+    for rank in doubled_ranks:
+        ways[1:, rank:] += ways[:-1, : total + 1 - rank].copy()
+    chosen: FloatArray = ways[size] / comb(len(doubled_ranks), size)
+    return chosen
+
+
+def _profile(scores: FloatArray, thresholds: FloatArray) -> FloatArray:
+    share: FloatArray = (scores[..., np.newaxis] > thresholds).mean(axis=(0, 1))
+    return share
+
+
+@contextmanager
+def _fixed_random_state() -> Iterator[None]:
+    """rliable draws from NumPy's global generator, whatever ``random_state`` it is given."""
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _left_out_of_aggregates(comparison: Comparison, results: Results) -> list[str]:
+    reasons = []
+    for agent in agents_of(results):
+        if agent not in comparison.agents:
+            reasons.append(f"{agent}: it has no run to compare.")
+    shared = comparison.shared_tasks(*comparison.agents)
+    for task in comparison.tasks:
+        if task not in shared:
+            absent = [a for a in comparison.agents if (a, task) not in comparison.runs]
+            reasons.append(f"{task} from the aggregates: no run of {', '.join(absent)}.")
+        elif not comparison.score_ranges[task]:
+            reasons.append(f"{task} from the aggregates: the range of its scores is not known.")
+    for agent in comparison.agents if comparison.aggregate_tasks else ():
+        curves = {t: comparison.runs[agent, t].seeds for t in comparison.aggregate_tasks}
+        count = min(len(seeds) for seeds in curves.values())
+        for task, seeds in curves.items():
+            if seeds[count:]:
+                numbers = ", ".join(map(str, seeds[count:]))
+                reasons.append(
+                    f"{agent} on {task}, seed {numbers} from the aggregates: another task has "
+                    f"only {count}, and each must count with as many."
+                )
+    return reasons
+
+
+def _score_ranges(results: Results) -> dict[str, ScoreRange | None]:
+    ranges: dict[str, ScoreRange | None] = {}
+    for cell in results.cells:
+        low, high = cell["score_range"] or (0.0, 0.0)
+        ranges[cell["task"]] = (low, high) if high > low else None
+    return ranges
+
+
+def _common(steps: Sequence[IntArray]) -> IntArray:
+    return reduce(np.intersect1d, steps) if steps else np.array([], dtype=np.int64)
+
+
+def _bounds(bounds: Sequence[FloatArray]) -> dict[str, FloatArray]:
+    return dict(zip(("value", "low", "high"), bounds, strict=True))
+
+
+def _stack(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)

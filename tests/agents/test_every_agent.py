@@ -1,0 +1,163 @@
+"""What every agent promises: shapes, bounds, seed isolation, exact state, purity of the update."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.protocol import Agent, Batch
+from agents.registry import AgentError, find_agent, registered_agents
+
+CPU = torch.device("cpu")
+OBS, ACT, BATCH = 4, 2, 16
+AGENTS = [name for name in registered_agents() if "reference" not in name]
+
+
+def build(name: str, seeds: tuple[int, ...] = (0, 1, 2), **settings: Any) -> Any:
+    registered = find_agent(name)
+    asked: Mapping[str, Any] = {"hidden_sizes": (16, 16), **registered.preset, **settings}
+    return registered.agent(registered.agent.config_class(**asked), OBS, ACT, seeds, CPU)
+
+
+def random_batch(generator: torch.Generator, seeds: int = 3) -> Batch:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(seeds, BATCH, *shape, generator=generator)
+
+    return Batch(
+        observation=normal(OBS),
+        action=normal(ACT).tanh(),
+        reward=normal(),
+        discount=0.99 * (normal() > -1).float(),
+        next_observation=normal(OBS),
+    )
+
+
+def batches(count: int, seeds: int = 3) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [random_batch(generator, seeds) for _ in range(count)]
+
+
+def tensors(state: Any, path: str = "") -> dict[str, Tensor]:
+    if isinstance(state, Tensor):
+        return {path: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    return {
+        name: tensor
+        for key, value in items
+        if isinstance(value, Tensor | dict | list)
+        for name, tensor in tensors(value, f"{path}/{key}").items()
+    }
+
+
+def seed_rows(agent: Agent, seed: int, seeds: int) -> dict[str, Tensor]:
+    """Every learned tensor's rows that belong to a seed (twin critics have 2 S rows)."""
+    return {
+        name: tensor[seed::seeds]
+        for name, tensor in tensors(agent.state_dict()).items()
+        if tensor.dim() > 0 and tensor.is_floating_point() and tensor.shape[0] % seeds == 0
+    }
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_actions_have_their_shape_and_stay_in_the_box(name: str) -> None:
+    agent = build(name)
+    for explore in (True, False):
+        action = agent.act(10 * torch.randn(3, 5, OBS), explore=explore)
+        assert action.shape == (3, 5, ACT)
+        assert action.abs().max() <= 1.0
+        assert not action.requires_grad
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_update_moves_every_seeds_networks_and_reports_a_number_per_seed(name: str) -> None:
+    agent = build(name)
+    before = [copy.deepcopy(seed_rows(agent, s, 3)) for s in range(3)]
+    for batch in batches(2):
+        metrics = agent.update(batch)
+    for key, value in metrics.items():
+        assert value.shape == (3,), key
+        assert value.isfinite().all(), key
+    for s in range(3):
+        after = seed_rows(agent, s, 3)
+        for part in ("critic", "target_critic", "actor" if "actor" in after else "denoiser"):
+            names = [n for n in after if n.startswith(f"/{part}/")]
+            assert all(not torch.equal(after[n], before[s][n]) for n in names), part
+
+
+@pytest.mark.parametrize("poison", [1.0, float("nan")])
+@pytest.mark.parametrize("name", AGENTS)
+def test_no_seeds_data_reaches_another_seed(name: str, poison: float) -> None:
+    # Check 7: bit for bit, for shifted data and for data that are no numbers at all.
+    clean, perturbed = build(name), build(name)
+    for batch in batches(4):
+        clean.update(batch)
+        shifted = [field.clone() for field in batch]
+        for field in shifted:
+            field[1] += poison
+        perturbed.update(Batch(*shifted))
+        observation = torch.ones(3, 1, OBS)
+        one, other = clean.act(observation, explore=True), perturbed.act(observation, explore=True)
+        assert torch.equal(one[[0, 2]], other[[0, 2]])
+    for s in (0, 2):
+        rows, others = seed_rows(clean, s, 3), seed_rows(perturbed, s, 3)
+        assert len(rows) > 20
+        for key in rows:
+            assert torch.equal(rows[key], others[key]), key
+    changed = seed_rows(perturbed, 1, 3)
+    assert any(not torch.equal(v, changed[k]) for k, v in seed_rows(clean, 1, 3).items())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_seed_learns_alone_what_it_learns_beside_others(name: str) -> None:
+    together, alone = build(name, (0, 1, 2)), build(name, (1,))
+    for batch in batches(3):
+        together.update(batch)
+        alone.update(Batch(*(field[1:2] for field in batch)))
+    mine = seed_rows(alone, 0, 1)
+    for key, rows in seed_rows(together, 1, 3).items():
+        torch.testing.assert_close(rows, mine[key], rtol=2e-3, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_restored_agent_goes_on_bit_for_bit(name: str) -> None:
+    first = build(name)
+    for batch in batches(3):
+        first.update(batch)
+    state = copy.deepcopy(first.state_dict())
+    second = build(name, (5, 6, 7))
+    second.load_state_dict(state)
+    for batch in batches(3):
+        ours, theirs = first.update(batch), second.update(batch)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        for explore in (True, False):
+            observation = torch.ones(3, 2, OBS)
+            assert torch.equal(
+                first.act(observation, explore=explore), second.act(observation, explore=explore)
+            )
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_evaluating_does_not_change_training(name: str) -> None:
+    evaluated, plain = build(name), build(name)
+    for batch in batches(3):
+        evaluated.act(torch.ones(3, 4, OBS), explore=False)
+        ours, theirs = evaluated.update(batch), plain.update(batch)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        observation = torch.ones(3, 1, OBS)
+        assert torch.equal(
+            evaluated.act(observation, explore=True), plain.act(observation, explore=True)
+        )
+
+
+def test_unknown_agents_are_named_with_their_neighbours() -> None:
+    with pytest.raises(AgentError, match="unknown agent 'qms': did you mean 'qsm"):
+        find_agent("qms")
+    with pytest.raises(AgentError, match="no module named 'nowhere'"):
+        find_agent("nowhere:Agent")
+    with pytest.raises(AgentError, match=r"agents\.networks has no 'Agent'"):
+        find_agent("agents.networks:Agent")
+    with pytest.raises(AgentError, match="does not keep the protocol: it lacks name"):
+        find_agent("agents.networks:MLP")

@@ -1,0 +1,108 @@
+"""Results of made-up experiments, for tests of statistics and reports."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qsm_bench.store import Results
+
+Returns = Callable[[str, str, int, int], float]
+"""Mean return of an agent on a task for a seed at a step."""
+
+
+def made_up_returns(agent: str, task: str, seed: int, step: int) -> float:
+    """Noisy saturating curves, the earlier letters of the alphabet learning faster."""
+    noise = np.random.default_rng([seed, step, *f"{agent}/{task}".encode()]).normal()
+    pace = 1 + sum(agent.encode()) % 7
+    return float(900 * (1 - np.exp(-step * pace / 60_000)) + 25 * noise)
+
+
+def make_results(
+    agents: Sequence[str] = ("qsm", "sac", "td3"),
+    tasks: Sequence[str] = ("cartpole-swingup", "walker-walk", "cheetah-run"),
+    seeds: int = 3,
+    evaluations: int = 4,
+    episodes: int = 2,
+    returns: Returns = made_up_returns,
+    metrics: Sequence[str] = ("critic_loss", "q"),
+    name: str = "made-up",
+) -> Results:
+    """A finished experiment with an evaluation every 5,000 steps."""
+    steps = [5_000 * (i + 1) for i in range(evaluations)]
+    cells = [make_cell(agent, task, seeds, steps, episodes) for task in tasks for agent in agents]
+    evaluation_rows = [
+        (c["agent"], c["task"], seed, step, k, returns(c["agent"], c["task"], seed, step), 1000)
+        for c in cells
+        for step in steps
+        for seed in range(seeds)
+        for k in range(episodes)
+    ]
+    training_rows = [
+        (
+            c["agent"],
+            c["task"],
+            seed,
+            step,
+            step / 40,
+            100.0 + step / 100,
+            *tuple(step / 1000 + seed + i for i, _ in enumerate(metrics)),
+        )
+        for c in cells
+        for step in steps
+        for seed in range(seeds)
+    ]
+    keys = ["agent", "task", "seed", "step"]
+    return Results(
+        name=name,
+        experiment={
+            "name": name,
+            "agents": list(agents),
+            "tasks": list(tasks),
+            "seeds": list(range(seeds)),
+            "steps": steps[-1],
+            "command": "python -m qsm_bench run",
+        },
+        cells=cells,
+        evaluations=pd.DataFrame(evaluation_rows, columns=[*keys, "episode", "return", "length"]),
+        training=pd.DataFrame(
+            training_rows, columns=[*keys, "wall_clock", "training_return", *metrics]
+        ),
+    )
+
+
+def make_cell(
+    agent: str, task: str, seeds: int, steps: Sequence[int], episodes: int
+) -> dict[str, Any]:
+    """The manifest of a finished cell."""
+    return {
+        "agent": agent,
+        "agent_name": agent.partition("[")[0],
+        "settings": {"discount": 0.99, "hidden_sizes": [256, 256]}
+        | ({"alpha": 50.0} if agent.startswith("qsm") else {"delay": 2}),
+        "task": task,
+        "gymnasium_id": f"dm_control/{task}-v0",
+        "action_repeat": 1,
+        "score_range": (0.0, 1000.0),
+        "seeds": list(range(seeds)),
+        "steps": steps[-1],
+        "warmup_steps": 2_500,
+        "batch_size": 256,
+        "replay_capacity": 1_000_000,
+        "eval_every": 5_000,
+        "eval_episodes": episodes,
+        "device": "cpu",
+        "status": "finished",
+        "reason": None,
+        "step": steps[-1],
+        "versions": {"python": "3.12.1", "torch": "2.13.0"},
+        "commit": "0123456789abcdef",
+        "hardware": {"cpu": "a processor", "cores": 2, "memory_gib": 8, "gpu": None},
+        "started": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T04:04:05+00:00",
+        "train_seconds": steps[-1] / 50,
+        "evaluation_seconds": steps[-1] / 200,
+        "updates": steps[-1] - 2_500,
+        "command": f"python -m qsm_bench run --agents {agent} --tasks {task}",
+    }

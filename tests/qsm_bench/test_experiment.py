@@ -1,0 +1,136 @@
+"""What was asked for: parsing agents and settings, labels, resolution per task."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.registry import registered_agents
+from qsm_bench.errors import UserError
+from qsm_bench.experiment import Experiment, parse_agents
+
+
+def experiment(**changes: object) -> Experiment:
+    asked = {
+        "name": "test",
+        "agents": parse_agents("qsm"),
+        "tasks": ("cartpole-swingup",),
+        "seeds": 2,
+        "steps": 100,
+        "warmup_steps": 10,
+        "batch_size": 8,
+        "eval_every": 50,
+        "eval_episodes": 1,
+        "device": "cpu",
+    }
+    return Experiment(**(asked | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("qsm,sac,td3", ["qsm", "sac", "td3"]),
+        (
+            "qsm,qsm[alpha=10],qsm[diffusion_steps=20]",
+            ["qsm", "qsm[alpha=10]", "qsm[diffusion_steps=20]"],
+        ),
+        ("qsm[ hidden_sizes=[512,512] , alpha=1e1 ]", ["qsm[alpha=10,hidden_sizes=[512,512]]"]),
+        ("qsm[hidden_sizes=[32]]", ["qsm[hidden_sizes=[32]]"]),
+        ("sac[evaluation=mean]", ["sac[evaluation=mean]"]),
+        ("qsm_reference", ["qsm_reference"]),
+    ],
+)
+def test_agents_are_read_and_labelled(text: str, labels: list[str]) -> None:
+    assert [entry.label for entry in parse_agents(text)] == labels
+
+
+def test_a_label_reads_back_as_the_same_agent() -> None:
+    for entry in parse_agents("qsm[alpha=10,hidden_sizes=[8,8],target_scale=normalized],td3"):
+        (again,) = parse_agents(entry.label)
+        assert again.config("x") == entry.config("x")
+
+
+@given(st.floats(1e-6, 1e6))
+def test_a_set_option_is_a_bracket(alpha: float) -> None:
+    (inside,) = parse_agents(f"qsm[alpha={alpha}]")
+    (outside,) = parse_agents("qsm", [f"qsm.alpha={alpha}"])
+    assert inside.label == outside.label
+    assert inside.config("x").alpha == alpha
+
+
+def test_the_sources_settings_for_a_task_hold_unless_overridden() -> None:
+    plain, chosen = parse_agents("qsm,qsm[alpha=10]")
+    assert plain.config("cartpole-swingup").alpha == 50.0
+    assert plain.config("quadruped-walk").alpha == 120.0
+    assert plain.config("humanoid-run").alpha == 120.0
+    assert chosen.config("quadruped-walk").alpha == 10.0
+
+
+def test_every_agent_resolves_and_has_documented_settings() -> None:
+    from qsm_bench.describe import describe_agent
+
+    for name in registered_agents():
+        text = describe_agent(name)
+        assert "not documented" not in text
+        assert "Settings:" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("qms", [], "unknown agent 'qms': did you mean 'qsm"),
+        ("qsm[aplha=1]", [], "qsm has no setting 'aplha': did you mean 'alpha"),
+        ("qsm[alpha=-1]", [], "setting alpha of qsm: -1 is not right: input should be greater"),
+        ("qsm[alpha=ten]", [], "setting alpha of qsm: 'ten' is not right"),
+        ("qsm[alpha=inf]", [], "alpha of qsm: inf is not a finite number"),
+        ("qsm[diffusion_steps=2.5]", [], "setting diffusion_steps of qsm: 2.5 is not right"),
+        ("qsm[hidden_sizes=[]]", [], "setting hidden_sizes of qsm"),
+        ("qsm[hidden_sizes=[16,0]]", [], "setting hidden_sizes of qsm"),
+        ("qsm[target_scale=large]", [], "setting target_scale of qsm: 'large' is not right"),
+        ("qsm[alpha]", [], "'alpha' is not of the form setting=value"),
+        ("qsm[alpha=1", [], "write it as name or name"),
+        ("", [], "--agents is empty"),
+        (",", [], "--agents is empty"),
+        ("qsm", ["sac.alpha=1"], "agent 'sac' is not in --agents"),
+        ("qsm", ["alpha=1"], "write it as agent.setting=value"),
+        ("qsm", ["qsm.alpha"], "write it as agent.setting=value"),
+        ("diffusion_pg[chains=1]", [], "baseline leave_one_out needs chains >= 2"),
+        ("sac[log_std_min=3]", [], "log_std_min"),
+    ],
+)
+def test_wrong_agents_and_settings_are_one_clear_line(
+    text: str, settings: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_agents(text, settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet="qsm[]=,.()0 alph", max_size=20))
+def test_no_text_at_all_is_a_traceback(text: str) -> None:
+    try:
+        parse_agents(text)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "../x"}, "experiment name '../x'"),
+        ({"name": ""}, "experiment name ''"),
+        ({"agents": parse_agents("qsm,qsm")}, "agent 'qsm' is named twice"),
+        ({"tasks": ("cartpole-swingup",) * 2}, "task 'cartpole-swingup' is named twice"),
+        ({"steps": 10}, "--steps 10 leaves nothing to learn"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        experiment(**changes)
+
+
+def test_an_unknown_task_is_refused_with_its_neighbours() -> None:
+    with pytest.raises(
+        UserError, match="unknown task 'cartpole-swngup': did you mean 'cartpole-sw"
+    ):
+        list(experiment(tasks=("cartpole-swngup",)).jobs())
