@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from agents import diagnostics
 from agents.diffusion import Denoiser, Schedule, sample
 from agents.learner import Learner, critic_loss
 from agents.networks import Adam, TwinCritic, polyak_update
@@ -88,6 +89,7 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
 
         self.config = config
         self.action_size = action_size
+        self.stream = stream
         self.schedule = Schedule(config.diffusion_steps, device)
         self.denoiser = Denoiser(
             observation_size,
@@ -165,6 +167,67 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
         """One action per observation: [S, B, obs] and noise [S, T, B, act] to [S, B, act]."""
         return sample(self.denoiser, self.schedule, observation, noise)
+
+    def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Mean Q of the twin critics: [S, N, obs] and [S, N, act] -> [S, N]."""
+        with torch.no_grad():
+            q: Tensor = self.critic(observation, action).mean(dim=0)
+        return q
+
+    def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
+        """grad_a of the mean Q of the twin critics, held constant: [S, B, act]."""
+        action = action.detach().requires_grad_()
+        q = self.critic(observation, action).mean(dim=0)
+        return torch.autograd.grad(q.sum(), action)[0]
+
+    def score(self, observation: Tensor, action: Tensor, t: Tensor) -> Tensor:
+        """The policy's score Psi(s, a^t, t) = -eps_theta(s, a^t, t) / sqrt(1 - abar_t).
+
+        [S, B, obs], [S, B, act] and [S, B] int64 in 1..T -> [S, B, act].
+        """
+        noise_std = (1 - self.schedule.abar[t]).sqrt().unsqueeze(-1)
+        out: Tensor = -self.denoiser.given(observation)(action, t) / noise_std
+        return out
+
+    def diagnose(self, observation: Tensor, occasion: int) -> dict[str, Tensor]:
+        """Measures of shape [S] at the states [S, N, obs]; see ``agents.diagnostics``.
+
+        The score is compared with grad_a Q at the policy's own samples, noised to t = 1: there it
+        is closest to the score of the action that is executed (Theorem 4.1 and 4.3).
+        """
+        stream = self.stream(f"diagnostics/{occasion}")
+        samples = self._samples(observation, stream)
+        states = observation.repeat_interleave(diagnostics.SAMPLES, dim=1)
+        action = samples.flatten(1, 2)
+        t = torch.ones(action.shape[:2], dtype=torch.int64, device=action.device)
+        noisy_action = self.schedule.add_noise(action, t, stream.normal(*action.shape[1:]))
+        with torch.no_grad():
+            score = self.score(states, noisy_action, t)
+        return {
+            "score_gradient_cosine": diagnostics.cosine(
+                score, self.action_gradient(states, noisy_action)
+            ),
+            "clipped_share": diagnostics.clipped_share(samples),
+            "action_entropy": diagnostics.entropy(samples),
+            "action_modes": diagnostics.modes(samples),
+        }
+
+    def action_slices(self, observation: Tensor, occasion: int) -> diagnostics.ActionSlices:
+        """The critic and the policy's samples along the first action dimension."""
+        samples = self._samples(observation, self.stream(f"slices/{occasion}"))
+        actions, centres = diagnostics.slice_actions(samples)
+        states = observation.repeat_interleave(len(centres), dim=1)
+        value = self.action_value(states, actions.flatten(1, 2)).view(actions.shape[:3])
+        return diagnostics.ActionSlices(centres, value, diagnostics.slice_shares(samples))
+
+    @torch.no_grad()
+    def _samples(self, observation: Tensor, stream: SeedStreams) -> Tensor:
+        """Many samples of the policy at each state: [S, N, obs] -> [S, N, M, act]."""
+        states = observation.repeat_interleave(diagnostics.SAMPLES, dim=1)
+        noise = stream.normal(self.config.diffusion_steps, states.shape[1], self.action_size)
+        return self.sample(states, noise).view(
+            *observation.shape[:2], diagnostics.SAMPLES, self.action_size
+        )
 
     def _explore(self, action: Tensor, noise: Tensor) -> Tensor:
         return (action + self.config.exploration_noise * noise).clamp(-1.0, 1.0)

@@ -38,12 +38,10 @@ def evaluate_cell(cell: Cell, episodes: int) -> Outcome:
     try:
         agent, step = _load(cell, job, environments.observation_size, environments.action_size)
         # An occasion of its own: never the episodes that training was evaluated on.
-        returns, _ = evaluate(
-            agent, environments, job.seeds, episodes, -1, torch.device(job.device)
-        )
+        played = evaluate(agent, environments, job.seeds, episodes, -1, torch.device(job.device))
     finally:
         environments.close()
-    return Outcome(job.seeds, step, returns)
+    return Outcome(job.seeds, step, played.returns)
 
 
 def film_cell(cell: Cell, file: Path) -> None:

@@ -1,11 +1,14 @@
 """Evaluation, the same for every agent: sampled actions, no exploration noise, no selection."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.streams import derive_seed
 from envs import Lockstep
@@ -13,9 +16,49 @@ from qsm_bench.errors import UserError
 
 LONGEST_EPISODE = 100_000
 
+UNSEEN = 0.05
+"""A truncated return-to-go counts as observed if what is missing is discounted to below this."""
+
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """A job was asked to stop; what it has is on disk."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What E evaluation episodes of S seeds were, step by step."""
+
+    reward: NDArray[np.float64]
+    """[K, S, E] for K steps of the longest; 0 after an episode's end."""
+    value: NDArray[np.float64]
+    """[K, S, E] the critics' mean Q of each decision; NaN for an agent that does not show it."""
+    length: NDArray[np.int64]
+    """[S, E]"""
+    terminated: NDArray[np.bool_]
+    """[S, E]: ended by the task, not by a time limit."""
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Undiscounted returns [S, E]."""
+        total: NDArray[np.float64] = self.reward.sum(axis=0)
+        return total
+
+    def critic_bias(self, discount: float) -> NDArray[np.float64]:
+        """Mean of Q minus the discounted return-to-go that was then observed, [S].
+
+        Only decisions count whose return-to-go is known: those of terminated episodes, and those
+        so long before a time limit that discount^(steps left) < UNSEEN. NaN where there is none.
+        """
+        to_go = np.zeros_like(self.reward)
+        ahead = np.zeros(self.length.shape)
+        for k in range(len(self.reward) - 1, -1, -1):
+            ahead = self.reward[k] + discount * ahead
+            to_go[k] = ahead
+        left = self.length - np.arange(len(self.reward)).reshape(-1, 1, 1)
+        known = (left > 0) & (self.terminated | (discount ** np.maximum(left, 0) < UNSEEN))
+        count = known.sum(axis=(0, 2))
+        error = np.where(known, self.value - to_go, 0.0).sum(axis=(0, 2))
+        return np.where(count > 0, error / np.maximum(count, 1), np.nan)
 
 
 def evaluate(
@@ -27,8 +70,8 @@ def evaluate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
     watch: Callable[[], None] = lambda: None,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Play ``episodes`` episodes with each seed's policy: returns and lengths, [S, episodes].
+) -> Episodes:
+    """Play ``episodes`` episodes with each seed's policy.
 
     ``environments`` are S * episodes in number, a seed's beside each other. Episode k of seed s
     starts from a state drawn for (s, ``occasion``, k) alone; ``occasion`` is the training step.
@@ -45,23 +88,38 @@ def evaluate(
             for k in range(episodes)
         ]
     )
-    total = np.zeros(shape)
+    rewards: list[NDArray[Any]] = []
+    values: list[NDArray[Any]] = []
     length = np.zeros(shape, dtype=np.int64)
+    terminated = np.zeros(shape, dtype=bool)
     active = np.ones(shape, dtype=bool)
     while active.any():
         if stop():
             raise Interrupted
         batch = torch.from_numpy(observation).view(*shape, -1).to(device)
-        action = agent.act(batch, explore=False).cpu().numpy()
-        step = environments.step(action.reshape(-1, environments.action_size), active.ravel())
+        action = agent.act(batch, explore=False)
+        values.append(
+            agent.action_value(batch, action).cpu().numpy()
+            if isinstance(agent, Diagnosed)
+            else np.full(shape, np.nan)
+        )
+        step = environments.step(
+            action.cpu().numpy().reshape(-1, environments.action_size), active.ravel()
+        )
         watch()
         observation = step.observation
-        total += np.where(active, step.reward.reshape(shape), 0.0)
+        rewards.append(step.reward.reshape(shape))  # 0 where the episode has ended
         length += active
+        terminated |= step.terminated.reshape(shape)
         active &= ~(step.terminated | step.truncated).reshape(shape)
         if length.max() > LONGEST_EPISODE:
             raise UserError(
                 f"task {environments.task.name!r}: an episode ran past {LONGEST_EPISODE} steps "
                 "without ending; give the task a time limit"
             )
-    return total, length
+    return Episodes(
+        np.stack(rewards).astype(np.float64),
+        np.stack(values).astype(np.float64),
+        length,
+        terminated,
+    )

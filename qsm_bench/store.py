@@ -4,12 +4,15 @@ results/<experiment>/experiment.json
 results/<experiment>/<agent>/<task>/manifest.json     what ran, and how it went
                                     evaluations.csv   seed, step, episode, return, length
                                     training.csv      seed, step, wall clock, metrics
+                                    diagnostics.csv   seed, step, measures of policy and critic
+                                    slices.csv        seed, step, state, action, q, share: the last
                                     progress.json     where a running job stands
                                     log.txt           what the job printed
                                     checkpoint/       agent state and replay log
 """
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 
 EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
+SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
 
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
@@ -65,6 +69,8 @@ class Cell:
         self.manifest_file = folder / "manifest.json"
         self.evaluations_file = folder / "evaluations.csv"
         self.training_file = folder / "training.csv"
+        self.diagnostics_file = folder / "diagnostics.csv"
+        self.slices_file = folder / "slices.csv"
         self.progress_file = folder / "progress.json"
         self.log_file = folder / "log.txt"
         self.lock_file = folder / ".lock"
@@ -207,11 +213,7 @@ class CsvLog:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows of the same columns; the first ones ever bring the header."""
-        rows = list(rows)
-        writer = csv.DictWriter(self.file, list(rows[0]), lineterminator="\n")
-        if self.file.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
+        self.file.write(as_csv(list(rows), header=self.file.tell() == 0))
         self.file.flush()
 
     @property
@@ -236,6 +238,10 @@ class Results:
     """agent, task, seed, step, episode, return, length."""
     training: "pd.DataFrame"
     """agent, task, seed, step, wall_clock, training_return, metrics."""
+    diagnostics: "pd.DataFrame"
+    """agent, task, seed, step, measures; of the agents that show them."""
+    slices: "pd.DataFrame"
+    """agent, task, seed, step, state, action, q, share: the critic along an action axis."""
 
 
 def load_results(root: Path, name: str) -> Results:
@@ -257,7 +263,19 @@ def load_results(root: Path, name: str) -> Results:
             manifests,
             ("seed", "step", "wall_clock", "training_return"),
         ),
+        diagnostics=_table([c.diagnostics_file for c in cells], manifests, ("seed", "step")),
+        slices=_table([c.slices_file for c in cells], manifests, SLICE_COLUMNS),
     )
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
+    """Rows of the same columns as text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_atomically(file: Path, text: str) -> None:

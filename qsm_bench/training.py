@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.replay import ReplayBuffer
@@ -19,10 +21,14 @@ from envs import Lockstep
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
-from qsm_bench.store import Cell, CsvLog
+from qsm_bench.store import Cell, CsvLog, as_csv, write_atomically
 
 LOG_EVERY = 1_000
 """Steps between rows of training.csv; metrics in a row are means over them."""
+WATCHED_STATES = 32
+"""States of the warm-up, the same ever after, at which diagnostics look at the policy."""
+SLICED_STATES = 4
+"""Those of them at which the critic is drawn along an action axis."""
 
 
 def build_agent(job: Job, observation_size: int, action_size: int) -> Agent:
@@ -80,11 +86,15 @@ class Training:
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
         self.last_return: float | None = None
+        self.watched: Tensor | None = None
+        """[S, WATCHED_STATES, obs], once the warm-up is over."""
 
         self.checkpoint = Checkpoint(cell.checkpoint)
         state = self.checkpoint.load(self.replay)
         self.evaluations = CsvLog(cell.evaluations_file, state["evaluations_size"] if state else 0)
         self.log = CsvLog(cell.training_file, state["training_size"] if state else 0)
+        self.diagnostics = CsvLog(cell.diagnostics_file, state["diagnostics_size"] if state else 0)
+        self.slices_file = cell.slices_file
         if state:
             self._restore(state)
         else:
@@ -146,12 +156,14 @@ class Training:
             self.episode_start[row] = self.step
             self.episode_return[row] = 0.0
             self.observation[row] = self._reset(row)
+        if self.step == self.job.warmup_steps:
+            self.watched = self._spread_states()
         if self.step > self.job.warmup_steps:
             self._count(self.agent.update(self.replay.sample(self.job.batch_size)))
         if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.metric_updates:
             self._log()
 
-    def _reset(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _reset(self, row: int) -> NDArray[np.float32]:
         seed = derive_seed(self.job.seeds[row], "episode", int(self.episode[row]), bits=31)
         return self.environments.reset(row, seed)
 
@@ -180,7 +192,7 @@ class Training:
     def _evaluate(self, watch: Callable[[], None]) -> None:
         began = time.perf_counter()
         job = self.job
-        total, length = evaluate(
+        played = evaluate(
             self.agent,
             self.evaluation_environments,
             job.seeds,
@@ -190,19 +202,51 @@ class Training:
             self.stop,
             watch,
         )
+        returns = played.returns
         self.evaluations.append(
             {
                 "seed": seed,
                 "step": self.step,
                 "episode": k,
-                "return": float(total[row, k]),
-                "length": int(length[row, k]),
+                "return": float(returns[row, k]),
+                "length": int(played.length[row, k]),
             }
             for row, seed in enumerate(job.seeds)
             for k in range(job.eval_episodes)
         )
-        self.last_return = float(total.mean())
+        self.last_return = float(returns.mean())
+        if self.watched is not None and isinstance(self.agent, Diagnosed):
+            self._diagnose(self.agent, self.watched, played.critic_bias(job.settings["discount"]))
         self.evaluation_seconds += time.perf_counter() - began
+
+    def _diagnose(self, agent: Diagnosed, watched: Tensor, critic_bias: NDArray[Any]) -> None:
+        measures = {k: v.tolist() for k, v in agent.diagnose(watched, self.step).items()}
+        measures["critic_bias"] = ["" if np.isnan(b) else b for b in critic_bias.tolist()]
+        self.diagnostics.append(
+            {"seed": seed, "step": self.step, **{k: v[row] for k, v in measures.items()}}
+            for row, seed in enumerate(self.job.seeds)
+        )
+        slices = agent.action_slices(watched[:, :SLICED_STATES], self.step)
+        rows = [
+            {
+                "seed": seed,
+                "step": self.step,
+                "state": state,
+                "action": round(action, 4),
+                "q": float(slices.value[row, state, cell]),
+                "share": float(slices.share[row, state, cell]),
+            }
+            for row, seed in enumerate(self.job.seeds)
+            for state in range(SLICED_STATES)
+            for cell, action in enumerate(slices.action.tolist())
+        ]
+        write_atomically(self.slices_file, as_csv(rows))
+
+    def _spread_states(self) -> Tensor:
+        """States of the warm-up that lie evenly spread over it, [S, WATCHED_STATES, obs]."""
+        first = self.replay.added - self.replay.size
+        numbers = np.linspace(first, self.replay.added - 1, WATCHED_STATES).astype(int).tolist()
+        return torch.stack([self.replay.record(number)[0] for number in numbers], dim=1)
 
     def save(self) -> None:
         """Write a checkpoint of the moment after step ``self.step``, before its evaluation."""
@@ -222,6 +266,8 @@ class Training:
                 "train_seconds": self.train_seconds,
                 "evaluation_seconds": self.evaluation_seconds,
                 "last_return": self.last_return,
+                "watched": self.watched,
+                "diagnostics_size": self.diagnostics.size,
                 "evaluations_size": self.evaluations.size,
                 "training_size": self.log.size,
             },
@@ -241,9 +287,10 @@ class Training:
         self.train_seconds = state["train_seconds"]
         self.evaluation_seconds = state["evaluation_seconds"]
         self.last_return = state["last_return"]
+        self.watched = state["watched"]
         self.observation = np.stack([self._replay_episode(r) for r in range(len(self.job.seeds))])
 
-    def _replay_episode(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _replay_episode(self, row: int) -> NDArray[np.float32]:
         """Bring a seed's environment to where its episode was: reset it and repeat its actions."""
         observation = self._reset(row)
         only = np.arange(len(self.job.seeds)) == row
@@ -261,8 +308,8 @@ class Training:
         """Release environments and files."""
         self.environments.close()
         self.evaluation_environments.close()
-        self.evaluations.close()
-        self.log.close()
+        for table in (self.evaluations, self.log, self.diagnostics):
+            table.close()
 
 
 class Checkpoint:

@@ -59,7 +59,7 @@ class Evaluation(BaseCallback):
         if self.num_timesteps % self.job.eval_every == 0:
             began = time.perf_counter()
             agent: Any = PeerAgent(self.model, deterministic=self.job.agent == "sb3_td3")
-            total, length = evaluate(
+            played = evaluate(
                 agent,
                 self.environments,
                 (self.seed,),
@@ -72,13 +72,16 @@ class Evaluation(BaseCallback):
                     "seed": self.seed,
                     "step": self.num_timesteps,
                     "episode": k,
-                    "return": float(total[0, k]),
-                    "length": int(length[0, k]),
+                    "return": float(played.returns[0, k]),
+                    "length": int(played.length[0, k]),
                 }
                 for k in range(self.job.eval_episodes)
             )
             self.seconds += time.perf_counter() - began
-            print(f"seed {self.seed} step {self.num_timesteps}: {total.mean():.1f}", flush=True)
+            print(
+                f"seed {self.seed} step {self.num_timesteps}: {played.returns.mean():.1f}",
+                flush=True,
+            )
         return True
 
 
