@@ -66,12 +66,16 @@ def _with_presets(agent: type[Agent]) -> list[RegisteredAgent]:
 def _load(path: str) -> type[Agent]:
     """Import ``module:Class``. Raises AgentError if there is no agent to be had there."""
     module_name, _, class_name = path.partition(":")
+    if not class_name or not all(part.isidentifier() for part in module_name.split(".")):
+        raise AgentError(f"agent {path!r}: write it as module:Class")
     try:
         agent = getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
         raise AgentError(f"agent {path!r}: no module named {error.name!r}") from error
     except AttributeError as error:
         raise AgentError(f"agent {path!r}: {module_name} has no {class_name!r}") from error
+    except Exception as error:  # whatever an outside author's module raises
+        raise AgentError(f"agent {path!r}: {module_name} cannot be imported: {error}") from error
     missing = [
         attribute
         for attribute in (

@@ -21,8 +21,8 @@ ACTION_COST = 0.1
 ARENA_HALF_WIDTH = 1.5
 HORIZON = 30
 
-RANDOM_RETURN = 0.0
-"""Return of uniformly random actions: Monte Carlo."""
+RANDOM_RETURN = -24.89
+"""Expected return of uniformly random actions, by Monte Carlo on 400,000 episodes (+-0.004)."""
 
 
 def transition(
@@ -78,6 +78,7 @@ def straight_line_return(points: int = 20) -> float:
 
 
 OPTIMAL_RETURN = straight_line_return()
+"""The straight line's; slowing down on the last step would save at most ACTION_COST / 4 more."""
 
 
 class FourGoals(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):

@@ -78,7 +78,8 @@ def find_task(name: str) -> Task:
         return _SMALL_TASKS[short]
     if gymnasium_id in _GYMNASIUM_TASKS:
         return _GYMNASIUM_TASKS[gymnasium_id]
-    if gymnasium_id not in gymnasium.registry:
+    # Whether shimmy has registered its ids yet must not decide what a name means.
+    if gymnasium_id not in gymnasium.registry or gymnasium_id.startswith("dm_control/"):
         short = gymnasium_id.removeprefix("dm_control/").removesuffix("-v0")
         if gymnasium_id in (short, f"dm_control/{short}-v0") and short in _dmc_tasks():
             return _dmc_tasks()[short]

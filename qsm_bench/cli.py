@@ -86,7 +86,7 @@ def run(
 
     protocol = _protocol(suite, tasks)
     experiment = Experiment(
-        name=name or protocol.name,
+        name=protocol.name if name is None else name,
         agents=parse_agents(agents, settings or ()),
         tasks=protocol.tasks,
         seeds=seeds or protocol.seeds,
@@ -101,7 +101,7 @@ def run(
     _check_tasks(experiment.tasks)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if dry_run:
-        _show_plan(experiment, jobs, workers)
+        _show_plan(experiment, jobs, workers, results)
         return
     _run(experiment, workers, checkpoint_every or experiment.eval_every, results)
 
@@ -291,7 +291,7 @@ def _device(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError:
         kind = ""
-    if kind not in ("cpu", "cuda"):
+    if device != "cpu" and kind != "cuda":
         raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if kind == "cuda" and (torch.device(device).index or 0) >= count:
@@ -306,7 +306,7 @@ def _safe(name: str) -> str:
     return name
 
 
-def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int) -> None:
+def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int, results: Path) -> None:
     from rich.table import Table
 
     from qsm_bench.plan import calibrate, makespan
@@ -330,7 +330,7 @@ def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int) -> Non
         f"{len(jobs)} cells, {workers} at a time: about "
         f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
         f"now, at most {_size(sum(cost.disk_bytes for cost in costs))} on disk, under "
-        f"results/{experiment.name}",
+        f"{results / experiment.name}",
         soft_wrap=True,
         highlight=False,
     )
@@ -358,14 +358,24 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         # typer exports no base of its option parser's errors; they have this method in common.
         message = getattr(error, "format_message", None)
-        if message is None and not isinstance(error, UserError):
+        if message is None and not _is_users(error):
             raise
         text = message() if message else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        if text:  # no command at all has shown the help
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
+
+
+def _is_users(error: Exception) -> bool:
+    from agents.registry import AgentError
+    from envs import TaskError
+
+    return isinstance(error, (UserError, AgentError, TaskError))
 
 
 def main() -> None:

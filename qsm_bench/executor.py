@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from qsm_bench.store import Cell
+from filelock import FileLock, Timeout
+
+from qsm_bench.store import Cell, Status
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
@@ -32,6 +35,7 @@ def run_locally(
         while waiting or running:
             while waiting and len(running) < workers:
                 cell = waiting.pop(0)
+                _mark(cell, "pending")
                 running[cell] = _start(cell, checkpoint_every, command)
             for cell in [cell for cell, process in running.items() if process.poll() is not None]:
                 _record_death(cell, running.pop(cell).returncode)
@@ -51,6 +55,7 @@ def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[
                 *(sys.executable, "-m", "qsm_bench.worker", str(cell.folder)),
                 f"--checkpoint-every={checkpoint_every}",
                 f"--command={command}",
+                f"--parent={os.getpid()}",
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -68,18 +73,25 @@ def _record_death(cell: Cell, status: int) -> None:
         return
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     last = cell.log_tail(1)
-    manifest.status = "failed"
-    manifest.reason = f"its process ended by {how}" + (f": {last}" if last else "")
-    cell.write_manifest(manifest)
+    _mark(cell, "failed", f"its process ended by {how}" + (f": {last}" if last else ""))
+
+
+def _mark(cell: Cell, status: Status, reason: str | None = None) -> None:
+    """Write a cell's status, unless another process has the cell."""
+    with suppress(Timeout), FileLock(cell.lock_file, timeout=0):
+        manifest = cell.read_manifest()
+        manifest.status, manifest.reason = status, reason
+        cell.write_manifest(manifest)
 
 
 def _stop(running: dict[Cell, subprocess.Popen[bytes]]) -> None:
     for process in running.values():
         process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for process in running.values():
+    for cell, process in running.items():
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            _mark(cell, "interrupted")

@@ -92,10 +92,13 @@ class Experiment:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", self.name):
             raise UserError(
                 f"experiment name {self.name!r}: use up to 100 letters, digits, '.', '_', '+' "
-                "and '-', beginning with a letter or digit"
+                "and '-', beginning with a letter or digit (--name)"
             )
         for what, names in (("agent", [a.label for a in self.agents]), ("task", self.tasks)):
             twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+            too_long = [name for name in names if len(name) > 200]
+            if too_long:
+                raise UserError(f"{what} {too_long[0]!r}: no folder has so long a name")
             if twice:
                 raise UserError(f"{what} {twice[0]!r} is named twice: name each once")
         if self.steps <= self.warmup_steps:
@@ -212,7 +215,7 @@ def _parse_value(text: str) -> Any:
     text = text.strip()
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of too many digits, or lists too deep
         return text
 
 

@@ -12,6 +12,7 @@ evaluation, never of its best one. The same data give the same numbers, to the l
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import reduce
 from itertools import combinations
 from math import comb
@@ -65,8 +66,8 @@ class Curves:
 class Comparison:
     """Which runs are compared at which steps, and what had to be left out.
 
-    On each task all agents are compared at the same steps: those at which every cell that has not
-    failed was evaluated. In a finished experiment that is all of them.
+    On each task all agents are compared at the same steps: those at which every cell with runs to
+    compare was evaluated. In a finished experiment that is all of them.
     """
 
     agents: tuple[str, ...]
@@ -77,7 +78,7 @@ class Comparison:
     """Finite curves at the common steps of their task."""
     score_ranges: Mapping[str, ScoreRange | None]
     left_out: tuple[str, ...]
-    """One sentence for everything that is not in ``runs`` or not in the aggregates."""
+    """One sentence for everything that is not in ``runs``, the aggregates or a pair."""
 
     def shared_tasks(self, *agents: str) -> tuple[str, ...]:
         """The tasks on which all of ``agents`` have runs."""
@@ -140,11 +141,12 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
     """The complete evaluations of every cell that has any.
 
     An evaluation is complete when every seed of the cell that was ever evaluated has all its
-    episodes; what a running job is just writing is not.
+    episodes; what a running job is just writing is not, down to a row that breaks off.
     """
     curves = {}
     cells = {(c["agent"], c["task"]): c for c in results.cells}
-    for key, rows in results.evaluations.groupby(["agent", "task"], sort=False):
+    whole_rows = results.evaluations.dropna(subset=["length"])
+    for key, rows in whole_rows.groupby(["agent", "task"], sort=False):
         agent, task = str(key[0]), str(key[1])
         returns = rows.groupby(["seed", "step"])["return"]
         table = returns.mean().where(returns.count() == returns.size()).unstack("step")
@@ -170,7 +172,7 @@ def compare(results: Results) -> Comparison:
     runs: dict[CellKey, Curves] = {}
     left_out: list[str] = []
     for task in tasks_of(results):
-        task_runs, reasons = _select_runs(task, curves, results.cells)
+        task_runs, reasons = _select_runs(task, curves, results)
         runs |= task_runs
         left_out += reasons
     comparison = Comparison(
@@ -181,6 +183,7 @@ def compare(results: Results) -> Comparison:
         left_out=(),
     )
     left_out += _left_out_of_aggregates(comparison, results)
+    left_out += _left_out_of_balance(comparison)
     return replace(comparison, left_out=tuple(left_out))
 
 
@@ -263,31 +266,20 @@ def performance_profiles(comparison: Comparison) -> pd.DataFrame:
 
     Columns: agent, score, value, low, high.
     """
-    from rliable import library
+    agents = comparison.agents if comparison.aggregate_tasks else ()
+    scores = {agent: comparison.scores(agent) for agent in agents}
+    ends = [end for runs in scores.values() for end in (runs.min(), runs.max())]
+    thresholds = np.linspace(min([0.0, *ends]), max([1.0, *ends]), 101)
 
-    if not comparison.aggregate_tasks:
-        return pd.DataFrame(columns=["agent", "score", "value", "low", "high"])
-    scores = {agent: comparison.scores(agent) for agent in comparison.agents}
-    low = min(0.0, *(s.min() for s in scores.values()))
-    high = max(1.0, *(s.max() for s in scores.values()))
-    thresholds = np.linspace(low, high, 101)
-    tables = []
-    for agent, runs in scores.items():
-        if len(runs) < 2:
-            value = _profile(runs, thresholds)
-            bounds = value, *[np.full_like(value, np.nan)] * 2
-        else:
-            with _fixed_random_state():
-                profiles, intervals = library.create_performance_profile(
-                    {agent: runs},
-                    thresholds,
-                    custom_profile_func=_profile,
-                    reps=REPLICATIONS,
-                    confidence_interval_size=CONFIDENCE,
-                )
-            bounds = profiles[agent], *intervals[agent]
-        tables.append(pd.DataFrame({"agent": agent, "score": thresholds, **_bounds(bounds)}))
-    return pd.concat(tables, ignore_index=True)
+    def profile(runs: FloatArray) -> FloatArray:
+        share: FloatArray = (runs[..., np.newaxis] > thresholds).mean(axis=(0, 1))
+        return share
+
+    tables = [
+        pd.DataFrame({"agent": agent, "score": thresholds, **_bounds(bootstrap(profile, runs))})
+        for agent, runs in scores.items()
+    ]
+    return _stack(tables, ["agent", "score", "value", "low", "high"])
 
 
 def aggregate_curves(comparison: Comparison) -> pd.DataFrame:
@@ -363,7 +355,7 @@ def pairs(comparison: Comparison) -> pd.DataFrame:
     worse (the one ahead and the other), tasks, wins, ties (tasks on which the former's mean return
     is higher, or equal), seeds_better, seeds_worse, probability (of improvement; ties count half),
     low, high, p (Holm's over all pairs), attainable (False if no outcome of so few runs could have
-    led to a verdict), verdict (True if p is at most ``FALSE_ALARMS``).
+    led to a verdict on this pair), verdict (True if p is at most ``FALSE_ALARMS``).
     """
     rows: list[dict[str, Any]] = []
     for first, second in combinations(comparison.agents, 2):
@@ -372,10 +364,11 @@ def pairs(comparison: Comparison) -> pd.DataFrame:
             rows.append(_pair(comparison, first, second, tasks))
     columns = ["better", "worse", "tasks", "wins", "ties", "seeds_better", "seeds_worse"]
     table = pd.DataFrame(rows, columns=[*columns, "probability", "low", "high", "p", "floor"])
-    table["p"] = holm(table["p"].to_numpy(dtype=np.float64))
+    p = table["p"].to_numpy(dtype=np.float64)
     floor = table.pop("floor").to_numpy(dtype=np.float64)
-    # Holm's first rejection needs p x pairs <= alpha: without it there is no second one.
-    table["attainable"] = bool(len(table)) and floor.min() * len(table) <= FALSE_ALARMS
+    table["p"] = holm(p)
+    # The best outcome is every pair at its floor; ties can take a pair of unequal seeds below it.
+    table["attainable"] = holm(np.minimum(p, floor)) <= FALSE_ALARMS
     table["verdict"] = table["p"] <= FALSE_ALARMS
     return table
 
@@ -386,7 +379,7 @@ def probability_of_improvement(x: FloatArray, y: FloatArray) -> FloatArray:
     The same number as rliable's function of this name, without a test's p-value a task, which is
     what takes its time.
     """
-    above = np.sign(x[:, np.newaxis] - y[np.newaxis, :]).mean(axis=(0, 1))
+    above = np.sign(x[:, np.newaxis] - y[np.newaxis, :])
     return np.atleast_1d((1.0 + above.mean()) / 2.0)
 
 
@@ -403,9 +396,12 @@ def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
     ranks = np.rint(2 * rankdata(np.concatenate([x, y]), axis=0)).astype(np.int64)
     distribution = reduce(np.convolve, [_rank_sums(column, n) for column in ranks.T])
     distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * tasks)
-    p = distribution[distance >= distance[ranks[:n].sum()]].sum()
-    floor = 2 / comb(n + m, n) ** tasks
-    return min(1.0, float(p)), min(1.0, floor)
+    p = float(distribution[distance >= distance[ranks[:n].sum()]].sum())
+    ways = comb(n + m, n) ** tasks
+    if ways < 2**40:
+        # p is a ratio of counts: no rounding error may lift it above the level it meets.
+        p = round(p * ways) / ways
+    return min(1.0, p), min(1.0, 2 / ways)
 
 
 def holm(p: FloatArray) -> FloatArray:
@@ -418,27 +414,50 @@ def holm(p: FloatArray) -> FloatArray:
 
 
 def _select_runs(
-    task: str, curves: Mapping[CellKey, Curves], cells: Sequence[Mapping[str, Any]]
+    task: str, curves: Mapping[CellKey, Curves], results: Results
 ) -> tuple[dict[CellKey, Curves], list[str]]:
-    """The runs to compare on one task, and a sentence for each that cannot be."""
-    candidates = {
-        (cell["agent"], task): cell
-        for cell in cells
-        if cell["task"] == task and cell["status"] != "failed" and (cell["agent"], task) in curves
-    }
-    steps = _common([curves[key].steps for key in candidates])
-    if candidates and not len(steps):
-        return {}, [f"{task}: its agents were never evaluated at the same step."]
-    runs, reasons = {}, []
-    for (agent, _), cell in candidates.items():
-        all_runs = curves[agent, task].select(curves[agent, task].seeds, steps)
-        finite = all_runs.finite_seeds()
-        if finite:
-            runs[agent, task] = all_runs.select(finite, steps)
-        for seed in sorted({*cell["seeds"], *all_runs.seeds} - {*finite}):
-            why = "its return is not a number" if seed in all_runs.seeds else "no evaluation"
-            reasons.append(f"{agent} on {task}, seed {seed}: {why}.")
-    return runs, reasons
+    """The runs to compare on one task, and a sentence for everything on it that cannot be."""
+    cells = {cell["agent"]: cell for cell in results.cells if cell["task"] == task}
+    finite: dict[CellKey, Curves] = {}
+    reasons = []
+    for agent in agents_of(results):
+        cell, curve = cells.get(agent), curves.get((agent, task))
+        if cell is None:
+            reasons.append(f"{agent} on {task}: it was not run.")
+        elif cell["status"] == "failed":
+            why = f" ({cell['reason']})" if cell["reason"] else ""
+            reasons.append(f"{agent} on {task}: it failed{why}.")
+        elif curve is None:
+            reasons.append(f"{agent} on {task}: no complete evaluation.")
+        else:
+            seeds = curve.finite_seeds()
+            for seed in sorted({*cell["seeds"], *curve.seeds} - {*seeds}):
+                why = "a return is not finite" if seed in curve.seeds else "no evaluation"
+                reasons.append(f"{agent} on {task}, seed {seed}: {why}.")
+            if seeds:
+                finite[agent, task] = curve.select(seeds, curve.steps)
+    steps = _common([curve.steps for curve in finite.values()])
+    if finite and not len(steps):
+        return {}, [*reasons, f"{task}: its agents were never evaluated at the same step."]
+    if finite:
+        due = {step for curve in finite.values() for step in curve.steps.tolist()}
+        due |= {step for agent, _ in finite for step in _schedule(cells[agent])}
+        reasons += _left_out_steps(task, steps.tolist(), sorted(due))
+    return {key: curve.select(curve.seeds, steps) for key, curve in finite.items()}, reasons
+
+
+def _schedule(cell: Mapping[str, Any]) -> list[int]:
+    """The steps at which a cell is evaluated once it has finished."""
+    return [*range(cell["eval_every"], cell["steps"], cell["eval_every"]), cell["steps"]]
+
+
+def _left_out_steps(task: str, steps: Sequence[int], due: Sequence[int]) -> list[str]:
+    """Sentences for the steps that evaluations were made at, or should be, and not compared at."""
+    why = "not every agent and seed has a complete evaluation there"
+    last, end = steps[-1], due[-1]
+    gaps = [f"{step:,}" for step in due if step < last and step not in steps]
+    reasons = [f"{task}, at step {', '.join(gaps)}: {why}."] if gaps else []
+    return [*reasons, f"{task}, after step {last:,} of {end:,}: {why}."] if end > last else reasons
 
 
 def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str]) -> dict[str, Any]:
@@ -446,13 +465,14 @@ def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str])
     if probability_of_improvement(x, y)[0] < 0.5:
         first, second, x, y = second, first, y, x
     value, low, high = bootstrap(probability_of_improvement, x, y)
+    margins = [mx - my for mx, my in zip(_exact_means(x), _exact_means(y), strict=True)]
     p, floor = permutation_test(x, y)
     return {
         "better": first,
         "worse": second,
         "tasks": len(tasks),
-        "wins": int((x.mean(axis=0) > y.mean(axis=0)).sum()),
-        "ties": int((x.mean(axis=0) == y.mean(axis=0)).sum()),
+        "wins": sum(margin > 0 for margin in margins),
+        "ties": sum(margin == 0 for margin in margins),
         "seeds_better": len(x),
         "seeds_worse": len(y),
         "probability": value[0],
@@ -461,6 +481,11 @@ def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str])
         "p": p,
         "floor": floor,
     }
+
+
+def _exact_means(returns: FloatArray) -> list[Fraction]:
+    """Each task's mean over seeds, so that equal returns tie in any order and number."""
+    return [sum(map(Fraction, column), Fraction()) / len(column) for column in returns.T.tolist()]
 
 
 def _rank_sums(doubled_ranks: IntArray, size: int) -> FloatArray:
@@ -472,11 +497,6 @@ def _rank_sums(doubled_ranks: IntArray, size: int) -> FloatArray:
         ways[1:, rank:] += ways[:-1, : total + 1 - rank].copy()
     chosen: FloatArray = ways[size] / comb(len(doubled_ranks), size)
     return chosen
-
-
-def _profile(scores: FloatArray, thresholds: FloatArray) -> FloatArray:
-    share: FloatArray = (scores[..., np.newaxis] > thresholds).mean(axis=(0, 1))
-    return share
 
 
 @contextmanager
@@ -502,17 +522,34 @@ def _left_out_of_aggregates(comparison: Comparison, results: Results) -> list[st
             reasons.append(f"{task} from the aggregates: no run of {', '.join(absent)}.")
         elif not comparison.score_ranges[task]:
             reasons.append(f"{task} from the aggregates: the range of its scores is not known.")
-    for agent in comparison.agents if comparison.aggregate_tasks else ():
-        curves = {t: comparison.runs[agent, t].seeds for t in comparison.aggregate_tasks}
-        count = min(len(seeds) for seeds in curves.values())
-        for task, seeds in curves.items():
-            if seeds[count:]:
-                numbers = ", ".join(map(str, seeds[count:]))
-                reasons.append(
-                    f"{agent} on {task}, seed {numbers} from the aggregates: another task has "
-                    f"only {count}, and each must count with as many."
-                )
+    common = _common([comparison.steps(task) for task in comparison.aggregate_tasks])
+    for task in comparison.aggregate_tasks:
+        if count := len(comparison.steps(task)) - len(common):
+            reasons.append(
+                f"{task} from the aggregate learning curve, {count} evaluations: not every task "
+                "has one at the same step."
+            )
     return reasons
+
+
+def _left_out_of_balance(comparison: Comparison) -> list[str]:
+    """Sentences for the seeds that ``Comparison.balanced`` cannot use, wherever it is called."""
+    uses = [("the aggregates", agent, comparison.aggregate_tasks) for agent in comparison.agents]
+    for pair in combinations(comparison.agents, 2):
+        for agent, other in (pair, pair[::-1]):
+            uses.append((f"the pair with {other}", agent, comparison.shared_tasks(*pair)))
+    without: dict[tuple[str, str, int], list[str]] = {}
+    for use, agent, tasks in uses:
+        counts = {task: len(comparison.runs[agent, task].seeds) for task in tasks}
+        for task, count in counts.items():
+            if count > (least := min(counts.values())):
+                without.setdefault((agent, task, least), []).append(use)
+    return [
+        f"{agent} on {task}, seed "
+        f"{', '.join(map(str, comparison.runs[agent, task].seeds[least:]))} from "
+        f"{', '.join(names)}: another task has only {least}, and each must count with as many."
+        for (agent, task, least), names in without.items()
+    ]
 
 
 def _score_ranges(results: Results) -> dict[str, ScoreRange | None]:

@@ -91,7 +91,7 @@ class Cell:
             progress: dict[str, Any] = json.loads(self.progress_file.read_text())
         except (OSError, ValueError):
             return {}
-        return progress
+        return progress if isinstance(progress, dict) else {}
 
     def log_tail(self, lines: int = 5) -> str:
         """The last lines the job printed."""
@@ -126,7 +126,10 @@ class ExperimentStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the experiment for one writer. Raises UserError naming the process that has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made: {error.strerror}") from error
         holder = self.folder / ".holder"
         try:
             with FileLock(self.folder / ".lock", timeout=0):
@@ -134,8 +137,8 @@ class ExperimentStore:
                 yield
         except Timeout:
             raise UserError(
-                f"experiment {self.folder.name!r} is being run by {holder.read_text()}: wait for "
-                "it, or choose another --name"
+                f"experiment {self.folder.name!r} is being run by {_text(holder)}: wait for it, or "
+                "choose another --name"
             ) from None
 
     def cells(self) -> Iterator[Cell]:
@@ -155,8 +158,9 @@ class ExperimentStore:
             raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
         try:
             asked: dict[str, Any] = json.loads(self.file.read_text())
-            if not (isinstance(asked["agents"], list) and isinstance(asked["tasks"], list)):
-                raise TypeError("agents and tasks must be lists")
+            for names in (asked["agents"], asked["tasks"]):
+                if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+                    raise TypeError("agents and tasks must be lists of names")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.file} cannot be read: {error!r}") from error
         return asked
@@ -173,12 +177,12 @@ class ExperimentStore:
         Agents and tasks may be added to an experiment; a cell that is there must be the same job.
         Raises UserError with the difference if it is not; nothing is written then.
         """
+        asked = self.read() if self.file.exists() else {"agents": [], "tasks": []}
         jobs = list(experiment.jobs())
         cells = [self.cell(job.agent, job.task) for job in jobs]
         for cell, job in zip(cells, jobs, strict=True):
             if cell.manifest_file.exists():
                 _refuse_difference(experiment.name, cell.read_manifest().job, job)
-        asked = self.read() if self.file.exists() else {"agents": [], "tasks": []}
         asked |= {
             "name": experiment.name,
             "agents": list(
@@ -209,7 +213,11 @@ class CsvLog:
     def __init__(self, file: Path, size: int = 0) -> None:
         """Continue ``file`` from its first ``size`` bytes: rows after a checkpoint come again."""
         self.file = file.open("a+", newline="")
+        if self.file.seek(0, os.SEEK_END) < size:
+            self.file.close()
+            raise UserError(f"{file} has lost rows that its checkpoint counts: start the cell anew")
         self.file.truncate(size)
+        self.file.seek(size)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows of the same columns; the first ones ever bring the header."""
@@ -286,7 +294,8 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def _as_folder(name: str) -> str:
-    return quote(name, safe=" []=,.+-_:")
+    folder = quote(name, safe=" []=,.+-_:")
+    return folder if folder.strip(".") else folder.replace(".", "%2E")
 
 
 def _table(
@@ -297,13 +306,24 @@ def _table(
     tables = []
     for file, manifest in zip(files, manifests, strict=True):
         if file.exists() and file.stat().st_size:
-            table = pd.read_csv(file)
+            try:
+                table = pd.read_csv(file)
+            except ValueError as error:
+                raise UserError(f"{file} cannot be read: {error}") from error
             table.insert(0, "agent", manifest.job.agent)
             table.insert(1, "task", manifest.job.task)
             tables.append(table)
     if not tables:
         return pd.DataFrame(columns=["agent", "task", *columns])
     return pd.concat(tables, ignore_index=True)
+
+
+def _text(file: Path) -> str:
+    """The text of a file that another process may not have written yet."""
+    try:
+        return file.read_text()
+    except OSError:
+        return "another process"
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -320,7 +340,7 @@ def _read_manifest(file: Path) -> Manifest:
 
 
 def _refuse_difference(name: str, there: Job, asked: Job) -> None:
-    old, new = there.model_dump(), asked.model_dump()
+    old, new = there.model_dump(mode="json"), asked.model_dump(mode="json")
     old |= {f"settings.{key}": value for key, value in old.pop("settings").items()}
     new |= {f"settings.{key}": value for key, value in new.pop("settings").items()}
     changed = [

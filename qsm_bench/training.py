@@ -192,16 +192,22 @@ class Training:
     def _evaluate(self, watch: Callable[[], None]) -> None:
         began = time.perf_counter()
         job = self.job
-        played = evaluate(
-            self.agent,
-            self.evaluation_environments,
-            job.seeds,
-            job.eval_episodes,
-            self.step,
-            self.device,
-            self.stop,
-            watch,
-        )
+        state = self._state()
+        try:
+            played = evaluate(
+                self.agent,
+                self.evaluation_environments,
+                job.seeds,
+                job.eval_episodes,
+                self.step,
+                self.device,
+                self.stop,
+                watch,
+            )
+        except Interrupted:
+            # The evaluation will come again, from before it drew any noise.
+            self.checkpoint.save(self.replay, state)
+            raise
         returns = played.returns
         self.evaluations.append(
             {
@@ -250,28 +256,28 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of the moment after step ``self.step``, before its evaluation."""
-        self.checkpoint.save(
-            self.replay,
-            {
-                "agent": self.agent.state_dict(),
-                "replay_stream": self.replay.stream.state_dict(),
-                "warmup_stream": self.warmup_stream.state_dict(),
-                "step": self.step,
-                "episode": self.episode.tolist(),
-                "episode_start": self.episode_start.tolist(),
-                "episode_return": self.episode_return.tolist(),
-                "finished_returns": self.finished_returns,
-                "metric_sums": self.metric_sums,
-                "metric_updates": self.metric_updates,
-                "train_seconds": self.train_seconds,
-                "evaluation_seconds": self.evaluation_seconds,
-                "last_return": self.last_return,
-                "watched": self.watched,
-                "diagnostics_size": self.diagnostics.size,
-                "evaluations_size": self.evaluations.size,
-                "training_size": self.log.size,
-            },
-        )
+        self.checkpoint.save(self.replay, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "agent": self.agent.state_dict(),
+            "replay_stream": self.replay.stream.state_dict(),
+            "warmup_stream": self.warmup_stream.state_dict(),
+            "step": self.step,
+            "episode": self.episode.tolist(),
+            "episode_start": self.episode_start.tolist(),
+            "episode_return": self.episode_return.tolist(),
+            "finished_returns": self.finished_returns,
+            "metric_sums": self.metric_sums,
+            "metric_updates": self.metric_updates,
+            "train_seconds": self.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+            "last_return": self.last_return,
+            "watched": self.watched,
+            "diagnostics_size": self.diagnostics.size,
+            "evaluations_size": self.evaluations.size,
+            "training_size": self.log.size,
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
@@ -360,7 +366,12 @@ class Checkpoint:
         """Read the state alone. Executes no code from the file: ``weights_only``."""
         if not self.state_file.exists():
             return None
-        state: dict[str, Any] = torch.load(self.state_file, map_location=device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(
+                self.state_file, map_location=device, weights_only=True
+            )
+        except Exception as error:  # torch raises no one kind for a file that is damaged
+            raise UserError(f"{self.state_file} cannot be read: {error}") from error
         return state
 
     def drop_replay(self) -> None:

@@ -81,11 +81,12 @@ def work(
     folder: Annotated[Path, typer.Argument()],
     checkpoint_every: Annotated[int, typer.Option()],
     command: Annotated[str, typer.Option()] = "",
+    parent: Annotated[int | None, typer.Option()] = None,
 ) -> None:
     """Run the job of a cell to its end, or until SIGTERM."""
     cell = Cell(folder)
     manifest = cell.read_manifest()
-    parent = os.getppid()
+    parent = parent or os.getppid()
     stopped = False
 
     def on_signal(number: int, frame: object) -> None:
@@ -131,6 +132,7 @@ def _run(
         training.run(progress)
         progress.write()
         manifest.status = "finished"
+        cell.write_manifest(manifest)
         training.checkpoint.drop_replay()
     except Interrupted:
         manifest.status = "interrupted"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qsm_bench.store import Results
+from qsm_bench.store import SLICE_COLUMNS, Results
 
 Returns = Callable[[str, str, int, int], float]
 """Mean return of an agent on a task for a seed at a step."""
@@ -69,6 +69,8 @@ def make_results(
         training=pd.DataFrame(
             training_rows, columns=[*keys, "wall_clock", "training_return", *metrics]
         ),
+        diagnostics=pd.DataFrame(columns=keys),
+        slices=pd.DataFrame(columns=["agent", "task", *SLICE_COLUMNS]),
     )
 
 

@@ -96,7 +96,8 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
             rows = table[table["statistic"] == statistic].set_index(["agent", "measured"])
             for y, agent in enumerate(agents):
                 for when, offset in ((AT_END, -0.15), (AREA, 0.15)):
-                    _interval(panel, rows.loc[(agent, when)], y + offset, styles[agent], when)
+                    row = rows.loc[[(agent, when)]].iloc[0]
+                    _interval(panel, row, y + offset, styles[agent], when)
             panel.set_title(f"{statistic} ({_better(statistic)} is better)")
             panel.set_yticks(range(len(agents)), agents)
             panel.set_ylim(len(agents) - 0.5, -0.5)
@@ -105,7 +106,7 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
             Line2D([], [], color=INK, marker="o", linestyle="-", label=AT_END),
             Line2D([], [], color=INK, marker="o", linestyle="-", mfc=PAPER, label=AREA),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
         figure.supxlabel("normalised score", fontsize=9)
     return figure
 
@@ -160,6 +161,32 @@ def curves(
         figure.supxlabel(x_label, fontsize=9)
         figure.supylabel(y_label, fontsize=9)
         _legend(figure, _agents(table, styles), styles)
+    return figure
+
+
+def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Figure:
+    """A row a task, a panel an agent: Q along the action axis over the share of samples there."""
+    agents = _agents(table, styles)
+    tasks = list(dict.fromkeys(table["task"]))
+    with mpl.rc_context(STYLE):
+        size = (1.2 + 2.6 * len(agents), 0.7 + 2.0 * len(tasks))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(tasks), len(agents), squeeze=False, sharex=True)
+        for row, task in zip(panels, tasks, strict=True):
+            for panel, agent in zip(row, agents, strict=True):
+                part = table[(table["task"] == task) & (table["agent"] == agent)]
+                at = part["action"].to_numpy(dtype=float)
+                width = 2.0 / max(1, len(at))
+                share = part["share"].to_numpy(dtype=float)
+                panel.bar(at, share, width, color=styles[agent].colour, alpha=0.45)
+                panel.set_ylim(0.0, 1.05)
+                panel.set_title(f"{agent} on {task}")
+                value = panel.twinx()
+                value.plot(at, part["q"].to_numpy(dtype=float), color=INK)
+                value.spines["right"].set_visible(True)
+                value.grid(visible=False)
+        figure.supxlabel("first action dimension", fontsize=9)
+        figure.supylabel("share of samples (bars); Q on the right axis (line)", fontsize=9)
     return figure
 
 

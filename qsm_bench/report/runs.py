@@ -1,0 +1,265 @@
+"""Sections on how the results came about: cost, trainers' insides, what ran, what is missing."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from qsm_bench.report import figures
+from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
+from qsm_bench.report.drawing import NONE, Drawing, count, listed, number
+from qsm_bench.statistics import Comparison, agents_of, learning_curves, task_curves
+from qsm_bench.store import Results
+
+MEASURES = {
+    "score_gradient_cosine": "cosine of score and action gradient",
+    "actor_gradient_norm": "norm of the actor's gradient",
+    "clipped_share": "share of action entries at a bound",
+    "action_entropy": "action entropy (nats)",
+    "action_modes": "modes of the action distribution",
+    "critic_bias": "critic bias (Q minus return-to-go)",
+}
+PROTOCOL = (
+    "steps",
+    "warmup_steps",
+    "batch_size",
+    "replay_capacity",
+    "eval_every",
+    "eval_episodes",
+    "action_repeat",
+    "seeds",
+    "device",
+)
+
+
+def cost(results: Results, drawing: Drawing) -> Section:
+    """Time, rates, and return against time."""
+    rows = []
+    for cell in results.cells:
+        seeds, train = len(cell["seeds"]), cell["train_seconds"]
+        rows.append(
+            {
+                "agent": cell["agent"],
+                "task": cell["task"],
+                "seeds": seeds,
+                "steps": cell["step"],
+                "training_seconds": train,
+                "evaluation_seconds": cell["evaluation_seconds"],
+                "seed_updates_per_second": seeds * cell["updates"] / train if train else None,
+                "environment_steps_per_second": seeds * cell["step"] / train if train else None,
+            }
+        )
+    data = pd.DataFrame(rows)
+    cells = pd.DataFrame(
+        {
+            "agent": row["agent"],
+            "task": row["task"],
+            "steps x seeds": f"{row['steps']:,} x {row['seeds']}",
+            "training (min)": number(row["training_seconds"] / 60),
+            "evaluation (min)": number(row["evaluation_seconds"] / 60),
+            "updates/s": _rate(row["seed_updates_per_second"]),
+            "environment steps/s": _rate(row["environment_steps_per_second"]),
+        }
+        for row in rows
+    )
+    blocks: list[Block] = [
+        Table(
+            "cost",
+            "Wall clock of each cell, all its seeds together on one thread or device; rates are "
+            "sums over seeds, and count the training time alone.",
+            cells,
+            data,
+        )
+    ]
+    curves = _return_against_time(results)
+    if not curves.empty:
+        blocks.append(
+            drawing.picture(
+                "return-against-time",
+                figures.curves(
+                    curves,
+                    drawing.styles,
+                    x="minutes",
+                    x_label="minutes since the cell began",
+                    y_label="return",
+                    panel_by="task",
+                ),
+                curves,
+                alt="Mean return against wall-clock minutes, a panel for each task.",
+                caption="Return against the cell's wall clock, evaluations included.",
+            )
+        )
+    return Section("Cost", blocks)
+
+
+def _return_against_time(results: Results) -> pd.DataFrame:
+    clock = results.training.groupby(["agent", "task", "step"], as_index=False)["wall_clock"].max()
+    curves = task_curves(learning_curves(results)).merge(clock, on=["agent", "task", "step"])
+    return curves.assign(minutes=curves.pop("wall_clock").astype(float) / 60)
+
+
+def trainers(results: Results, drawing: Drawing) -> Section:
+    """What the diffusion trainers' policies and critics look like as they learn."""
+    table = _measures(results)
+    if table.empty:
+        return Section("Trainers' diagnostics", [])
+    blocks: list[Block] = [
+        Text(
+            "Measured at every evaluation, for every diffusion agent, at the same states of the "
+            "warm-up. The cosine is between the policy's score and the critic's action gradient "
+            "at the policy's samples; samples at a bound of the action box mark an overshoot; "
+            "modes are those of a kernel density of 64 samples; the critic's bias is its value "
+            "minus the discounted return that evaluation episodes then brought, where that can "
+            "be observed."
+        )
+    ]
+    for task, part in table.groupby("task", sort=False):
+        name = f"diagnostics-{''.join(c if c.isalnum() else '-' for c in str(task))}"
+        last = part.groupby(["measure", "agent"], sort=False).last().reset_index()
+        ends = "; ".join(
+            f"{r['measure']}, {r['agent']}: {number(r['value'])}" for _, r in last.iterrows()
+        )
+        blocks.append(
+            drawing.picture(
+                name,
+                figures.curves(
+                    part,
+                    drawing.styles,
+                    x="step",
+                    x_label="steps",
+                    y_label="",
+                    panel_by="measure",
+                ),
+                part,
+                alt=f"Diagnostics on {task} over steps. At the end: {ends}.",
+                caption=f"{task}: mean over seeds, and their range.",
+            )
+        )
+    slices = results.slices
+    first = slices[(slices["seed"] == slices["seed"].min()) & (slices["state"] == 0)]
+    blocks.append(
+        drawing.picture(
+            "action-slices",
+            figures.action_slices(first, drawing.styles),
+            first,
+            alt="For each diffusion agent and task, the critic's value along the first action "
+            "dimension and the share of the policy's samples there.",
+            caption="The critic along the first action dimension beside the policy's samples, at "
+            "the first watched state of the first seed after training: samples that gather at "
+            "maxima of Q are modes, samples at the bounds where Q is low are overshoot.",
+        )
+    )
+    return Section("Trainers' diagnostics", blocks)
+
+
+def _measures(results: Results) -> pd.DataFrame:
+    """Columns: task, agent, measure, step, value (mean over seeds), low, high (their range)."""
+    keys = ["task", "agent", "step"]
+    diagnosed = set(results.diagnostics["agent"])
+    tables = []
+    for measure, title in MEASURES.items():
+        for source in (results.diagnostics, results.training):
+            if measure in source:
+                rows = source[source["agent"].isin(diagnosed)].dropna(subset=[measure])
+                spread = rows.groupby(keys, sort=False)[measure].agg(["mean", "min", "max"])
+                spread.columns = pd.Index(["value", "low", "high"])
+                tables.append(spread.reset_index().assign(measure=title))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def what_ran(results: Results) -> Section:
+    """Settings, versions, hardware, and the commands to run it again."""
+    agents = agents_of(results)
+    settings = {agent: _settings(results, agent) for agent in agents}
+    names = list(dict.fromkeys(name for values in settings.values() for name in values))
+    rows = [
+        {"setting": name, **{agent: settings[agent].get(name, NONE) for agent in agents}}
+        for name in names
+    ]
+    different = [row for row in rows if len({row[agent] for agent in agents}) > 1]
+    same = [row for row in rows if row not in different]
+    protocol = [
+        {"setting": name, "value": _values(cell[name] for cell in results.cells)}
+        for name in PROTOCOL
+    ]
+    blocks: list[Block] = []
+    for name, caption, part in (
+        ("settings-different", f"Settings that differ; {NONE}: the agent has none.", different),
+        ("settings-same", "Settings that all agents share.", same),
+        ("protocol", "The protocol of every cell.", protocol),
+        ("environment", "Where it ran.", _environment(results)),
+    ):
+        if part:
+            frame = pd.DataFrame(part)
+            blocks.append(Table(name, caption, frame, frame))
+    blocks += [Text("To run it again:"), Code("\n".join(_unique(_commands(results))))]
+    return Section("What ran", blocks)
+
+
+def _settings(results: Results, agent: str) -> dict[str, str]:
+    """Each setting as text; where tasks have their own, with the tasks."""
+    cells = [cell for cell in results.cells if cell["agent"] == agent]
+    shown = {}
+    for name in dict.fromkeys(name for cell in cells for name in cell["settings"]):
+        tasks: dict[str, list[str]] = {}
+        for cell in cells:
+            tasks.setdefault(_shown(cell["settings"].get(name, NONE)), []).append(cell["task"])
+        common = max(tasks, key=lambda value: len(tasks[value]))
+        others = [f"{value} on {listed(on)}" for value, on in tasks.items() if value != common]
+        shown[name] = f"{common} ({'; '.join(others)})" if others else common
+    return shown
+
+
+def _environment(results: Results) -> list[dict[str, str]]:
+    ran = [cell for cell in results.cells if cell["versions"]]
+    versions = list(dict.fromkeys(name for cell in ran for name in cell["versions"]))
+    hardware = list(dict.fromkeys(name for cell in ran for name in cell["hardware"]))
+    facts: dict[str, Iterable[Any]] = {
+        "commit": (cell["commit"] or "unknown" for cell in ran),
+        "started": [min((c["started"] for c in ran if c["started"]), default=NONE)],
+        "last ended": [max((c["finished"] for c in ran if c["finished"]), default=NONE)],
+    }
+    facts |= {name: [c["hardware"].get(name) for c in ran] for name in hardware}
+    facts |= {name: [c["versions"].get(name, NONE) for c in ran] for name in versions}
+    return [{"what": name, "value": _values(values)} for name, values in facts.items()]
+
+
+def _commands(results: Results) -> Iterable[str]:
+    for cell in results.cells:
+        yield cell["command"] or results.experiment.get("command", "")
+    yield f"python -m qsm_bench report {results.name}"
+
+
+def what_is_missing(comparison: Comparison, results: Results) -> Section:
+    """Everything that was asked for and is not in the statistics."""
+    sentences = [
+        f"{cell['agent']} on {cell['task']}: {cell['status']} at step {cell['step']:,}"
+        + (f" ({cell['reason']})" if cell["reason"] else "")
+        + "."
+        for cell in results.cells
+        if cell["status"] != "finished"
+    ]
+    sentences += comparison.left_out
+    if not sentences:
+        runs = sum(len(run.seeds) for run in comparison.runs.values())
+        sentences = [f"Nothing: all {count(runs, 'run')} finished and are in the statistics."]
+    return Section("What failed, diverged or is missing", [Bullets(_unique(sentences))])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _values(values: Iterable[Any]) -> str:
+    """All different values."""
+    return "; ".join(_unique(_shown(value) for value in values if value is not None)) or NONE
+
+
+def _rate(value: float | None) -> str:
+    return NONE if value is None else number(value)
+
+
+def _unique(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,154 @@
+"""Critics of known form in the place of learned ones, and the agents' formulas written plainly."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.diffusion import Denoiser
+from agents.diffusion_agent import Noise
+from agents.protocol import Batch
+
+CPU = torch.device("cpu")
+Value = Callable[[Tensor, Tensor], Tensor]
+"""Q(s, a): ([S, B, obs], [S, B, act]) -> [S, B]."""
+
+
+class FixedCritic(nn.Module):
+    """Two given functions as the twin critics of every seed."""
+
+    def __init__(self, first: Value, second: Value | None = None) -> None:
+        super().__init__()
+        self.values = (first, second or first)
+        # The target network's update needs a parameter to move.
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return torch.stack([value(observation, action) for value in self.values])
+
+
+class NoOptimiser:
+    """Counts its updates and changes nothing."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def minimise(self, loss: Tensor) -> Tensor:
+        self.updates += 1
+        return torch.zeros_like(loss)
+
+
+def fix_critic(agent: Any, first: Value, second: Value | None = None) -> None:
+    """Make known functions the agent's critic, for good."""
+    agent.critic = agent.target_critic = FixedCritic(first, second)
+    agent.critic_optimiser = NoOptimiser()
+
+
+def in_float64(agent: Any) -> Any:
+    """The agent, its networks and its noise schedule in float64."""
+    for part in (getattr(agent, name) for name in agent.parts):
+        if isinstance(part, nn.Module):
+            part.double()
+    if hasattr(agent, "schedule"):
+        agent.schedule.abar = agent.schedule.abar.double()
+    return agent
+
+
+def doubled(noise: Any) -> Any:
+    """A tensor or named tuple of tensors with its real numbers in float64."""
+    if isinstance(noise, Tensor):
+        return noise.double() if noise.is_floating_point() else noise
+    return type(noise)(*map(doubled, noise))
+
+
+def perturb(network: nn.Module, scale: float = 0.3) -> None:
+    """Add noise to every parameter, to tell a network from one it is a copy of."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+
+
+def make_batch(
+    seeds: int, size: int, observation_size: int, action_size: int, dtype: torch.dtype
+) -> Batch:
+    """Uniform actions, normal observations and rewards, and some terminations."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(seeds, size, *shape, dtype=dtype)
+
+    return Batch(
+        observation=normal(observation_size),
+        action=2 * torch.rand(seeds, size, action_size, dtype=dtype) - 1,
+        reward=normal(),
+        discount=0.99 * (normal() > -1).to(dtype),
+        next_observation=normal(observation_size),
+    )
+
+
+def plain_schedule(steps: int) -> tuple[list[float], list[float]]:
+    """alpha_t and abar_t for t = 0..T."""
+    alpha = [1.0]
+    for t in range(1, steps + 1):
+        alpha.append(math.exp(-0.1 / steps - (10 - 0.1) * (2 * t - 1) / (2 * steps**2)))
+    return alpha, [math.prod(alpha[: t + 1]) for t in range(steps + 1)]
+
+
+def plain_mean(action: Tensor, predicted: Tensor, t: int, steps: int) -> Tensor:
+    """mu = (a^t - beta_t / sqrt(1 - abar_t) e) / sqrt(alpha_t)."""
+    alpha, abar = plain_schedule(steps)
+    return (action - (1 - alpha[t]) / math.sqrt(1 - abar[t]) * predicted) / math.sqrt(alpha[t])
+
+
+def plain_sample(denoiser: Denoiser, steps: int, observation: Tensor, noise: Tensor) -> Tensor:
+    """a^{t-1} = clip(mu + [t > 1] sqrt(beta_t) z, -1, 1), from a^T = noise[:, 0]."""
+    alpha, _ = plain_schedule(steps)
+    denoise = denoiser.given(observation)
+    action = noise[:, 0]
+    for t in range(steps, 0, -1):
+        action = plain_mean(action, denoise(action, t), t, steps)
+        if t > 1:
+            action = action + math.sqrt(1 - alpha[t]) * noise[:, steps + 1 - t]
+        action = action.clamp(-1, 1)
+    return action
+
+
+def plain_critic_loss(
+    agent: Any, batch: Batch, next_action: Tensor, bonus: Tensor | float = 0.0
+) -> Tensor:
+    """Squared error of both critics against R_n + g^n m (min_i Qbar_i(s', a') + bonus), [S]."""
+    first, second = agent.critic(batch.observation, batch.action)
+    one, two = agent.target_critic(batch.next_observation, next_action)
+    y = batch.reward + batch.discount * (torch.minimum(one, two) + bonus)
+    return (first - y).square().mean(dim=-1) + (second - y).square().mean(dim=-1)
+
+
+def assert_critic_learns_as_written(agent: Any) -> None:
+    """A diffusion agent's critic has the target of the text, and its target network follows."""
+    in_float64(agent)
+    perturb(agent.target_critic)
+    batch = make_batch(2, 16, 3, 2, torch.float64)
+    steps = agent.config.diffusion_steps
+    chain = torch.randn(2, steps, 16, 2, dtype=torch.float64)
+    exploration = 3 * torch.randn(2, 16, 2, dtype=torch.float64)
+    noise = Noise(chain, exploration, doubled(agent.draw_actor_noise(16)))
+    with torch.no_grad():
+        next_action = plain_sample(agent.next_denoiser(), steps, batch.next_observation, chain)
+        next_action = (next_action + 0.1 * exploration).clamp(-1, 1)
+        expected = plain_critic_loss(agent, batch, next_action)
+    old_target = [p.clone() for p in agent.target_critic.parameters()]
+    old_critic = [p.clone() for p in agent.critic.parameters()]
+
+    metrics = agent.step(batch, noise)
+
+    torch.testing.assert_close(metrics["critic_loss"], expected)
+    for target, old, new, before in zip(
+        agent.target_critic.parameters(),
+        old_target,
+        agent.critic.parameters(),
+        old_critic,
+        strict=True,
+    ):
+        assert not torch.equal(new, before)
+        torch.testing.assert_close(target, 0.995 * old + 0.005 * new)

@@ -1,0 +1,568 @@
+"""The command line: every wrong input is one line and status 2, every command says what it did."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qsm_bench import cli
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.store import Cell, ExperimentStore, load_results
+
+TINY = ("--seeds=2", "--steps=60", "--warmup-steps=10", "--batch-size=8", "--eval-every=25")
+TINY += ("--eval-episodes=2", "--device=cpu")
+AGENTS = "sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]"
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def call(*arguments: str) -> Outcome:
+    """Run the command line in this process; an exception that would be a traceback escapes."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["qsm_bench", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def run(*arguments: str, agents: str = "sac", tasks: str = "bimodal-bandit") -> tuple[str, ...]:
+    return ("run", f"--agents={agents}", f"--tasks={tasks}", *TINY, *arguments)
+
+
+class Environment(gymnasium.Env[Any, Any]):
+    def __init__(self, observation_space: spaces.Space[Any] | None = None) -> None:
+        self.observation_space = observation_space or spaces.Box(-1, 1, (1,))
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+class Raises(Environment):
+    def __init__(self) -> None:
+        raise RuntimeError("the licence\nhas expired")
+
+
+class Words(Environment):
+    def __init__(self) -> None:
+        super().__init__(spaces.Dict({"words": spaces.Text(8)}))
+
+
+gymnasium.register("test_cli/Raises-v0", Raises)
+gymnasium.register("test_cli/Words-v0", Words)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def assert_refused(outcome: Outcome, message: str = "") -> None:
+    assert outcome.status == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert len(outcome.err.split(maxsplit=2)) > 2, "it says nothing"
+    assert message in outcome.err
+
+
+WRONG = {
+    # Names.
+    "an unknown agent": (run(agents="qms"), "unknown agent 'qms': did you mean 'qsm"),
+    "an agent like no other": (run(agents="zzzz"), "it must be one of qsm"),
+    "an unknown preset": (run(agents="qsm_refrence"), "did you mean 'qsm_reference'"),
+    "a module that is not there": (run(agents="nowhere:Agent"), "no module named 'nowhere'"),
+    "a class that is not there": (run(agents="agents.sac:Sack"), "agents.sac has no 'Sack'"),
+    "a class that is no agent": (run(agents="pathlib:Path"), "does not keep the protocol"),
+    "an agent of no module": (run(agents=":Agent"), "':Agent'"),
+    "an agent of no class": (run(agents="agents.sac:"), "'agents.sac:'"),
+    "an agent of a relative module": (run(agents=".sac:SAC"), "'.sac:SAC'"),
+    "an unknown suite": (
+        ("run", "--agents=sac", "--suite=dmc_esy"),
+        "unknown suite 'dmc_esy': did you mean 'dmc_easy'",
+    ),
+    "an unknown task": (run(tasks="four-goal"), "unknown task 'four-goal': did you mean 'four-g"),
+    "an unknown task of Gymnasium": (run(tasks="HalfCheeta-v5"), "did you mean 'HalfCheetah-v5"),
+    "a task's missing module": (run(tasks="nowhere:Task-v0"), "'nowhere' cannot be imported"),
+    "an agent twice": (run(agents="sac,sac"), "agent 'sac' is named twice"),
+    "an agent's label twice": (
+        run(agents="sac[polyak=0.1],sac[polyak=1e-1]"),
+        "agent 'sac[polyak=0.1]' is named twice",
+    ),
+    "a task twice": (run(tasks="four-goals,four-goals"), "task 'four-goals' is named twice"),
+    "no agents": (run(agents=" , "), "--agents is empty"),
+    "no tasks": (run(tasks=","), "--tasks is empty"),
+    "neither suite nor tasks": (("run", "--agents=sac"), "give either --suite"),
+    "both suite and tasks": (run("--suite=small"), "give either --suite"),
+    # Settings.
+    "an unknown setting": (run(agents="sac[polyac=1]"), "did you mean 'polyak'"),
+    "a setting of the wrong type": (run(agents="sac[polyak=soft]"), "'soft' is not right"),
+    "a setting out of range": (run(agents="sac[polyak=0]"), "setting polyak of sac: 0 is not"),
+    "an endless number": (run(agents="sac[learning_rate=1e999]"), "not a finite number"),
+    "a number of 5000 digits": (run(agents=f"sac[learning_rate={'1' * 5000}]"), "learning_rate"),
+    "lists of lists": (run(agents=f"sac[polyak={'[' * 9999}{']' * 9999}]"), "polyak"),
+    "an open bracket": (run(agents="sac[polyak=1"), "name[setting=value,...]"),
+    "--set of another agent": (run("--set=td3.polyak=1"), "agent 'td3' is not in --agents"),
+    "--set without agent": (run("--set=polyak=1"), "write it as agent.setting=value"),
+    "--set of an unknown setting": (run("--set=sac.polyac=1"), "did you mean 'polyak'"),
+    # Options.
+    "an unknown command": (("trian",), "trian"),
+    "an unknown option": (run("--sedes=3"), "--sedes"),
+    "a missing option": (("run", "--tasks=four-goals"), "--agents"),
+    "a missing argument": (("report",), "argument"),
+    "one argument too many": (("list", "agents", "tasks"), "tasks"),
+    "seeds that are none": (run("--seeds=0"), "--seeds"),
+    "seeds that are no number": (run("--seeds=two"), "--seeds"),
+    "seeds in part": (run("--seeds=1.5"), "--seeds"),
+    "one step": (run("--steps=1"), "--steps"),
+    "no warm-up": (run("--warmup-steps=0"), "--warmup-steps"),
+    "an empty batch": (run("--batch-size=0"), "--batch-size"),
+    "evaluation every no steps": (run("--eval-every=0"), "--eval-every"),
+    "evaluation of no episodes": (run("--eval-episodes=-1"), "--eval-episodes"),
+    "no workers": (run("--workers=0"), "--workers"),
+    "checkpoints every no steps": (run("--checkpoint-every=0"), "--checkpoint-every"),
+    "nothing but warm-up": (run("--warmup-steps=60"), "--steps 60 leaves nothing to learn"),
+    "a device of no kind": (run("--device=abacus"), "--device 'abacus'"),
+    "a device that is not there": (run("--device=cuda:99"), "--device 'cuda:99'"),
+    "a device of another kind": (run("--device=meta"), "use auto, cpu, cuda or cuda:N"),
+    "an empty device": (run("--device="), "use auto, cpu, cuda or cuda:N"),
+    "a device of no number": (run("--device=cuda:x"), "use auto, cpu, cuda or cuda:N"),
+    "results in a file": (run(f"--results={__file__}"), f"{__file__}"),
+    # Tasks that cannot be trained on.
+    "discrete actions": (run(tasks="CartPole-v1"), "action space Discrete(2) is not a Box"),
+    "observations in words": (run(tasks="test_cli/Words-v0"), "cannot be flattened to a Box"),
+    "a task that raises": (run(tasks="test_cli/Raises-v0"), "the licence has expired"),
+    # Experiments.
+    **{
+        f"an experiment called {name!r}": (run(f"--name={name}"), "experiment name")
+        for name in ("../x", ".x", "a/b", "/tmp", "-x", " ", "a b", "a\nb", "x" * 101, "ä", "..")
+    },
+    "an experiment without a name": (run("--name="), "experiment name ''"),
+    "the report of none": (("report", "none"), "no experiment 'none'"),
+    "the status of none": (("status", "none"), "no experiment 'none'"),
+    "the status of a path": (("status", "../none"), "experiment name '../none'"),
+    "the report of a path": (("report", "/none"), "experiment name '/none'"),
+    "the evaluation of none": (
+        ("evaluate", "none", "--agent=sac", "--task=four-goals"),
+        "no experiment 'none'",
+    ),
+    "the evaluation of no agent": (("evaluate", "none", "--task=four-goals"), "--agent"),
+    "a list of something else": (("list", "agent"), "did you mean 'agents'"),
+    "a list of anything": (("list", "xyz"), "it must be one of agents, suites, tasks"),
+    "the description of an unknown agent": (("describe", "sca"), "did you mean 'sac'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_input_is_one_line_and_leaves_nothing(folder: Path, wrong: str) -> None:
+    arguments, message = WRONG[wrong]
+    assert_refused(call(*arguments), message)
+    assert list(folder.iterdir()) == []
+
+
+def test_no_command_shows_the_commands() -> None:
+    outcome = call()
+    assert outcome.status in (0, 2)
+    assert "evaluate" in outcome.out
+    assert outcome.err == ""
+
+
+def test_ctrl_c_before_anything_runs_is_no_traceback(folder: Path) -> None:
+    with patch("qsm_bench.experiment.parse_agents", side_effect=KeyboardInterrupt):
+        outcome = call(*run())
+    assert outcome.status == 130
+    assert "Traceback" not in outcome.err
+
+
+def test_an_agent_whose_module_raises_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "agent_that_raises.py").write_text("raise RuntimeError('no licence')")
+    assert_refused(call(*run(agents="agent_that_raises:Agent")), "no licence")
+
+
+def test_a_label_too_long_for_a_folder_is_one_line_and_leaves_nothing(folder: Path) -> None:
+    widths = ",".join(["256"] * 70)
+    assert_refused(call(*run(agents=f"sac[hidden_sizes=[{widths}]]")))
+    assert list(folder.iterdir()) == []
+
+
+ANY_TEXT = st.text(max_size=12) | st.text(alphabet="sactd3[]=,.:/1e-_ \0\n", max_size=24)
+
+
+@pytest.mark.parametrize("option", ["--agents", "--set", "--tasks", "--name"])
+@settings(max_examples=25)
+@given(text=ANY_TEXT)
+@example(text=":")
+@example(text=".:b")
+@example(text="..a:b")
+@example(text="\0:b")
+@example(text="\ud800")
+@example(text="sac.polyak=\ud800")
+def test_no_text_at_all_is_a_traceback(option: str, text: str) -> None:
+    """It is either right or refused in one line."""
+    with patch.object(cli, "_show_plan"):
+        outcome = call(*run("--dry-run", f"{option}={text}"))
+    if outcome.status:
+        assert_refused(outcome)
+
+
+def experiment(**changes: Any) -> Experiment:
+    asked: dict[str, Any] = {
+        "name": "there",
+        "agents": parse_agents(AGENTS),
+        "tasks": ("bimodal-bandit",),
+        "seeds": 2,
+        "steps": 60,
+        "warmup_steps": 10,
+        "batch_size": 8,
+        "eval_every": 25,
+        "eval_episodes": 2,
+        "device": "cpu",
+    }
+    return Experiment(**asked | changes)
+
+
+@pytest.fixture
+def laid_out(folder: Path) -> Path:
+    """The folder of an experiment that was laid out and never begun."""
+    ExperimentStore(folder / "results", "there").prepare(experiment(), "test")
+    return folder / "results" / "there"
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        (("--steps=61",), "(steps was 60 and is 61; replay_capacity was 60 and is 61): choose"),
+        (("--seeds=3",), "seeds was "),
+        (
+            ("--batch-size=16", "--eval-episodes=3"),
+            "batch_size was 8 and is 16; eval_episodes was 2 and is 3): choose",
+        ),
+    ],
+)
+def test_another_configuration_under_a_name_is_refused_with_the_difference(
+    laid_out: Path, changes: tuple[str, ...], difference: str
+) -> None:
+    before = {file: file.read_bytes() for file in laid_out.rglob("*") if file.is_file()}
+    outcome = call(*run("--name=there", *changes, agents=AGENTS))
+    assert_refused(outcome, difference)
+    after = {file: file.read_bytes() for file in laid_out.rglob("*") if file.is_file()}
+    assert {file: text for file, text in after.items() if file.name[0] != "."} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "ther"), "did you mean 'there'"),
+        (("evaluate", "there", "--agent=sac", "--task=bimodal-bandit"), "no agent 'sac'"),
+        (
+            ("evaluate", "there", "--agent=td3[hidden_sizes=[8]]", "--task=four-goals"),
+            "no task 'four-goals': it must be one of bimodal-bandit",
+        ),
+        (
+            ("evaluate", "there", "--agent=td3[hidden_sizes=[8]]", "--task=bimodal-bandit"),
+            "has no checkpoint yet",
+        ),
+    ],
+)
+def test_a_cell_that_is_not_there_is_refused(
+    laid_out: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    assert_refused(call(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("gymnasium_id", "nowhere:Task-v0"), ("agent_name", "nowhere:Agent")]
+)
+def test_evaluating_what_is_no_longer_installed_is_one_line(
+    laid_out: Path, field: str, value: str
+) -> None:
+    (cell, _) = ExperimentStore(laid_out.parent, "there").cells()
+    manifest = json.loads(cell.manifest_file.read_text())
+    manifest["job"][field] = value
+    if field == "gymnasium_id":
+        manifest["job"]["task"] = value
+    else:
+        cell.checkpoint.mkdir()
+        torch.save({"agent": {}, "step": 0}, cell.checkpoint / "state.pt")
+    cell.manifest_file.write_text(json.dumps(manifest))
+    arguments = (f"--agent={manifest['job']['agent']}", "--task=bimodal-bandit")
+    assert_refused(call("evaluate", "there", *arguments), "nowhere")
+
+
+def test_a_checkpoint_that_is_cut_off_is_one_line(laid_out: Path) -> None:
+    (cell, _) = ExperimentStore(laid_out.parent, "there").cells()
+    cell.checkpoint.mkdir()
+    (cell.checkpoint / "state.pt").write_bytes(b"PK\x03\x04")
+    agent = cell.read_manifest().job.agent
+    outcome = call("evaluate", "there", f"--agent={agent}", "--task=bimodal-bandit")
+    assert_refused(outcome, "state.pt")
+
+
+def test_a_dry_run_shows_the_cells_and_writes_nothing(folder: Path) -> None:
+    outcome = call(*run("--dry-run", "--workers=1", agents=AGENTS, tasks="four-goals"))
+    assert outcome.status == 0
+    assert list(folder.iterdir()) == []
+    assert outcome.err == ""
+    lines = outcome.out.splitlines()
+    for line, agent in zip(lines[1:3], ("sac", "td3"), strict=True):
+        assert line.split()[:2] == [f"{agent}[hidden_sizes=[8]]", "four-goals"]
+    assert "2 cells, 1 at a time" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        ("agents", ["qsm", "qsm_reference", "sac", "td3", "diffusion_ql", "diffusion_pg"]),
+        ("suites", ["dmc_easy_medium", "smoke", "small"]),
+        ("tasks", ["cartpole-swingup", "bimodal-bandit", "four-goals", "linear-quadratic"]),
+    ],
+)
+def test_a_list_has_one_line_each(what: str, shown: list[str]) -> None:
+    outcome = call("list", what)
+    assert outcome.status == 0
+    names = [line.split()[0] for line in outcome.out.splitlines()]
+    assert set(shown) <= set(names)
+    assert len(set(names)) == len(names)
+
+
+def test_a_description_has_every_setting_with_its_default() -> None:
+    outcome = call("describe", "sac")
+    assert outcome.status == 0
+    for line in ("hidden_sizes = (256, 256)", "learning_rate = 0.0003", "polyak = 0.005"):
+        assert line in outcome.out
+
+
+def test_status_shows_cells_that_wait(laid_out: Path) -> None:
+    outcome = call("status", "there")
+    assert outcome.status == 0
+    assert outcome.out.splitlines() == [
+        f"{agent}[hidden_sizes=[8]] on bimodal-bandit: pending, step 0/60"
+        for agent in ("sac", "td3")
+    ]
+
+
+ROOT = Path(__file__).parents[2]
+REAL_TASKS, REAL_AGENTS = ("linear-quadratic",), ("sac[hidden_sizes=[8]]", "td3[hidden_sizes=[8]]")
+REAL = ("run", f"--agents={AGENTS}", "--tasks=linear-quadratic", "--name=real", *TINY)
+REAL += ("--steps=240", "--eval-every=120", "--workers=2")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command line as a user has it, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "qsm_bench", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+class Real(NamedTuple):
+    folder: Path
+    out: str
+
+    @property
+    def cells(self) -> list[Cell]:
+        return list(ExperimentStore(self.folder / "results", "real").cells())
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    """An experiment that was run to its end."""
+    folder = tmp_path_factory.mktemp("real")
+    process = start(folder, *REAL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err == ""
+    return Real(folder, out)
+
+
+@pytest.fixture
+def in_real(real: Real, monkeypatch: pytest.MonkeyPatch) -> Real:
+    monkeypatch.chdir(real.folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return real
+
+
+def test_a_run_leaves_an_evaluation_for_every_seed_step_and_episode(real: Real) -> None:
+    evaluations = load_results(real.folder / "results", "real").evaluations
+    found = evaluations[["agent", "task", "step", "seed", "episode"]].itertuples(index=False)
+    assert sorted(map(tuple, found)) == sorted(
+        itertools.product(REAL_AGENTS, REAL_TASKS, (120, 240), (0, 1), (0, 1))
+    )
+    assert np.isfinite(evaluations["return"]).all()
+    assert (evaluations["length"] == 50).all()
+
+
+def test_a_manifest_says_what_ran_and_on_what(real: Real) -> None:
+    for cell, agent in zip(real.cells, REAL_AGENTS, strict=True):
+        manifest = cell.read_manifest()
+        assert manifest.status == "finished"
+        assert manifest.reason is None
+        assert manifest.job.agent == agent
+        assert manifest.job.settings["hidden_sizes"] in ([8], (8,))
+        assert (manifest.step, manifest.updates) == (240, 230)
+        assert manifest.train_seconds > 0
+        assert {"python", "torch", "gymnasium", "numpy"} <= manifest.versions.keys()
+        assert manifest.hardware["cores"] >= 1
+        assert manifest.started is not None
+        assert manifest.finished is not None
+        assert manifest.started <= manifest.finished
+        assert manifest.command.startswith("python -m qsm_bench run ")
+        assert "--steps=240" in manifest.command
+
+
+def test_a_finished_cell_keeps_its_policy_and_not_its_replay(real: Real) -> None:
+    for cell in real.cells:
+        assert [file.name for file in cell.checkpoint.iterdir()] == ["state.pt"]
+        assert not list(cell.folder.rglob("*.tmp"))
+
+
+def test_a_log_has_plain_lines_of_every_cell(real: Real) -> None:
+    assert "\x1b" not in real.out
+    assert real.out.isascii()
+    *lines, last = real.out.splitlines()
+    assert "python -m qsm_bench report real" in last
+    for agent in REAL_AGENTS:
+        own = [line for line in lines if line.startswith(f"{agent} on linear-quadratic: ")]
+        assert "running, step" in own[0]
+        assert "finished, step 240/240, return " in own[-1]
+
+
+def test_a_second_run_skips_what_is_finished(in_real: Real) -> None:
+    before = {cell.folder: cell.manifest_file.read_bytes() for cell in in_real.cells}
+    outcome = call(*REAL)
+    assert outcome.status == 0, outcome.err
+    assert "2 finished cells are skipped" in outcome.out
+    assert {cell.folder: cell.manifest_file.read_bytes() for cell in in_real.cells} == before
+
+
+def test_status_shows_cells_that_finished(in_real: Real) -> None:
+    outcome = call("status", "real")
+    assert outcome.status == 0
+    for agent, line in zip(REAL_AGENTS, outcome.out.splitlines(), strict=True):
+        assert line.startswith(f"{agent} on linear-quadratic: finished, step 240/240, return ")
+
+
+def test_evaluate_plays_every_seed_on_fresh_episodes(in_real: Real) -> None:
+    arguments = (f"--agent={REAL_AGENTS[0]}", "--task=linear-quadratic", "--episodes=3")
+    outcome = call("evaluate", "real", *arguments)
+    assert outcome.status == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["seed", s, "mean"] for s in ("0", "1")]
+    assert all(line.endswith("(3 episodes, step 240)") for line in lines)
+    assert call("evaluate", "real", *arguments) == outcome
+
+
+@pytest.mark.parametrize("video", ["film.avi", "film.gif", "nowhere/film.gif"])
+def test_a_film_that_cannot_be_made_is_one_line(in_real: Real, video: str) -> None:
+    """The small tasks draw nothing."""
+    arguments = (f"--agent={REAL_AGENTS[0]}", "--task=linear-quadratic", "--episodes=1")
+    outcome = call("evaluate", "real", *arguments, f"--video={video}")
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert not list(in_real.folder.rglob("film.*"))
+
+
+def test_ctrl_c_stops_soon_and_going_on_leaves_what_an_uncut_run_leaves(
+    real: Real, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(folder, *REAL)
+    store = ExperimentStore(folder / "results", "real")
+    deadline = time.monotonic() + 60
+    while len(list(folder.rglob("progress.json"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 5
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert f"to go on: python -m qsm_bench {shlex.join(REAL)}" in err
+    manifests = [cell.read_manifest() for cell in store.cells()]
+    assert [manifest.status for manifest in manifests] == ["interrupted", "interrupted"]
+    assert all(0 < manifest.step < 240 for manifest in manifests)
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    outcome = call(*REAL)
+    assert outcome.status == 0, outcome.err
+    for cell, uncut in zip(store.cells(), real.cells, strict=True):
+        assert cell.evaluations_file.read_bytes() == uncut.evaluations_file.read_bytes()
+        assert cell.read_manifest().status == "finished"
+    states = [
+        (cell.checkpoint / "state.pt", real_cell)
+        for cell, real_cell in zip(store.cells(), real.cells, strict=True)
+    ]
+    for file, uncut in states:
+        own = torch.load(file, weights_only=True)["agent"]
+        other = torch.load(uncut.checkpoint / "state.pt", weights_only=True)["agent"]
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+def test_a_cell_that_fails_is_named_with_its_log(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task can be built once, for the check before the run, and not again."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{folder}")
+    monkeypatch.syspath_prepend(folder)
+    (folder / "built_once.py").write_text(BUILT_ONCE)
+    outcome = call(*run("--name=fails", tasks="built_once:BuiltOnce-v0"))
+    assert outcome.status == 1
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("failed: ")
+    assert "was built before" in line
+    log = Path(line.rpartition("its log: ")[2])
+    assert "Traceback" in log.read_text()
+
+
+BUILT_ONCE = """
+from pathlib import Path
+
+import gymnasium
+
+from envs.linear_quadratic import LinearQuadratic
+
+
+class BuiltOnce(LinearQuadratic):
+    def __init__(self):
+        if Path("built").exists():
+            raise RuntimeError("was built before")
+        Path("built").touch()
+        super().__init__()
+
+
+gymnasium.register("BuiltOnce-v0", BuiltOnce, max_episode_steps=5)
+"""

@@ -1,0 +1,315 @@
+"""Jobs in their own processes: deaths, interrupts, orphans, and what the manifests say of them."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+import pytest
+import torch
+from filelock import FileLock
+
+from qsm_bench import executor, worker
+from qsm_bench.errors import UserError
+from qsm_bench.evaluation import Interrupted
+from qsm_bench.executor import run_locally
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.training import Checkpoint, Training
+
+ROOT = Path(__file__).parents[2]
+
+
+def lay_out(folder: Path, agents: str = "sac,td3,qsm", steps: int = 30) -> list[Cell]:
+    experiment = Experiment(
+        name="test",
+        agents=parse_agents(agents),
+        tasks=("four-goals",),
+        seeds=1,
+        steps=steps,
+        warmup_steps=10,
+        batch_size=8,
+        eval_every=20,
+        eval_episodes=1,
+        device="cpu",
+    )
+    return ExperimentStore(folder, "test").prepare(experiment, "a command")
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[Cell]:
+    return lay_out(tmp_path)
+
+
+FINISH = """
+import json, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+manifest = json.loads(file.read_text())
+manifest["status"] = "finished"
+file.write_text(json.dumps(manifest))
+"""
+KILL_ITSELF = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def run_scripts(
+    cells: Sequence[Cell],
+    scripts: Sequence[str],
+    workers: int = 8,
+    watch: Callable[[], None] = lambda: None,
+) -> list[subprocess.Popen[bytes]]:
+    """Run the cells' jobs, each a small script in place of training."""
+    script = dict(zip(cells, scripts, strict=True))
+    started = []
+
+    def start(cell: Cell, *_: Any) -> subprocess.Popen[bytes]:
+        with cell.log_file.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-S", "-c", script[cell], str(cell.manifest_file)],
+                stdout=log,
+                stderr=log,
+            )
+        started.append(process)
+        return process
+
+    with patch.object(executor, "_start", start), patch.object(executor, "POLL_SECONDS", 0.01):
+        run_locally(cells, workers=workers, checkpoint_every=10, command="", watch=watch)
+    return started
+
+
+def test_a_job_that_is_killed_takes_no_other_with_it(cells: list[Cell]) -> None:
+    run_scripts(cells, [FINISH, KILL_ITSELF, FINISH])
+    manifests = [cell.read_manifest() for cell in cells]
+    assert [manifest.status for manifest in manifests] == ["finished", "failed", "finished"]
+    assert manifests[1].reason is not None
+    assert "signal SIGKILL" in manifests[1].reason
+
+
+def test_a_job_that_ends_without_a_word_is_quoted(cells: list[Cell]) -> None:
+    run_scripts(cells[:1], ["print('first'); print('the last word'); raise SystemExit(5)"])
+    manifest = cells[0].read_manifest()
+    assert manifest.status == "failed"
+    assert manifest.reason == "its process ended by exit status 5: the last word"
+
+
+@pytest.mark.parametrize("before", ["interrupted", "failed"])
+def test_a_job_that_dies_on_its_second_start_is_recorded_anew(
+    cells: list[Cell], before: Any
+) -> None:
+    manifest = cells[0].read_manifest()
+    manifest.status, manifest.reason = before, "of old"
+    cells[0].write_manifest(manifest)
+    run_scripts(cells[:1], [KILL_ITSELF])
+    manifest = cells[0].read_manifest()
+    assert manifest.status == "failed"
+    assert manifest.reason is not None
+    assert "signal SIGKILL" in manifest.reason
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_jobs_run_as_many_at_a_time_as_there_are_workers(cells: list[Cell], workers: int) -> None:
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        running = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+        most = max(most, len(running))
+
+    run_scripts(cells, ["import time; time.sleep(0.3)" + FINISH] * 3, workers, watch)
+    assert most == workers
+    assert [cell.read_manifest().status for cell in cells] == ["finished"] * 3
+
+
+def test_an_interrupt_ends_every_job_even_a_stubborn_one(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "GRACE_SECONDS", 0.5)
+
+    def watch() -> None:
+        if all(cell.log_file.exists() and cell.log_tail(1) == "ready" for cell in cells[:2]):
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_scripts(cells, [STUBBORN] * 3, workers=2, watch=watch)
+    assert time.monotonic() - began < 10
+    assert psutil.Process().children() == []
+    assert cells[2].read_manifest().status == "pending"
+
+
+def test_a_job_that_had_to_be_killed_is_not_left_running(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "GRACE_SECONDS", 0.1)
+    manifest = cells[0].read_manifest()
+    manifest.status = "running"
+    cells[0].write_manifest(manifest)
+
+    def watch() -> None:
+        if cells[0].log_tail(1) == "ready":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_scripts(cells[:1], [STUBBORN], watch=watch)
+    assert cells[0].read_manifest().status != "running"
+
+
+@pytest.fixture(autouse=True)
+def _own_process() -> Iterator[None]:
+    """What a job sets in its process is undone after it has run in this one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    torch.set_flush_denormal(False)
+
+
+def work(cell: Cell) -> int:
+    """Run the job in this process: its exit status."""
+    try:
+        worker.work(cell.folder, checkpoint_every=20, command="a command")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (UserError("task 'x' has no end"), "task 'x' has no end"),
+    ],
+)
+def test_a_job_that_raises_says_why_and_logs_where(
+    cells: list[Cell], capsys: pytest.CaptureFixture[str], error: Exception, reason: str
+) -> None:
+    with patch.object(Training, "run", side_effect=error):
+        assert work(cells[0]) == worker.FAILED
+    manifest = cells[0].read_manifest()
+    assert (manifest.status, manifest.reason) == ("failed", reason)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_job_that_failed_may_be_run_again(cells: list[Cell]) -> None:
+    with patch.object(Training, "run", side_effect=ValueError):
+        work(cells[0])
+    assert work(cells[0]) == 0
+    manifest = cells[0].read_manifest()
+    assert (manifest.status, manifest.reason, manifest.step) == ("finished", None, 30)
+    assert manifest.updates == 20
+
+
+def test_a_job_that_is_asked_to_stop_is_interrupted(cells: list[Cell]) -> None:
+    with patch.object(Training, "run", side_effect=Interrupted):
+        assert work(cells[0]) == worker.INTERRUPTED
+    assert cells[0].read_manifest().status == "interrupted"
+
+
+def test_sigterm_stops_a_job_which_then_goes_on(cells: list[Cell]) -> None:
+    take_step = Training._take_step
+    count = itertools.count(1)
+
+    def step(self: Training) -> None:
+        if next(count) == 15:
+            signal.raise_signal(signal.SIGTERM)
+        take_step(self)
+
+    with patch.object(Training, "_take_step", step):
+        assert work(cells[0]) == worker.INTERRUPTED
+        assert cells[0].read_manifest().step == 15
+        assert work(cells[0]) == 0
+    assert next(count) == 31, "no step was taken twice"
+
+
+def test_a_replay_log_goes_only_after_the_job_is_known_to_be_finished(cells: list[Cell]) -> None:
+    """Or a death in between would leave a job that can neither go on nor be skipped."""
+    status = []
+    drop = Checkpoint.drop_replay
+
+    def dropping(self: Checkpoint) -> None:
+        status.append(cells[0].read_manifest().status)
+        drop(self)
+
+    with patch.object(Checkpoint, "drop_replay", dropping):
+        assert work(cells[0]) == 0
+    assert status == ["finished"]
+
+
+def test_a_cell_has_one_writer(cells: list[Cell], capsys: pytest.CaptureFixture[str]) -> None:
+    before = cells[0].manifest_file.read_bytes()
+    with FileLock(cells[0].lock_file):
+        assert work(cells[0]) == worker.FAILED
+    assert cells[0].manifest_file.read_bytes() == before
+    assert "being written by another process" in capsys.readouterr().err
+
+
+def test_a_job_that_another_process_has_is_left_to_it(cells: list[Cell]) -> None:
+    """An orphan of an earlier run may still be saving itself: its manifest is its own."""
+    manifest = cells[0].read_manifest()
+    manifest.status = "running"
+    cells[0].write_manifest(manifest)
+    with FileLock(cells[0].lock_file):
+        run_scripts(cells[:1], ["raise SystemExit(1)"])
+    assert cells[0].read_manifest().status == "running"
+
+
+def test_progress_says_where_a_job_ended(cells: list[Cell]) -> None:
+    assert work(cells[0]) == 0
+    progress = json.loads(cells[0].progress_file.read_text())
+    assert (progress["step"], progress["steps"]) == (30, 30)
+    assert progress["updates_per_second"] > 0
+    assert progress["seconds_left"] == 0
+
+
+START_AND_LEAVE = """
+import os, sys, time
+from pathlib import Path
+from qsm_bench.executor import _start
+from qsm_bench.store import Cell
+cell = Cell(Path(sys.argv[1]))
+print(_start(cell, 10**6, "").pid, flush=True)
+deadline = time.monotonic() + 60
+while sys.argv[2] == "later" and not cell.progress_file.exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("parent_leaves", ["at once", "later"])
+def test_an_orphan_stops(
+    tmp_path: Path, parent_leaves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = lay_out(tmp_path, "td3[hidden_sizes=[8]]", steps=10**6)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-c", START_AND_LEAVE, str(cell.folder), parent_leaves],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=90,
+    )
+    try:
+        orphan = psutil.Process(int(done.stdout))
+    except psutil.NoSuchProcess:
+        return
+    try:
+        deadline = time.monotonic() + (20 if parent_leaves == "at once" else 5)
+        while orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.1)
+    finally:
+        if orphan.is_running():
+            orphan.kill()
+    if parent_leaves == "later":
+        assert cell.read_manifest().status == "interrupted"

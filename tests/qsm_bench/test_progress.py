@@ -1,0 +1,173 @@
+"""What is shown of the cells: a line in a log, a row on a terminal, hours in words."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from qsm_bench import progress
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.plan import makespan
+from qsm_bench.progress import CellState, Display, cell_state, duration, states_table
+from qsm_bench.store import Cell, ExperimentStore
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[Cell]:
+    experiment = Experiment(
+        name="test",
+        agents=parse_agents("sac,qsm[alpha=10]"),
+        tasks=("four-goals",),
+        seeds=1,
+        steps=3000,
+        warmup_steps=10,
+        batch_size=8,
+        eval_every=20,
+        eval_episodes=1,
+        device="cpu",
+    )
+    return ExperimentStore(tmp_path, "test").prepare(experiment, "a command")
+
+
+def update(cell: Cell, **changes: Any) -> None:
+    cell.write_manifest(cell.read_manifest().model_copy(update=changes))
+
+
+def tell(cell: Cell, step: int, last_return: float | None = None) -> None:
+    told = {"step": step, "return": last_return, "updates_per_second": 50.4, "seconds_left": 80.0}
+    cell.progress_file.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_a_duration_is_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@given(st.floats(0, 1e6))
+def test_a_duration_in_words_is_right_to_a_minute(seconds: float) -> None:
+    units = {"h": 3600, "min": 60, "s": 1}
+    words = duration(seconds).split()
+    told = sum(int(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
+    assert abs(told - seconds) <= (60 if "h" in words else 0.5)
+    assert all(int(n) < 60 for n in words[2::2])
+
+
+def test_a_line_tells_what_is_known(cells: list[Cell]) -> None:
+    sac, qsm = cells
+    assert cell_state(sac).line == "sac on four-goals: pending, step 0/3,000"
+    update(sac, status="running")
+    assert cell_state(sac).line == "sac on four-goals: running, step 0/3,000"
+    tell(sac, 1200, -3.25)
+    assert cell_state(sac).line == (
+        "sac on four-goals: running, step 1,200/3,000, return -3.2, 50 updates/s, 1 min 20 s left"
+    )
+    update(sac, status="finished", step=3000)
+    assert cell_state(sac).line == "sac on four-goals: finished, step 3,000/3,000, return -3.2"
+    update(qsm, status="failed", reason="ValueError: no", step=7)
+    assert cell_state(qsm).line == (
+        "qsm[alpha=10] on four-goals: failed, step 7/3,000, ValueError: no"
+    )
+
+
+def shown(cells: list[Cell], *, terminal: bool) -> tuple[Display, io.StringIO]:
+    out = io.StringIO()
+    return Display(cells, Console(file=out, force_terminal=terminal, width=120)), out
+
+
+def test_a_log_gets_a_line_for_news_and_none_for_no_news(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    display, out = shown(cells, terminal=False)
+    display.show()
+    assert out.getvalue() == ""
+    update(cells[1], status="running")
+    display.show()
+    assert out.getvalue() == "qsm[alpha=10] on four-goals: running, step 0/3,000\n"
+    tell(cells[1], 500)
+    display.show()
+    assert out.getvalue().count("\n") == 1
+    tell(cells[1], 1000, 1.5)
+    display.show()
+    display.show()
+    assert out.getvalue().count("\n") == 2
+    assert "return 1.5" in out.getvalue()
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    display.show()
+    assert out.getvalue().count("\n") == 3
+
+
+def test_what_is_refreshed_often_is_shown_once_a_second(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    display, _ = shown(cells, terminal=False)
+    times = []
+    monkeypatch.setattr(display, "show", lambda: times.append(now))
+    for _ in range(35):
+        display.refresh()
+        now += 0.1
+    assert len(times) in (3, 4)
+
+
+def test_a_terminal_gets_a_table_of_all_cells(cells: list[Cell]) -> None:
+    update(cells[0], status="running")
+    tell(cells[0], 1500, 2.0)
+    update(cells[1], status="failed", reason="MemoryError: [bold]none[/bold] left")
+    display, out = shown(cells, terminal=True)
+    with display.context():
+        display.show()
+    text = out.getvalue()
+    for part in ("1,500/3,000", "2.0", "1 min 20 s", "qsm[alpha=10]", "[bold]none[/bold] left"):
+        assert part in text
+
+
+STATES = st.builds(
+    CellState,
+    agent=st.text(max_size=9),
+    task=st.text(max_size=9),
+    status=st.sampled_from(["pending", "running", "finished", "failed", "interrupted"]),
+    step=st.integers(0, 10**7),
+    steps=st.integers(1, 10**7),
+    last_return=st.none() | st.floats(),
+    updates_per_second=st.none() | st.floats(0, 1e6),
+    seconds_left=st.none() | st.floats(0, 1e9),
+    reason=st.none() | st.text(max_size=9),
+)
+
+
+@given(st.lists(STATES, max_size=3))
+def test_any_states_can_be_shown(states: list[CellState]) -> None:
+    Console(file=io.StringIO()).print(states_table(states))
+    for state in states:
+        assert state.status in state.line
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=9), st.integers(1, 9))
+def test_a_makespan_is_between_its_bounds(seconds: list[float], workers: int) -> None:
+    span = makespan(seconds, workers)
+    tolerance = 1e-6 * sum(seconds)
+    assert span >= max(max(seconds), sum(seconds) / workers) - tolerance
+    assert span <= sum(seconds) / workers + max(seconds) + tolerance
+
+
+def test_one_worker_takes_the_sum_and_enough_take_the_longest() -> None:
+    assert makespan([3.0, 1.0, 2.0], 1) == 6.0
+    assert makespan([3.0, 1.0, 2.0], 3) == 3.0
+    assert makespan([1.0, 1.0, 2.0], 2) == 3.0

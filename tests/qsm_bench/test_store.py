@@ -1,0 +1,246 @@
+"""Files: whole or not there, one writer at a time, and one clear line where they are damaged."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsm_bench.errors import UserError
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.progress import cell_state
+from qsm_bench.store import Cell, CsvLog, ExperimentStore, load_results, write_atomically
+
+
+def experiment(agents: str = "sac,qsm", tasks: tuple[str, ...] = ("four-goals",)) -> Experiment:
+    return Experiment(
+        name="there",
+        agents=parse_agents(agents),
+        tasks=tasks,
+        seeds=2,
+        steps=60,
+        warmup_steps=10,
+        batch_size=8,
+        eval_every=20,
+        eval_episodes=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ExperimentStore:
+    store = ExperimentStore(tmp_path, "there")
+    store.prepare(experiment(), "a command")
+    return store
+
+
+def test_a_replaced_file_is_the_old_one_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file.json"
+    write_atomically(file, "old")
+
+    def fail(*_: object) -> None:
+        assert file.read_text() == "old"
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    monkeypatch.undo()
+    write_atomically(file, "new")
+    assert file.read_text() == "new"
+
+
+ROWS = st.lists(st.integers(0, 10**9), min_size=1, max_size=4)
+
+
+@given(st.lists(ROWS, max_size=4), st.lists(ROWS, max_size=4), st.integers(0, 4))
+def test_a_table_cut_back_to_a_size_it_had_goes_on_from_there(
+    before: list[list[int]], after: list[list[int]], kept: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        file, whole = Path(folder) / "cut.csv", Path(folder) / "whole.csv"
+        sizes = [0]
+        log = CsvLog(file)
+        for rows in before:
+            log.append({"step": row, "seed": 0} for row in rows)
+            sizes.append(log.size)
+            assert file.stat().st_size == log.size
+        log.close()
+        kept = min(kept, len(before))
+        log = CsvLog(file, sizes[kept])
+        assert log.size == sizes[kept]
+        for rows in after:
+            log.append({"step": row, "seed": 0} for row in rows)
+        log.close()
+        uncut = CsvLog(whole)
+        for rows in before[:kept] + after:
+            uncut.append({"step": row, "seed": 0} for row in rows)
+        uncut.close()
+        assert file.read_bytes() == whole.read_bytes()
+
+
+def test_a_table_shorter_than_its_checkpoint_is_not_filled_up_with_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("step\n1\n")
+    with pytest.raises(UserError, match=r"a\.csv"):
+        CsvLog(file, 100)
+    assert file.read_text() == "step\n1\n"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from qsm_bench.store import ExperimentStore
+with ExperimentStore(Path(sys.argv[1]), "there").lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_experiment_has_one_writer_and_names_it(
+    store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.folder.parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"being run by process {other.pid}:"), store.lock():
+            pass
+        other.communicate()
+    with store.lock():
+        pass
+
+
+def test_agents_and_tasks_may_be_added_and_nothing_else_changes(store: ExperimentStore) -> None:
+    before = {cell.folder: cell.manifest_file.read_bytes() for cell in store.cells()}
+    store.prepare(experiment("td3", ("four-goals", "bimodal-bandit")), "another command")
+    asked = store.read()
+    assert asked["agents"] == ["sac", "qsm", "td3"]
+    assert asked["tasks"] == ["four-goals", "bimodal-bandit"]
+    cells = list(store.cells())
+    assert [(c.read_manifest().job.agent, c.read_manifest().job.task) for c in cells] == [
+        ("sac", "four-goals"),
+        ("qsm", "four-goals"),
+        ("td3", "four-goals"),
+        ("td3", "bimodal-bandit"),
+    ]
+    for folder, text in before.items():
+        assert Cell(folder).manifest_file.read_bytes() == text
+
+
+def test_what_was_asked_may_be_asked_again(store: ExperimentStore) -> None:
+    before = [cell.manifest_file.read_bytes() for cell in store.cells()]
+    store.prepare(experiment(), "another command")
+    assert [cell.manifest_file.read_bytes() for cell in store.cells()] == before
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=3, max_size=20))
+def test_no_label_leads_out_of_the_experiment(label: str) -> None:
+    folder = ExperimentStore(Path("/results"), "there").cell("agent", label).folder
+    assert folder.parent == Path("/results/there/agent")
+    assert folder.name not in ("", ".", "..")
+
+
+def test_different_labels_have_different_folders() -> None:
+    store = ExperimentStore(Path("results"), "there")
+    labels = ["a/b", "a%2Fb", "a:b", "a b", "A", "a", "qsm[alpha=10]", "qsm[alpha=1,polyak=0.1]"]
+    assert len({store.cell("agent", label).folder for label in labels}) == len(labels)
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+DAMAGES: dict[str, Callable[[str], str]] = {
+    "empty": lambda _: "",
+    "cut off": cut,
+    "no object": lambda _: "[]",
+    "nothing": lambda _: "null",
+    "no JSON": lambda _: "steps: 60",
+    "an empty object": lambda _: "{}",
+    "binary": lambda _: "\0" * 20,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_one_clear_line(store: ExperimentStore, damage: str) -> None:
+    first, *_ = store.cells()
+    file = first.manifest_file
+    file.write_text(DAMAGES[damage](file.read_text()))
+    for read in (
+        first.read_manifest,
+        lambda: load_results(store.folder.parent, "there"),
+        lambda: store.prepare(experiment(), ""),
+        lambda: cell_state(first),
+    ):
+        with pytest.raises(UserError, match="manifest") as damaged:
+            read()
+        assert str(file) in str(damaged.value)
+        assert "\n" not in str(damaged.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [*DAMAGES, "no list", "no names"],
+)
+def test_a_damaged_experiment_is_one_clear_line(store: ExperimentStore, damage: str) -> None:
+    damages = DAMAGES | {
+        "no list": lambda _: json.dumps({"agents": "sac", "tasks": ["four-goals"]}),
+        "no names": lambda _: json.dumps({"agents": [1], "tasks": ["four-goals"]}),
+    }
+    store.file.write_text(damages[damage](store.file.read_text()))
+    for read in (
+        lambda: list(store.cells()),
+        lambda: load_results(store.folder.parent, "there"),
+        lambda: store.existing_cell("sac", "four-goals"),
+        lambda: store.prepare(experiment(), ""),
+    ):
+        with pytest.raises(UserError, match=r"experiment\.json") as damaged:
+            read()
+        assert "\n" not in str(damaged.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_progress_is_none(store: ExperimentStore, damage: str) -> None:
+    first, *_ = store.cells()
+    first.progress_file.write_text(DAMAGES[damage]('{"step": 10, "return": 2.0}'))
+    assert cell_state(first).last_return is None
+
+
+def test_results_of_an_experiment_that_has_not_begun_are_empty(store: ExperimentStore) -> None:
+    results = load_results(store.folder.parent, "there")
+    assert [cell["agent"] for cell in results.cells] == ["sac", "qsm"]
+    assert len(results.evaluations) == len(results.training) == 0
+    assert {"agent", "task", "seed", "step", "return"} <= set(results.evaluations.columns)
+
+
+def test_results_are_the_cells_tables_with_their_names(store: ExperimentStore) -> None:
+    rows: list[dict[str, Any]] = []
+    for number, cell in enumerate(store.cells()):
+        log = CsvLog(cell.evaluations_file)
+        row = {"seed": 0, "step": 20, "episode": 0, "return": number / 3, "length": 30}
+        log.append([row])
+        log.close()
+        rows.append({"agent": ("sac", "qsm")[number], "task": "four-goals"} | row)
+    results = load_results(store.folder.parent, "there")
+    assert results.evaluations.to_dict("records") == rows
+
+
+def test_a_table_cut_off_in_a_row_is_one_clear_line(store: ExperimentStore) -> None:
+    first, *_ = store.cells()
+    first.evaluations_file.write_bytes(b"seed,step\n0,20\n\xff\xfe,1,2,3\n")
+    with pytest.raises(UserError, match=r"evaluations\.csv"):
+        load_results(store.folder.parent, "there")

@@ -1,0 +1,318 @@
+"""A job that is cut off anywhere, however often, and goes on, leaves what an uncut one leaves."""
+
+import csv
+import itertools
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from agents.replay import ReplayBuffer
+from qsm_bench.errors import UserError
+from qsm_bench.evaluation import Interrupted, evaluate
+from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.store import Cell, Manifest
+from qsm_bench.training import Checkpoint, Training
+
+STEPS, WARMUP, EVAL_EVERY = 45, 8, 20
+SMALL = "hidden_sizes=[8]"
+AGENTS = (
+    f"qsm[{SMALL},diffusion_steps=2]",
+    f"diffusion_ql[{SMALL},diffusion_steps=2]",
+    f"diffusion_pg[{SMALL},diffusion_steps=2,chains=2]",
+    f"sac[{SMALL},n_step=3]",
+    f"td3[{SMALL}]",
+)
+
+
+class Killed(BaseException):
+    """Stands for a death that leaves no time to save."""
+
+
+def make_job(agent: str = AGENTS[-1], task: str = "four-goals", **changes: Any) -> Job:
+    asked: dict[str, Any] = {
+        "seeds": 2,
+        "steps": STEPS,
+        "warmup_steps": WARMUP,
+        "batch_size": 8,
+        "eval_every": EVAL_EVERY,
+        "eval_episodes": 2,
+        "device": "cpu",
+    }
+    asked |= changes
+    (job,) = Experiment(name="test", agents=parse_agents(agent), tasks=(task,), **asked).jobs()
+    return job
+
+
+def after(calls: int) -> Callable[[], bool]:
+    """Turns true, and stays so, at the given call."""
+    counter = itertools.count(1)
+    return lambda: next(counter) >= calls
+
+
+def train(
+    job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, stop_at: int = 10**9
+) -> bool:
+    """Go on with the job, and say whether it came to its end before ``stop_at`` was reached."""
+    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every, stop=after(stop_at))
+    try:
+        training.run()
+    except Interrupted:
+        return False
+    finally:
+        training.close()
+    return True
+
+
+def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int) -> None:
+    """Go on with the job, and let it die without a word."""
+    dead = after(at)
+
+    def watch() -> None:
+        if dead():
+            raise Killed
+
+    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every)
+    try:
+        training.run(watch)
+    except Killed:
+        pass
+    finally:
+        training.close()
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """What a job leaves, but for its clock."""
+    cell = Cell(folder)
+    with cell.training_file.open(newline="") as file:
+        rows = [
+            {key: value for key, value in row.items() if key != "wall_clock"}
+            for row in csv.DictReader(file)
+        ]
+    diagnostics = cell.diagnostics_file
+    return {
+        "evaluations": cell.evaluations_file.read_bytes(),
+        "training": rows,
+        "diagnostics": diagnostics.read_bytes() if diagnostics.exists() else b"",
+    }
+
+
+@cache
+def uncut(job_text: str) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        assert train(Job.model_validate_json(job_text), Path(folder))
+        return written(Path(folder))
+
+
+def assert_uncut(agent: str, cuts: list[tuple[bool, int]], checkpoint_every: int) -> None:
+    """Each of ``cuts`` is a death (True) or a request to stop, and the step at which it comes."""
+    job = make_job(agent)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for killed, at in cuts:
+            if killed:
+                kill(job, folder, checkpoint_every=checkpoint_every, at=at)
+            else:
+                train(job, folder, checkpoint_every=checkpoint_every, stop_at=at)
+        assert train(job, folder, checkpoint_every=checkpoint_every)
+        assert written(folder) == uncut(job.model_dump_json())
+
+
+each_agent = pytest.mark.parametrize(
+    "agent", AGENTS, ids=[agent.partition("[")[0] for agent in AGENTS]
+)
+
+
+@each_agent
+def test_stopped_in_warm_up_in_training_and_in_evaluation_is_uncut(agent: str) -> None:
+    in_evaluation = (False, EVAL_EVERY + 3)
+    assert_uncut(agent, [(False, WARMUP - 2), (False, 5), in_evaluation, (True, 14)], 7)
+
+
+@pytest.mark.slow
+@each_agent
+@settings(max_examples=20)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 120)), min_size=1, max_size=3),
+    st.sampled_from([1, 7, EVAL_EVERY, 1000]),
+)
+def test_cut_off_anywhere_and_gone_on_is_uncut(
+    agent: str, cuts: list[tuple[bool, int]], checkpoint_every: int
+) -> None:
+    assert_uncut(agent, cuts, checkpoint_every)
+
+
+def test_dead_before_its_first_checkpoint_it_starts_anew() -> None:
+    """Rows of an evaluation are on disk by then, and come again."""
+    assert_uncut(AGENTS[-1], [(True, EVAL_EVERY + 40), (True, 3)], 1000)
+
+
+def test_a_replay_buffer_that_wrapped_is_read_back(tmp_path: Path) -> None:
+    job = make_job().model_copy(update={"replay_capacity": 30})
+    assert not train(job, tmp_path, stop_at=90, checkpoint_every=7)
+    assert train(job, tmp_path)
+    assert written(tmp_path) == uncut(job.model_dump_json())
+
+
+def test_a_seed_warms_up_the_same_whoever_runs_beside_it(tmp_path: Path) -> None:
+    seen = []
+    for seeds in (1, 3):
+        folder = tmp_path / str(seeds)
+        folder.mkdir()
+        training = Training(make_job(seeds=seeds), Cell(folder), checkpoint_every=1000)
+        training.stop = after(WARMUP)
+        with pytest.raises(Interrupted):
+            training.run()
+        training.close()
+        records = [training.replay.record(step) for step in range(WARMUP)]
+        seen.append([(r[0][0].tolist(), r[1][0].tolist(), r[2][0].tolist()) for r in records])
+    assert seen[0] == seen[1]
+
+
+def test_evaluations_come_when_due_and_at_the_end(tmp_path: Path) -> None:
+    assert train(make_job(), tmp_path)
+    with Cell(tmp_path).evaluations_file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(r["step"]), int(r["seed"]), int(r["episode"])) for r in rows] == list(
+        itertools.product((20, 40, 45), (0, 1), (0, 1))
+    )
+    assert all(1 <= int(row["length"]) <= 30 for row in rows)
+
+
+def test_the_last_checkpoint_plays_the_last_evaluation_again(tmp_path: Path) -> None:
+    job = make_job()
+    assert train(job, tmp_path)
+    with Cell(tmp_path).evaluations_file.open(newline="") as file:
+        rows = list(csv.DictReader(file))[-4:]
+    again = Training(job, Cell(tmp_path), checkpoint_every=1000)
+    played = evaluate(
+        again.agent, again.evaluation_environments, job.seeds, 2, job.steps, again.device
+    )
+    again.close()
+    assert [float(row["return"]) for row in rows] == played.returns.ravel().tolist()
+    assert [int(row["length"]) for row in rows] == played.length.ravel().tolist()
+
+
+def test_the_checkpoint_log_only_grows(tmp_path: Path) -> None:
+    job = make_job()
+    logs = []
+    while not train(job, tmp_path, stop_at=40, checkpoint_every=5):
+        logs.append(Checkpoint(tmp_path / "checkpoint").replay_file.read_bytes())
+        if len(logs) > 20:
+            pytest.fail("it does not get on")
+    assert len(logs) >= 2
+    for shorter, longer in itertools.pairwise(logs):
+        assert longer.startswith(shorter)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(3, 6), st.binary(max_size=99))
+def test_a_checkpoint_reads_back_what_was_added(
+    first: int, more: int, capacity: int, cut_off: bytes
+) -> None:
+    """Also behind bytes of a later checkpoint that was cut off before its state was written."""
+
+    def buffer() -> ReplayBuffer:
+        return ReplayBuffer(capacity, 2, 1, (0, 1), torch.device("cpu"))
+
+    def add(replay: ReplayBuffer, count: int) -> None:
+        for _ in range(count):
+            value = torch.full((2,), float(replay.added))
+            no = torch.zeros(2, dtype=torch.bool)
+            wide = value.unsqueeze(1).expand(2, 2)
+            replay.add(wide, value.unsqueeze(1), value, wide, no, no)
+
+    with TemporaryDirectory() as folder:
+        replay, checkpoint = buffer(), Checkpoint(Path(folder))
+        add(replay, first)
+        checkpoint.save(replay, {"step": first})
+        with checkpoint.replay_file.open("ab") as file:
+            file.write(cut_off)
+        replay, checkpoint = buffer(), Checkpoint(Path(folder))
+        state = checkpoint.load(replay)
+        assert state is not None
+        assert state["step"] == first
+        add(replay, more)
+        checkpoint.save(replay, {"step": first + more})
+        again = buffer()
+        Checkpoint(Path(folder)).load(again)
+        assert again.added == first + more
+        for step in range(again.added - again.size, again.added):
+            assert again.record(step)[2].flatten().tolist() == [step, step]
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Exploit:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    checkpoint = Checkpoint(tmp_path)
+    torch.save({"step": Exploit()}, checkpoint.state_file)
+    with pytest.raises(Exception, match="Weights only"):
+        checkpoint.load_state(torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+class Forgetful(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Draws its observations from nowhere."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.random.default_rng().random(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.random.default_rng().random(2, np.float32), 0.0, False, False, {}
+
+
+class Endless(Forgetful):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+gymnasium.register("test_training/Forgetful-v0", Forgetful, max_episode_steps=20)
+gymnasium.register("test_training/Endless-v0", Endless)
+
+
+def test_a_task_that_does_not_repeat_itself_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    job = make_job(task="test_training/Forgetful-v0")
+    assert not train(job, tmp_path, stop_at=WARMUP)
+    with pytest.raises(UserError, match="does not repeat itself") as refused:
+        train(job, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_episode_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qsm_bench.evaluation.LONGEST_EPISODE", 50)
+    with pytest.raises(UserError, match="ran past 50 steps without ending"):
+        train(make_job(task="test_training/Endless-v0"), tmp_path)
+
+
+def test_an_interrupted_evaluation_has_its_checkpoint(tmp_path: Path) -> None:
+    """The steps before it are not taken again, however rare checkpoints are."""
+    job = make_job()
+    assert not train(job, tmp_path, stop_at=EVAL_EVERY + 2, checkpoint_every=1000)
+    again = Training(job, Cell(tmp_path), checkpoint_every=1000)
+    again.close()
+    assert again.step == EVAL_EVERY
+
+
+def test_a_job_reads_back_from_its_manifest(tmp_path: Path) -> None:
+    job = make_job(AGENTS[0])
+    cell = Cell(tmp_path)
+    cell.write_manifest(Manifest(job=job))
+    assert cell.read_manifest().job.model_dump_json() == job.model_dump_json()
