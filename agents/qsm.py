@@ -6,6 +6,18 @@ The policy's score is fitted to the critic's action gradient: at noised replayed
 
 A noise prediction is minus a score, hence the plus. No gradient runs through the sampler, so
 the actor's update costs the same for every number of diffusion steps T.
+
+Where the paper's text and the authors' code (github.com/Alescontrela/score_matching_rl) differ, or
+leave a choice, the default and what gives the other:
+
+    hidden layers       256, 256 as in the text; the code has hidden_sizes=[512,512]
+    return              one step as in the code; the text has N steps, N not stated: n_step=N
+    actor's step size   falls along a cosine as in the code; constant: actor_decay_updates=0
+    alpha               M_q = 50 as in the code, 120 on quadruped and humanoid; the text has none
+    grad_a Q            of the mean of both critics as in the code; of the smaller: gradient_of=min
+    noised action       not clipped, as in both
+
+The preset qsm_reference is the code's shipped configuration, every choice spelled out.
 """
 
 from collections.abc import Mapping

@@ -16,6 +16,7 @@ from qsm_bench.errors import UserError, near
 if TYPE_CHECKING:
     from envs import Suite
     from qsm_bench.experiment import Experiment, Job
+    from qsm_bench.regression import Finding
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -248,6 +249,83 @@ def evaluate(
     if video:
         film_cell(cell, video)
         print(video)
+
+
+@app.command()
+def regress(
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Seeds of each cell; default: 8, or 24 to record.")
+    ] = None,
+    first_seed: Annotated[
+        int | None, typer.Option(min=0, help="The first of them; the baseline's begin at 0.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time; default: the cores.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Make the baseline anew instead of testing against it.")
+    ] = False,
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """Train every agent on the small tasks and test its scores against the committed baseline."""
+    import tempfile
+
+    from qsm_bench import regression
+    from qsm_bench.progress import Display
+
+    console = Console()
+    folder = results / "regression"
+    baseline = None if record else regression.read_baseline(folder)
+    taken: list[int] = [] if baseline is None else sorted(set(baseline["seed"]))
+    count = seeds or (regression.BASELINE_SEEDS if record else regression.SEEDS)
+    first = first_seed if first_seed is not None else 0 if record else regression.FIRST_SEED
+    if set(taken) & set(range(first, first + count)):
+        raise UserError(
+            f"--first-seed {first}: seeds {taken[0]} to {taken[-1]} are the baseline's own; "
+            f"begin at {taken[-1] + 1} or above"
+        )
+    with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as root:
+        scores, failed = regression.train(
+            Path(root),
+            count,
+            first,
+            workers=workers or os.cpu_count() or 1,
+            watch=lambda cells: Display(cells, console).refresh,
+        )
+    if baseline is None:
+        if failed:
+            raise UserError(f"nothing is recorded: {failed}")
+        regression.write_baseline(folder, scores)
+        console.print(f"{folder / 'baseline.csv'}: {count} seeds of each cell")
+        return
+    findings = regression.compare(baseline, scores, failed)
+    _show_findings(console, findings, count)
+    if any(finding.alarm for finding in findings):
+        raise typer.Exit(CELLS_FAILED)
+
+
+def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> None:
+    from rich.table import Table
+
+    from qsm_bench.regression import FALSE_ALARMS
+
+    table = Table("agent", "task", "score", "baseline", "now", "change", "p", "verdict", box=None)
+    for f in findings:
+        numbers = (f"{f.baseline:.3f}", f"{f.now:.3f}", f"{f.now - f.baseline:+.3f}", f"{f.p:.1e}")
+        row = (f.agent, f.task, f.score, *numbers, f.verdict)
+        table.add_row(*row, style="bold red" if f.alarm else None)
+    console.print(table)
+    for f in findings:
+        if f.note:
+            console.print(f"{f.agent} on {f.task}: {f.note}", style="red", soft_wrap=True)
+    alarms = sum(f.alarm for f in findings)
+    console.print(
+        f"{alarms} alarms in {len(findings)} exact rank tests of {seeds} fresh seeds; a score of 0 "
+        f"is a random policy's, 1 the best. Unchanged code raises an alarm in at most "
+        f"{FALSE_ALARMS:.0%} of runs of all tests together.",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _protocol(suite: str | None, tasks: str | None) -> "Suite":

@@ -86,6 +86,7 @@ class Experiment:
     eval_every: int
     eval_episodes: int
     device: str
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise UserError where the numbers do not fit together or a column stands twice."""
@@ -125,7 +126,7 @@ class Experiment:
                     gymnasium_id=task.gymnasium_id,
                     action_repeat=task.action_repeat,
                     score_range=task.score_range,
-                    seeds=tuple(range(self.seeds)),
+                    seeds=tuple(range(self.first_seed, self.first_seed + self.seeds)),
                     steps=self.steps,
                     warmup_steps=self.warmup_steps,
                     batch_size=self.batch_size,

@@ -1,0 +1,223 @@
+"""``regress``: does every trainer still learn what the committed baseline learned?
+
+All trainers learn the small tasks, whose random and best returns are known, with small networks.
+The scores of fresh seeds are compared, cell by cell, with those of the baseline's seeds.
+
+The test of a cell is the exact rank test of ``qsm_bench.statistics``, at the level
+FALSE_ALARMS / number of tests (Bonferroni). So the chance that unchanged code raises any alarm is
+at most FALSE_ALARMS, however the tests depend on each other, whatever the scores' distribution.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
+from qsm_bench.errors import UserError
+from qsm_bench.executor import run_locally
+from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.statistics import normalised, permutation_test
+from qsm_bench.store import Cell, ExperimentStore, load_results, write_atomically
+
+FALSE_ALARMS = 0.01
+"""Over the whole family of tests."""
+BASELINE_SEEDS, SEEDS = 24, 8
+FIRST_SEED = 1_000
+"""Fresh seeds begin here: none is the baseline's, or the samples would not be independent."""
+SCORES = ("end", "area")
+"""Of a run, normalised: its last evaluation, and the mean over all of them."""
+
+EVERY_AGENT = {"hidden_sizes": [64, 64], "learning_rate": 1e-3}
+"""Small networks learn these tasks, and a larger step size in minutes."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a small task is trained on: the steps, and the settings that it needs."""
+
+    task: str
+    steps: int
+    every: dict[str, Any]
+    """Settings of every agent."""
+    own: dict[str, dict[str, Any]]
+    """Settings of one agent."""
+
+
+# QSM's sampler takes a last step of about 0.49 alpha grad_a Q, so alpha fits Q's curvature k if
+# alpha k is about 1 (`python tests/benchmarks/ideal_qsm.py` prints what an exact
+# score would earn). The bandit's narrow modes need a finer chain as well.
+COURSES = (
+    Course("bimodal-bandit", 2_000, {}, {"qsm": {"alpha": 0.7, "diffusion_steps": 30}}),
+    Course("four-goals", 4_000, {"n_step": 3}, {"qsm": {"alpha": 8.0}}),
+    Course("linear-quadratic", 3_000, {}, {"qsm": {"alpha": 8.0}}),
+)
+AGENTS = ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test: a cell's scores now against the baseline's."""
+
+    agent: str
+    task: str
+    score: str
+    baseline: float
+    now: float
+    """Means over seeds; 0 is a random policy, 1 the best."""
+    p: float
+    verdict: str
+    """ok, worse, better, or failed."""
+    note: str = ""
+
+    @property
+    def alarm(self) -> bool:
+        """Whether something is wrong."""
+        return self.verdict in ("worse", "failed")
+
+
+def experiments(seeds: int, first_seed: int) -> Iterator[Experiment]:
+    """The regression's experiments, one a task."""
+    for course in COURSES:
+        agents = ",".join(
+            f"{agent}[{_pairs(EVERY_AGENT | course.every | course.own.get(agent, {}))}]"
+            for agent in AGENTS
+        )
+        yield Experiment(
+            name=course.task,
+            agents=parse_agents(agents),
+            tasks=(course.task,),
+            seeds=seeds,
+            first_seed=first_seed,
+            steps=course.steps,
+            warmup_steps=500,
+            batch_size=64,
+            eval_every=course.steps // 5,
+            eval_episodes=20,
+            device="cpu",
+        )
+
+
+def train(
+    root: Path,
+    seeds: int,
+    first_seed: int,
+    *,
+    workers: int,
+    watch: Callable[[Sequence[Cell]], Callable[[], None]],
+) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
+    """Train the family under ``root``.
+
+    Returns the scores (agent, task, seed, end, area) and why cells failed. ``watch`` is given the
+    cells and returns what is called while they run.
+    """
+    tests = list(experiments(seeds, first_seed))
+    cells = [
+        cell
+        for experiment in tests
+        for cell in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
+    ]
+    run_locally(
+        cells, workers=workers, checkpoint_every=10**9, command="regress", watch=watch(cells)
+    )
+    failed = {}
+    for cell in cells:
+        manifest = cell.read_manifest()
+        if manifest.status != "finished":
+            failed[_agent(manifest.job), manifest.job.task] = manifest.reason or manifest.status
+    tables = [_scores(root, experiment) for experiment in tests]
+    return pd.concat(tables, ignore_index=True), failed
+
+
+def compare(
+    baseline: pd.DataFrame, now: pd.DataFrame, failed: dict[tuple[str, str], str]
+) -> list[Finding]:
+    """Test every cell of the baseline, for every score."""
+    cells = list(baseline.groupby(["agent", "task"], sort=False))
+    level = FALSE_ALARMS / (len(cells) * len(SCORES))
+    findings = []
+    for key, before in cells:
+        agent, task = str(key[0]), str(key[1])
+        after = now[(now["agent"] == agent) & (now["task"] == task)]
+        reason = failed.get((agent, task))
+        for score in SCORES:
+            old, new = before[score].to_numpy(float), after[score].to_numpy(float)
+            if reason or not np.isfinite(new).all():
+                note = reason or "a score is not finite"
+                findings.append(
+                    Finding(agent, task, score, old.mean(), np.nan, 0.0, "failed", note)
+                )
+                continue
+            p, _ = permutation_test(new[:, None], old[:, None])
+            verdict = "ok" if p > level else "worse" if new.mean() < old.mean() else "better"
+            findings.append(Finding(agent, task, score, old.mean(), new.mean(), p, verdict))
+    return findings
+
+
+def write_baseline(folder: Path, scores: pd.DataFrame) -> None:
+    """Record ``scores`` as the baseline, with what they were made by."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "baseline.csv", scores.to_csv(index=False))
+    about = {
+        "protocol": protocol(),
+        "commit": describe_commit(),
+        "versions": describe_versions(),
+        "hardware": describe_hardware("cpu"),
+        "command": "python -m qsm_bench regress --record",
+    }
+    write_atomically(folder / "baseline.json", json.dumps(about, indent=2) + "\n")
+
+
+def read_baseline(folder: Path) -> pd.DataFrame:
+    """The recorded scores. Raises UserError if there are none, or of another protocol."""
+    try:
+        about = json.loads((folder / "baseline.json").read_text())
+        scores = pd.read_csv(folder / "baseline.csv")
+        recorded = about["protocol"]
+        _ = scores[["agent", "task", "seed", *SCORES]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"no baseline can be read from {folder} ({error}): make one with regress --record"
+        ) from error
+    if recorded != protocol():
+        raise UserError(
+            f"the baseline in {folder} was made with other settings than the regression has now: "
+            "make it anew with regress --record, and say why in the commit"
+        )
+    return scores
+
+
+def protocol() -> list[dict[str, Any]]:
+    """Everything that decides the scores, but the seeds."""
+    return [
+        job.model_dump(mode="json", exclude={"seeds"})
+        for experiment in experiments(1, 0)
+        for job in experiment.jobs()
+    ]
+
+
+def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
+    """Normalised scores of every run, from the store."""
+    rows = []
+    evaluations = load_results(root, experiment.name).evaluations
+    for job in experiment.jobs():
+        mine = evaluations[evaluations["agent"] == job.agent]
+        returns = mine.groupby(["seed", "step"])["return"].mean().unstack("step")
+        scores = normalised(returns.to_numpy(dtype=np.float64), job.score_range)
+        rows += [
+            (_agent(job), job.task, seed, curve[-1], curve.mean())
+            for seed, curve in zip(returns.index, scores, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["agent", "task", "seed", *SCORES])
+
+
+def _agent(job: Job) -> str:
+    return job.agent.partition("[")[0]
+
+
+def _pairs(settings: dict[str, Any]) -> str:
+    return ",".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
