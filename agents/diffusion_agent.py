@@ -104,7 +104,7 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
         self.actor_optimiser = Adam(
-            self.denoiser.parameters(), config.learning_rate, config.actor_decay_updates
+            self.denoiser.parameters(), config.actor_step_size, config.actor_decay_updates
         )
         self.update_stream = stream("update")
         self.explore_stream = stream("explore")

@@ -46,6 +46,9 @@ class AgentConfig:
     learning_rate: Annotated[
         float, Field(gt=0, description="Adam's step size, for every network.")
     ] = 3e-4
+    actor_learning_rate: Annotated[
+        float | None, Field(gt=0, description="Adam's step size for the actor, where it is another.")
+    ] = None
     discount: Annotated[float, Field(ge=0, le=1, description="Discount factor g.")] = 0.99
     polyak: Annotated[
         float,
@@ -54,6 +57,11 @@ class AgentConfig:
     n_step: Annotated[
         int, Field(gt=0, description="Steps n of the return R_n in the critic's target.")
     ] = 1
+
+    @property
+    def actor_step_size(self) -> float:
+        """Adam's step size for the actor."""
+        return self.actor_learning_rate or self.learning_rate
 
 
 class Agent(Protocol):

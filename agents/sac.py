@@ -112,7 +112,7 @@ class SAC(Learner):
         start = torch.full((len(seeds), 1), math.log(config.initial_temperature), device=device)
         self.temperature = nn.ParameterDict({"log": start})
         self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
-        self.actor_optimiser = Adam(self.actor.parameters(), config.learning_rate)
+        self.actor_optimiser = Adam(self.actor.parameters(), config.actor_step_size)
         self.temperature_optimiser = Adam(self.temperature.parameters(), config.learning_rate)
         self.update_stream = stream("update")
         self.explore_stream = stream("explore")

@@ -76,7 +76,7 @@ class TD3(Learner):
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
-        self.actor_optimiser = Adam(self.actor.parameters(), config.learning_rate)
+        self.actor_optimiser = Adam(self.actor.parameters(), config.actor_step_size)
         self.update_stream = stream("update")
         self.explore_stream = stream("explore")
 

@@ -11,15 +11,15 @@ MODES = (-0.5, 0.5)
 """The two best actions."""
 
 OPTIMAL_RETURN = 1.0
-"""sin^2(pi / 2)."""
+"""At either mode."""
 
-RANDOM_RETURN = 0.5
-"""The mean of sin^2(pi a) over a ~ U[-1, 1], two whole periods."""
+RANDOM_RETURN = 2.0 / 3.0
+"""1 - 4 E[(|a| - 1/2)^2] over a ~ U[-1, 1], where the square has mean 1/12."""
 
 
 def reward(action: float) -> float:
-    """sin^2(pi a): 1 at a = -1/2 and a = 1/2; 0 at -1, 0 and 1; smooth everywhere."""
-    return float(np.sin(np.pi * action) ** 2)
+    """Two parabolas, 1 - 4 (|a| - 1/2)^2: 1 at a = -1/2 and a = 1/2; 0 at -1, 0 and 1."""
+    return 1.0 - 4.0 * (abs(action) - 0.5) ** 2
 
 
 class BimodalBandit(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):

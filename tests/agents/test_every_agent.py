@@ -161,3 +161,15 @@ def test_unknown_agents_are_named_with_their_neighbours() -> None:
         find_agent("agents.networks:Agent")
     with pytest.raises(AgentError, match="does not keep the protocol: it lacks name"):
         find_agent("agents.networks:MLP")
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_actors_step_size_is_its_own_where_one_is_given(name: str) -> None:
+    agent = build(name, actor_learning_rate=1e-30)
+    before = copy.deepcopy(tensors(agent.state_dict()))
+    for batch in batches(2):  # TD3's actor moves at every second update
+        agent.update(batch)
+    after = tensors(agent.state_dict())
+    moved = {path.split("/")[1] for path in before if not torch.equal(after[path], before[path])}
+    assert "critic" in moved
+    assert not moved & {"actor", "denoiser"}

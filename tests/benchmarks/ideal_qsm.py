@@ -7,7 +7,6 @@ samples and the share of them at a bound, for the bandit and for a parabola like
 linear-quadratic task's (k = R dt + discount B' P B).
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -33,11 +32,11 @@ def samples(steps: int, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def main() -> None:
-    print("bandit, reward sin^2(pi a): T, alpha, mean reward, share at a bound")
-    for steps in (5, 20, 30, 50):
-        for alpha in (0.1, 0.3, 0.5, 0.7, 1.0, 2.0, 10.0, 50.0):
-            a = samples(steps, lambda a, k=alpha: k * math.pi * torch.sin(2 * math.pi * a))
-            reward = torch.sin(math.pi * a).square().mean()
+    print("bandit, reward 1 - 4 (|a| - 1/2)^2: T, alpha, mean reward, share at a bound")
+    for steps in (5, 10, 20):
+        for alpha in (0.1, 0.2, 0.3, 0.5, 1.0, 10.0, 50.0):
+            a = samples(steps, lambda a, k=alpha: -8 * k * (a.abs() - 0.5) * a.sign())
+            reward = (1 - 4 * (a.abs() - 0.5).square()).mean()
             print(f"{steps:3d} {alpha:5.1f} {reward:6.3f} {(a.abs() >= 1).float().mean():6.3f}")
 
     p = lq.riccati()[1][0]

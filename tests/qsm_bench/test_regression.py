@@ -1,0 +1,114 @@
+"""The regression: its false-alarm rate, its power, its baseline, and what the baseline says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qsm_bench import regression
+from qsm_bench.errors import UserError
+from qsm_bench.regression import AGENTS, BASELINE_SEEDS, COURSES, FALSE_ALARMS, SCORES, SEEDS
+
+COMMITTED = Path(__file__).parents[2] / "results" / "regression"
+
+
+def made_up_scores(rng: np.random.Generator, seeds: int, shift: float = 0.0) -> pd.DataFrame:
+    """Skewed scores of the whole family, the two scores of a run correlated."""
+    rows = []
+    for course in COURSES:
+        for agent in AGENTS:
+            ends = 1.0 - 0.1 * rng.exponential(size=seeds) - shift
+            areas = ends - 0.05 * rng.exponential(size=seeds)
+            rows += [
+                (agent, course.task, seed, end, area)
+                for seed, (end, area) in enumerate(zip(ends, areas, strict=True))
+            ]
+    return pd.DataFrame(rows, columns=["agent", "task", "seed", *SCORES])
+
+
+def test_unchanged_code_raises_an_alarm_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(0)
+    runs = 400
+    alarms = sum(
+        any(
+            finding.alarm
+            for finding in regression.compare(
+                made_up_scores(rng, BASELINE_SEEDS), made_up_scores(rng, SEEDS), {}
+            )
+        )
+        for _ in range(runs)
+    )
+    # Three standard errors of a share of 1 % above it.
+    assert alarms / runs <= FALSE_ALARMS + 3 * np.sqrt(FALSE_ALARMS * (1 - FALSE_ALARMS) / runs)
+
+
+def test_a_loss_larger_than_the_seeds_spread_is_found_in_every_cell() -> None:
+    rng = np.random.default_rng(1)
+    findings = regression.compare(
+        made_up_scores(rng, BASELINE_SEEDS), made_up_scores(rng, SEEDS, shift=1.0), {}
+    )
+    assert len(findings) == len(COURSES) * len(AGENTS) * len(SCORES)
+    assert {finding.verdict for finding in findings} == {"worse"}
+
+
+def test_a_gain_is_named_and_raises_no_alarm() -> None:
+    rng = np.random.default_rng(2)
+    findings = regression.compare(
+        made_up_scores(rng, BASELINE_SEEDS), made_up_scores(rng, SEEDS, shift=-1.0), {}
+    )
+    assert {finding.verdict for finding in findings} == {"better"}
+    assert not any(finding.alarm for finding in findings)
+
+
+def test_a_failed_cell_and_a_score_that_is_not_finite_are_alarms() -> None:
+    rng = np.random.default_rng(3)
+    now = made_up_scores(rng, SEEDS)
+    now.loc[(now["agent"] == "sac") & (now["task"] == COURSES[0].task), "end"] = np.nan
+    failed = {("qsm", COURSES[0].task): "it broke"}
+    findings = regression.compare(made_up_scores(rng, BASELINE_SEEDS), now, failed)
+    alarms = {(f.agent, f.task, f.score): f.note for f in findings if f.alarm}
+    assert alarms == {
+        ("qsm", COURSES[0].task, "end"): "it broke",
+        ("qsm", COURSES[0].task, "area"): "it broke",
+        ("sac", COURSES[0].task, "end"): "a score is not finite",
+    }
+
+
+def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
+    scores = made_up_scores(np.random.default_rng(4), 3)
+    regression.write_baseline(tmp_path, scores)
+    pd.testing.assert_frame_equal(regression.read_baseline(tmp_path), scores)
+
+
+def test_a_baseline_of_other_settings_is_refused(tmp_path: Path) -> None:
+    regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(5), 3))
+    file = tmp_path / "baseline.json"
+    about = json.loads(file.read_text())
+    about["protocol"][0]["settings"]["discount"] = 0.5
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="was made with other settings"):
+        regression.read_baseline(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"protocol": []'])
+def test_a_baseline_that_cannot_be_read_is_one_clear_line(tmp_path: Path, damage: str) -> None:
+    regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(6), 3))
+    (tmp_path / "baseline.json").write_text(damage)
+    with pytest.raises(UserError, match="no baseline can be read from"):
+        regression.read_baseline(tmp_path)
+
+
+def test_the_committed_baseline_is_of_the_settings_of_now() -> None:
+    scores = regression.read_baseline(COMMITTED)
+    assert set(map(tuple, scores[["agent", "task"]].to_numpy())) == {
+        (agent, course.task) for agent in AGENTS for course in COURSES
+    }
+    assert (scores.groupby(["agent", "task"])["seed"].nunique() == BASELINE_SEEDS).all()
+
+
+def test_every_agent_beats_a_random_policy_on_every_small_task() -> None:
+    ends = regression.read_baseline(COMMITTED).groupby(["agent", "task"])["end"]
+    lower = ends.mean() - 3 * ends.std() / np.sqrt(ends.size())
+    assert (lower > 0).all(), lower[lower <= 0]
