@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
 SUITE ?= smoke
 
-.PHONY: run test check bench clean
+.PHONY: run test check regress bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
@@ -18,6 +18,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+regress: $(VENV)/installed
+	$(BIN)/python -m qsm_bench regress
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

@@ -47,7 +47,7 @@ class AgentConfig:
         float, Field(gt=0, description="Adam's step size, for every network.")
     ] = 3e-4
     actor_learning_rate: Annotated[
-        float | None, Field(gt=0, description="Adam's step size for the actor, where it is another.")
+        float | None, Field(gt=0, description="Adam's step size for the actor, if another.")
     ] = None
     discount: Annotated[float, Field(ge=0, le=1, description="Discount factor g.")] = 0.99
     polyak: Annotated[

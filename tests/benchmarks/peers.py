@@ -8,6 +8,7 @@ everything else is the library's default.
 """
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -123,7 +124,7 @@ def main(
     job = Job(
         agent=f"sb3_{algorithm.value}",
         agent_name=f"stable_baselines3:{algorithm.value.upper()}",
-        settings={},
+        settings=asdict(AgentConfig()),
         task=task,
         gymnasium_id=found.gymnasium_id,
         action_repeat=found.action_repeat,
@@ -131,6 +132,10 @@ def main(
         **{key: asked[key] for key in asked if key in Job.model_fields},
     )
     cell = store.cell(job.agent, job.task)
+    store.add_column(job.agent)
+    if cell.manifest_file.exists() and cell.read_manifest().status == "finished":
+        print(f"{job.agent} on {task} is there already: {cell.folder}")
+        return
     manifest = Manifest(
         job=job,
         status="running",
@@ -155,7 +160,6 @@ def main(
     manifest.step, manifest.updates = job.steps, job.steps - job.warmup_steps
     manifest.finished = datetime.now(UTC).isoformat(timespec="seconds")
     cell.write_manifest(manifest)
-    store.add_column(job.agent)
 
 
 if __name__ == "__main__":
