@@ -77,6 +77,11 @@ class Lockstep:
         )
         for index in np.flatnonzero(active):
             observation, reward, terminated, truncated, _ = self._envs[index].step(actions[index])
+            if observation.shape != (self.observation_size,):  # one number would fill the row
+                raise ValueError(
+                    f"task {self.task.name!r}: an observation has shape {observation.shape}"
+                    f" instead of {(self.observation_size,)}"
+                )
             step.observation[index] = observation
             step.reward[index] = reward
             step.terminated[index] = terminated

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from agents.protocol import Agent
 from agents.streams import derive_seed
-from envs import Lockstep, make
+from envs import make
+from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.evaluation import evaluate
+from qsm_bench.evaluation import Environments, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.store import Cell
-from qsm_bench.training import Checkpoint, build_agent
+from qsm_bench.training import build_agent
 
 FRAMES_PER_SECOND = 30
 
@@ -34,7 +35,7 @@ class Outcome:
 def evaluate_cell(cell: Cell, episodes: int) -> Outcome:
     """Play fresh episodes with each seed's policy. Raises UserError if there is no checkpoint."""
     job = cell.read_manifest().job
-    environments = Lockstep(job.task, len(job.seeds) * episodes)
+    environments = Environments(job.task, len(job.seeds) * episodes)
     try:
         agent, step = _load(cell, job, environments.observation_size, environments.action_size)
         # An occasion of its own: never the episodes that training was evaluated on.
@@ -67,6 +68,11 @@ def film_cell(cell: Cell, file: Path) -> None:
         # The protocol acts for every seed at once; only the first one's action is filmed.
         batch = torch.from_numpy(observation).expand(len(job.seeds), 1, -1)
         action = agent.act(batch.to(job.device), explore=False)[0, 0].cpu().numpy()
+        if not np.isfinite(action).all():
+            raise UserError(
+                f"seed {job.seeds[0]} of {job.agent} on {job.task} has diverged: there is nothing "
+                "to film"
+            )
         observation, _, terminated, truncated, _ = environment.step(action)
         frames.append(environment.render())
         ended = terminated or truncated
@@ -75,7 +81,7 @@ def film_cell(cell: Cell, file: Path) -> None:
 
 
 def _load(cell: Cell, job: Job, observation_size: int, action_size: int) -> tuple[Agent, int]:
-    state = Checkpoint(cell.checkpoint).load_state(torch.device(job.device))
+    state = Checkpoint(cell.checkpoint).load_state()
     if state is None:
         raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")
     agent = build_agent(job, observation_size, action_size)

@@ -123,7 +123,7 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
         display = Display(cells, console)
         with display.context():
             try:
-                run_locally(
+                unfinished = run_locally(
                     open_cells,
                     workers=workers,
                     checkpoint_every=checkpoint_every,
@@ -135,10 +135,9 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
                 print(f"\nstopped and saved; to go on: {command}", file=sys.stderr)
                 raise typer.Exit(INTERRUPTED) from None
             display.show()
-    failed = [cell for cell in cells if cell.read_manifest().status != "finished"]
-    for cell in failed:
-        print(f"failed: {cell.read_manifest().reason}; its log: {cell.log_file}", file=sys.stderr)
-    if failed:
+    for cell, reason in unfinished.items():
+        print(f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}", file=sys.stderr)
+    if unfinished:
         raise typer.Exit(CELLS_FAILED)
     console.print(f"done; the report: python -m qsm_bench report {experiment.name}", soft_wrap=True)
 

@@ -1,9 +1,12 @@
 """Evaluation, the same for every agent: sampled actions, no exploration noise, no selection."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.streams import derive_seed
 from envs import Lockstep
+from envs.adapters import Env
 from qsm_bench.errors import UserError
 
 LONGEST_EPISODE = 100_000
@@ -22,6 +26,58 @@ UNSEEN = 0.05
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """A job was asked to stop; what it has is on disk."""
+
+
+class Environments(Lockstep):
+    """Environments whose faults are told in one line that names the task, as UserError.
+
+    A fault is an exception, an observation of another shape, or a number that is not finite.
+    """
+
+    def __init__(self, task: str, count: int) -> None:
+        super().__init__(task, count)
+        self._envs = [_Checked(env, self.task.name) for env in self._envs]
+
+
+class _Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def __init__(self, env: Env, task: str) -> None:
+        super().__init__(env)
+        self.task = task
+
+    def reset(self, **how: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        with self._blame():
+            observation, info = self.env.reset(**how)
+        self._check(observation, 0.0)
+        return observation, info
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        with self._blame():
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            reward = float(reward)
+        self._check(observation, reward)
+        return observation, reward, bool(terminated), bool(truncated), info
+
+    @contextmanager
+    def _blame(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a third party's environment raises
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"task {self.task!r} raised {text}") from error
+
+    def _check(self, observation: NDArray[np.float32], reward: float) -> None:
+        shape = self.observation_space.shape
+        if observation.shape != shape:
+            raise UserError(
+                f"task {self.task!r} returned an observation of shape {observation.shape} and "
+                f"promised {shape}"
+            )
+        if not np.isfinite(observation).all():
+            raise UserError(f"task {self.task!r} returned an observation that is not finite")
+        if not math.isfinite(reward):
+            raise UserError(f"task {self.task!r} returned the reward {reward}")
 
 
 @dataclass(frozen=True)
@@ -70,13 +126,15 @@ def evaluate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
     watch: Callable[[], None] = lambda: None,
+    sound: NDArray[np.bool_] | None = None,
 ) -> Episodes:
     """Play ``episodes`` episodes with each seed's policy.
 
     ``environments`` are S * episodes in number, a seed's beside each other. Episode k of seed s
     starts from a state drawn for (s, ``occasion``, k) alone; ``occasion`` is the training step.
-    ``watch`` is called after every step taken. Raises Interrupted as soon as ``stop()`` is true,
-    and UserError if an episode does not end.
+    ``watch`` is called after every step taken. A seed that is not ``sound`` [S] plays none, and
+    one whose action is not finite no further: their returns are NaN. Raises Interrupted as soon
+    as ``stop()`` is true, and UserError if an episode does not end.
     """
     shape = (len(seeds), episodes)
     observation = np.stack(
@@ -92,12 +150,15 @@ def evaluate(
     values: list[NDArray[Any]] = []
     length = np.zeros(shape, dtype=np.int64)
     terminated = np.zeros(shape, dtype=bool)
-    active = np.ones(shape, dtype=bool)
+    sound = np.ones(len(seeds), bool) if sound is None else sound.copy()
+    active = np.broadcast_to(sound[:, np.newaxis], shape).copy()
     while active.any():
         if stop():
             raise Interrupted
         batch = torch.from_numpy(observation).view(*shape, -1).to(device)
         action = agent.act(batch, explore=False)
+        sound &= (action.isfinite().all(dim=-1).cpu().numpy() | ~active).all(axis=1)
+        active &= sound[:, np.newaxis]
         values.append(
             agent.action_value(batch, action).cpu().numpy()
             if isinstance(agent, Diagnosed)
@@ -108,7 +169,8 @@ def evaluate(
         )
         watch()
         observation = step.observation
-        rewards.append(step.reward.reshape(shape))  # 0 where the episode has ended
+        reward = step.reward.reshape(shape)  # 0 where the episode has ended
+        rewards.append(np.where(sound[:, np.newaxis], reward, np.nan))
         length += active
         terminated |= step.terminated.reshape(shape)
         active &= ~(step.terminated | step.truncated).reshape(shape)
@@ -117,6 +179,8 @@ def evaluate(
                 f"task {environments.task.name!r}: an episode ran past {LONGEST_EPISODE} steps "
                 "without ending; give the task a time limit"
             )
+    if not rewards:
+        rewards, values = [np.full(shape, np.nan)], [np.full(shape, np.nan)]
     return Episodes(
         np.stack(rewards).astype(np.float64),
         np.stack(values).astype(np.float64),

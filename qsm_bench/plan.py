@@ -84,8 +84,9 @@ def calibrate(job: Job) -> Cost:
         seconds=job.steps * step_time
         + updates * (act_time + update_time)
         + evaluations * evaluation_time,
+        # The agent's state is there as the last checkpoint, the one before, and the next.
         disk_bytes=job.steps * replay.records[0].nbytes
-        + sum(p.nbytes for p in _tensors(agent.state_dict())),
+        + 3 * sum(p.nbytes for p in _tensors(agent.state_dict())),
     )
 
 

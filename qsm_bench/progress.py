@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -32,6 +33,17 @@ class CellState:
     """Gradient updates a second while training, summed over the seeds."""
     seconds_left: float | None
     reason: str | None
+    diverged: dict[int, int] = field(default_factory=dict)
+    """Seeds that diverged, each with its step."""
+    log_tail: tuple[str, ...] = ()
+    """The last lines of a failed job."""
+
+    @property
+    def faults(self) -> str:
+        """What went wrong, a line for each thing; empty if nothing did."""
+        seeds = [f"seed {seed} diverged at step {at:,}" for seed, at in self.diverged.items()]
+        lines = [*([self.reason] if self.reason else []), *seeds]
+        return "\n".join([*lines, *(f"  | {line}" for line in self.log_tail)])
 
     @property
     def line(self) -> str:
@@ -43,26 +55,39 @@ class CellState:
             parts.append(f"{self.updates_per_second:.0f} updates/s")
         if self.status == "running" and self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
-        if self.reason:
-            parts.append(self.reason)
-        return ", ".join(parts)
+        return ", ".join([*parts, *([self.faults] if self.faults else [])])
 
 
 def cell_state(cell: Cell) -> CellState:
     """Read a cell's state. Raises UserError if its manifest cannot be read."""
     manifest = cell.read_manifest()
     progress = cell.read_progress()
+
+    def number(key: str) -> float | None:
+        value = progress.get(key)
+        return value if isinstance(value, (int, float)) and abs(value) < 1e15 else None
+
     return CellState(
         agent=manifest.job.agent,
         task=manifest.job.task,
         status=manifest.status,
-        step=progress.get("step", 0) if manifest.status == "running" else manifest.step,
+        step=int(number("step") or 0) if manifest.status == "running" else manifest.step,
         steps=manifest.job.steps,
-        last_return=progress.get("return"),
-        updates_per_second=progress.get("updates_per_second"),
-        seconds_left=progress.get("seconds_left"),
+        last_return=number("return"),
+        updates_per_second=number("updates_per_second"),
+        seconds_left=number("seconds_left"),
         reason=manifest.reason,
+        diverged=_diverged(progress) if manifest.status == "running" else manifest.diverged,
+        log_tail=manifest.log_tail,
     )
+
+
+def _diverged(progress: dict[str, Any]) -> dict[int, int]:
+    """The seeds that diverged, as JSON has them."""
+    try:
+        return {int(seed): int(step) for seed, step in progress["diverged"].items()}
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        return {}
 
 
 def duration(seconds: float) -> str:
@@ -95,14 +120,10 @@ def states_table(states: Sequence[CellState]) -> Table:
             f"{state.updates_per_second:.0f}" if running and state.updates_per_second else "",
             duration(state.seconds_left) if running and state.seconds_left is not None else "",
         )
-    for state in states:
-        if state.reason:
-            table.add_section()
-            table.caption = Text(
-                "\n".join(f"{s.agent} on {s.task}: {s.reason}" for s in states if s.reason),
-                style="red",
-            )
-            break
+    faults = [f"{s.agent} on {s.task}: {s.faults}" for s in states if s.faults]
+    if faults:
+        table.add_section()
+        table.caption = Text("\n".join(faults), style="red")
     return table
 
 
@@ -137,9 +158,10 @@ class Display:
         now = time.monotonic()
         for index, state in enumerate(states):
             before, since = self.shown.get(index, (None, 0.0))
-            news = before is None or (state.status, state.last_return) != (
+            news = before is None or (state.status, state.last_return, state.diverged) != (
                 before.status,
                 before.last_return,
+                before.diverged,
             )
             overdue = state.status == "running" and now - since >= LINE_SECONDS
             if (news and state.status != "pending") or overdue:

@@ -16,11 +16,12 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
+from zlib import crc32
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,6 +37,9 @@ RESULTS = Path("results")
 EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
 SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
 
+FORMAT = 1
+"""Of the folder's files. A store of a later one is refused; files of before it had a name are 1."""
+
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
 
@@ -45,20 +49,30 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     job: Job
+    format: int = FORMAT
     status: Status = "pending"
     reason: str | None = None
     """Why it failed, in one line."""
+    log_tail: tuple[str, ...] = ()
+    """The last lines that a failed job printed."""
+    retried: str | None = None
+    """Why it was started a second time, from its checkpoint."""
+    diverged: dict[int, int] = {}
+    """Seeds whose loss turned non-finite, each with its step; from there on returns are NaN."""
     step: int = 0
     updates: int = 0
     """Gradient updates of each seed so far."""
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
     versions: dict[str, str] = {}
     commit: str | None = None
     hardware: dict[str, Any] = {}
     started: str | None = None
     finished: str | None = None
     command: str = ""
+    checksums: dict[str, int] = {}
+    """CRC-32 of a finished cell's tables, by file name."""
 
 
 class Cell:
@@ -83,7 +97,7 @@ class Cell:
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.manifest_file, manifest.model_dump_json(indent=2) + "\n")
+        write_atomically(self.manifest_file, manifest.model_dump_json(indent=2) + "\n", sync=True)
 
     def read_progress(self) -> dict[str, Any]:
         """Where the job stands, as its worker last said; empty before that."""
@@ -93,12 +107,24 @@ class Cell:
             return {}
         return progress if isinstance(progress, dict) else {}
 
-    def log_tail(self, lines: int = 5) -> str:
+    def log_tail(self, lines: int = 5) -> tuple[str, ...]:
         """The last lines the job printed."""
         try:
-            return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+            with self.log_file.open("rb") as file:
+                file.seek(max(0, self.log_file.stat().st_size - 10_000))
+                return tuple(file.read().decode(errors="replace").splitlines()[-lines:])
         except OSError:
-            return ""
+            return ()
+
+    def checksums(self) -> dict[str, int]:
+        """Of the tables that are there."""
+        tables = (
+            self.evaluations_file,
+            self.training_file,
+            self.diagnostics_file,
+            self.slices_file,
+        )
+        return {file.name: crc32(file.read_bytes()) for file in tables if file.exists()}
 
 
 class ExperimentStore:
@@ -125,21 +151,27 @@ class ExperimentStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the experiment for one writer. Raises UserError naming the process that has it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be made: {error.strerror}") from error
+        """Hold the experiment for one writer.
+
+        Raises UserError that names the process that has it, or says why it cannot be written.
+        """
+        lock = FileLock(self.folder / ".lock", timeout=0)
         holder = self.folder / ".holder"
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise UserError(
+                    f"experiment {self.folder.name!r} is being run by {_text(holder)}: wait for "
+                    "it, or choose another --name"
+                ) from None
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            with _writing(self.folder):
                 holder.write_text(f"process {os.getpid()}")
-                yield
-        except Timeout:
-            raise UserError(
-                f"experiment {self.folder.name!r} is being run by {_text(holder)}: wait for it, or "
-                "choose another --name"
-            ) from None
+            yield
+        finally:
+            lock.release()
 
     def cells(self) -> Iterator[Cell]:
         """The cells on disk, in the order they were asked for."""
@@ -158,6 +190,7 @@ class ExperimentStore:
             raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
         try:
             asked: dict[str, Any] = json.loads(self.file.read_text())
+            _refuse_later(self.file, asked)
             for names in (asked["agents"], asked["tasks"]):
                 if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
                     raise TypeError("agents and tasks must be lists of names")
@@ -184,12 +217,13 @@ class ExperimentStore:
             if cell.manifest_file.exists():
                 _refuse_difference(experiment.name, cell.read_manifest().job, job)
         asked |= {
+            "format": FORMAT,
             "name": experiment.name,
             "agents": list(
                 dict.fromkeys([*asked["agents"], *(a.label for a in experiment.agents)])
             ),
             "tasks": list(dict.fromkeys([*asked["tasks"], *experiment.tasks])),
-            "seeds": list(range(experiment.seeds)),
+            "seeds": list(jobs[0].seeds),
             "steps": experiment.steps,
             "warmup_steps": experiment.warmup_steps,
             "batch_size": experiment.batch_size,
@@ -199,35 +233,48 @@ class ExperimentStore:
             "device": experiment.device,
             "command": command,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
-        for cell, job in zip(cells, jobs, strict=True):
-            if not cell.manifest_file.exists():
-                cell.write_manifest(Manifest(job=job, command=command))
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
+            for cell, job in zip(cells, jobs, strict=True):
+                if not cell.manifest_file.exists():
+                    cell.write_manifest(Manifest(job=job, command=command))
         return cells
 
 
 class CsvLog:
     """A table that only grows; each append reaches the disk whole, and the rest can be cut off."""
 
-    def __init__(self, file: Path, size: int = 0) -> None:
-        """Continue ``file`` from its first ``size`` bytes: rows after a checkpoint come again."""
-        self.file = file.open("a+", newline="")
-        if self.file.seek(0, os.SEEK_END) < size:
+    def __init__(self, file: Path, size: int = 0, checksum: int | None = None) -> None:
+        """Continue ``file`` from its first ``size`` bytes: rows after a checkpoint come again.
+
+        Raises UserError, and leaves the file as it is, if those are not there, or not the same.
+        """
+        self.file = file.open("ab+", buffering=0)
+        self.size = size
+        """Bytes written so far."""
+        there = self.file.seek(0, os.SEEK_END)
+        self.file.seek(0)
+        self.checksum = crc32(self.file.read(size)) if 0 < size <= there else 0
+        """Of those."""
+        if not 0 <= size <= there or checksum not in (None, self.checksum):
             self.file.close()
-            raise UserError(f"{file} has lost rows that its checkpoint counts: start the cell anew")
+            fault = "is damaged: it has other rows" if size <= there else "has fewer rows"
+            raise UserError(f"{file} {fault} than its checkpoint counts")
         self.file.truncate(size)
-        self.file.seek(size)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows of the same columns; the first ones ever bring the header."""
-        self.file.write(as_csv(list(rows), header=self.file.tell() == 0))
-        self.file.flush()
+        data = as_csv(list(rows), header=self.size == 0).encode()
+        written = 0
+        while written < len(data):
+            written += self.file.write(data[written:])
+        self.size += len(data)
+        self.checksum = crc32(data, self.checksum)
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.file.tell()
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -286,11 +333,42 @@ def as_csv(rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
     return text.getvalue()
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace ``file`` by ``text``: a reader sees the old one or the new one, whole."""
+def write_atomically(file: Path, text: str, *, sync: bool = False) -> None:
+    """Replace ``file`` by ``text``: a reader sees the old one or the new one, whole.
+
+    With ``sync``, so does one who comes after the machine has lost its power.
+    """
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+    try:
+        with temporary.open("w") as out:
+            out.write(text)
+            if sync:
+                out.flush()
+                os.fsync(out.fileno())
+        temporary.replace(file)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Tell in one line why a folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _refuse_later(file: Path, content: Any) -> None:
+    """Raise UserError if a file is of a later format than this version reads."""
+    written = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+    if isinstance(written, int) and written > FORMAT:
+        raise UserError(
+            f"{file} was written by a later version of qsm_bench, in format {written}; this one "
+            f"reads formats up to {FORMAT}: upgrade qsm_bench"
+        )
 
 
 def _as_folder(name: str) -> str:
@@ -305,9 +383,10 @@ def _table(
 
     tables = []
     for file, manifest in zip(files, manifests, strict=True):
-        if file.exists() and file.stat().st_size:
+        text = _rows(file, manifest)
+        if text:
             try:
-                table = pd.read_csv(file)
+                table = pd.read_csv(io.BytesIO(text))
             except ValueError as error:
                 raise UserError(f"{file} cannot be read: {error}") from error
             table.insert(0, "agent", manifest.job.agent)
@@ -318,17 +397,33 @@ def _table(
     return pd.concat(tables, ignore_index=True)
 
 
+def _rows(file: Path, manifest: Manifest) -> bytes:
+    """A table's text: a finished cell's as it was written, another's up to its last whole row."""
+    try:
+        text = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    if manifest.status != "finished":
+        return text[: text.rfind(b"\n") + 1]
+    if crc32(text) != manifest.checksums.get(file.name, crc32(text)):
+        raise UserError(f"{file} is damaged: it is not what its job wrote")
+    return text
+
+
 def _text(file: Path) -> str:
     """The text of a file that another process may not have written yet."""
     try:
         return file.read_text()
-    except OSError:
+    except (OSError, ValueError):
         return "another process"
 
 
 def _read_manifest(file: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(file.read_text())
+        text = file.read_text()
+        with suppress(ValueError):
+            _refuse_later(file, json.loads(text))
+        return Manifest.model_validate_json(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     except ValidationError as error:

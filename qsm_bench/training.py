@@ -1,6 +1,5 @@
 """The training loop: all seeds of one (agent, task) cell in lockstep, resumable at every step."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,9 @@ from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.replay import ReplayBuffer
 from agents.streams import SeedStreams, derive_seed
-from envs import Lockstep
+from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.evaluation import Interrupted, evaluate
+from qsm_bench.evaluation import Environments, Interrupted, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.store import Cell, CsvLog, as_csv, write_atomically
 
@@ -58,8 +57,8 @@ class Training:
         self.stop = stop
         self.checkpoint_every = checkpoint_every
         self.device = torch.device(job.device)
-        self.environments = Lockstep(job.task, len(job.seeds))
-        self.evaluation_environments = Lockstep(job.task, len(job.seeds) * job.eval_episodes)
+        self.environments = Environments(job.task, len(job.seeds))
+        self.evaluation_environments = Environments(job.task, len(job.seeds) * job.eval_episodes)
         sizes = self.environments.observation_size, self.environments.action_size
         self.agent = build_agent(job, *sizes)
         self.replay = ReplayBuffer(
@@ -85,19 +84,22 @@ class Training:
         self.metric_updates = 0
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
+        self.checkpoint_seconds = 0.0
+        self.sound = torch.ones(seeds, dtype=torch.bool, device=self.device)
+        """Of each seed: losses and actions were finite so far."""
+        self.diverged: dict[int, int] = {}
+        """Seeds that were not sound any more, each with the step at which."""
         self.last_return: float | None = None
         self.watched: Tensor | None = None
         """[S, WATCHED_STATES, obs], once the warm-up is over."""
 
+        self.cell = cell
         self.checkpoint = Checkpoint(cell.checkpoint)
-        state = self.checkpoint.load(self.replay)
-        self.evaluations = CsvLog(cell.evaluations_file, state["evaluations_size"] if state else 0)
-        self.log = CsvLog(cell.training_file, state["training_size"] if state else 0)
-        self.diagnostics = CsvLog(cell.diagnostics_file, state["diagnostics_size"] if state else 0)
-        self.slices_file = cell.slices_file
+        state = self.checkpoint.load(self.replay, self._open_tables)
         if state:
             self._restore(state)
         else:
+            self._open_tables({})
             self.observation = np.stack([self._reset(row) for row in range(seeds)])
 
     @property
@@ -133,6 +135,10 @@ class Training:
             action = self.warmup_stream.uniform(self.environments.action_size, low=-1.0)
         else:
             action = self.agent.act(observation.unsqueeze(1), explore=True).squeeze(1)
+            self.sound &= action.isfinite().all(dim=-1)
+            self._note_diverged()
+            # A diverged seed stands still: no environment is given what is no action.
+            action = torch.where(self.sound.unsqueeze(-1), action, 0.0)
         result = self.environments.step(action.cpu().numpy())
         self.replay.add(
             observation,
@@ -159,9 +165,17 @@ class Training:
         if self.step == self.job.warmup_steps:
             self.watched = self._spread_states()
         if self.step > self.job.warmup_steps:
-            self._count(self.agent.update(self.replay.sample(self.job.batch_size)))
+            metrics = self.agent.update(self.replay.sample(self.job.batch_size))
+            for name, value in metrics.items():
+                if "loss" in name:
+                    self.sound &= value.isfinite()
+            self._count(metrics)
         if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.metric_updates:
             self._log()
+
+    def _note_diverged(self) -> None:
+        for row in (~self.sound).nonzero().flatten().tolist():
+            self.diverged.setdefault(self.job.seeds[row], self.step)
 
     def _reset(self, row: int) -> NDArray[np.float32]:
         seed = derive_seed(self.job.seeds[row], "episode", int(self.episode[row]), bits=31)
@@ -203,12 +217,15 @@ class Training:
                 self.device,
                 self.stop,
                 watch,
+                self.sound.cpu().numpy(),
             )
         except Interrupted:
             # The evaluation will come again, from before it drew any noise.
-            self.checkpoint.save(self.replay, state)
+            self._save(state)
             raise
         returns = played.returns
+        self.sound &= torch.from_numpy(np.isfinite(returns).all(axis=1)).to(self.device)
+        self._note_diverged()
         self.evaluations.append(
             {
                 "seed": seed,
@@ -220,7 +237,8 @@ class Training:
             for row, seed in enumerate(job.seeds)
             for k in range(job.eval_episodes)
         )
-        self.last_return = float(returns.mean())
+        finite = returns[np.isfinite(returns)]
+        self.last_return = float(finite.mean()) if finite.size else None
         if self.watched is not None and isinstance(self.agent, Diagnosed):
             self._diagnose(self.agent, self.watched, played.critic_bias(job.settings["discount"]))
         self.evaluation_seconds += time.perf_counter() - began
@@ -246,7 +264,7 @@ class Training:
             for state in range(SLICED_STATES)
             for cell, action in enumerate(slices.action.tolist())
         ]
-        write_atomically(self.slices_file, as_csv(rows))
+        write_atomically(self.cell.slices_file, as_csv(rows))
 
     def _spread_states(self) -> Tensor:
         """States of the warm-up that lie evenly spread over it, [S, WATCHED_STATES, obs]."""
@@ -256,9 +274,40 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of the moment after step ``self.step``, before its evaluation."""
-        self.checkpoint.save(self.replay, self._state())
+        self._save(self._state())
+
+    def _save(self, state: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        self.sync()
+        self.checkpoint.save(self.replay, state)
+        self.checkpoint_seconds += time.perf_counter() - began
+
+    def sync(self) -> None:
+        """Wait until every row is on the disk: before anything counts on it."""
+        for table in self._tables.values():
+            table.sync()
+
+    @property
+    def _tables(self) -> dict[str, CsvLog]:
+        return {
+            "evaluations": self.evaluations,
+            "training": self.log,
+            "diagnostics": self.diagnostics,
+        }
+
+    def _open_tables(self, state: dict[str, Any]) -> None:
+        """Cut the tables back to where ``state`` has them. Raises UserError if they do not fit."""
+        checksums = state.get("checksums", {})
+
+        def table(name: str, file: Path) -> CsvLog:
+            return CsvLog(file, state.get(f"{name}_size", 0), checksums.get(name))
+
+        self.evaluations = table("evaluations", self.cell.evaluations_file)
+        self.log = table("training", self.cell.training_file)
+        self.diagnostics = table("diagnostics", self.cell.diagnostics_file)
 
     def _state(self) -> dict[str, Any]:
+        self._note_diverged()
         return {
             "agent": self.agent.state_dict(),
             "replay_stream": self.replay.stream.state_dict(),
@@ -272,14 +321,25 @@ class Training:
             "metric_updates": self.metric_updates,
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "diverged": self.diverged,
             "last_return": self.last_return,
             "watched": self.watched,
-            "diagnostics_size": self.diagnostics.size,
-            "evaluations_size": self.evaluations.size,
-            "training_size": self.log.size,
+            **{f"{name}_size": table.size for name, table in self._tables.items()},
+            "checksums": {name: table.checksum for name, table in self._tables.items()},
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self._restore_parts(state)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.checkpoint.folder} does not fit its job ({type(error).__name__}): delete "
+                f"{self.cell.folder} to start the cell anew"
+            ) from error
+        self.observation = np.stack([self._replay_episode(r) for r in range(len(self.job.seeds))])
+
+    def _restore_parts(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
         self.replay.stream.load_state_dict(state["replay_stream"])
         self.warmup_stream.load_state_dict(state["warmup_stream"])
@@ -288,13 +348,18 @@ class Training:
         self.episode_start = np.array(state["episode_start"])
         self.episode_return = np.array(state["episode_return"])
         self.finished_returns = state["finished_returns"]
-        self.metric_sums = state["metric_sums"]
+        self.metric_sums = {k: v.to(self.device) for k, v in state["metric_sums"].items()}
         self.metric_updates = state["metric_updates"]
         self.train_seconds = state["train_seconds"]
         self.evaluation_seconds = state["evaluation_seconds"]
+        self.checkpoint_seconds = state.get("checkpoint_seconds", 0.0)
+        self.diverged = state.get("diverged", {})
+        self.sound = torch.tensor(
+            [seed not in self.diverged for seed in self.job.seeds], device=self.device
+        )
         self.last_return = state["last_return"]
-        self.watched = state["watched"]
-        self.observation = np.stack([self._replay_episode(r) for r in range(len(self.job.seeds))])
+        watched = state["watched"]
+        self.watched = None if watched is None else watched.to(self.device)
 
     def _replay_episode(self, row: int) -> NDArray[np.float32]:
         """Bring a seed's environment to where its episode was: reset it and repeat its actions."""
@@ -314,66 +379,5 @@ class Training:
         """Release environments and files."""
         self.environments.close()
         self.evaluation_environments.close()
-        for table in (self.evaluations, self.log, self.diagnostics):
+        for table in self._tables.values():
             table.close()
-
-
-class Checkpoint:
-    """The state of a job on disk: ``state.pt``, replaced whole, and ``replay.f32``, appended to.
-
-    The state says how many records of the replay log belong to it, so a log that is longer, from
-    a checkpoint that was cut off, is simply cut back.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state_file = folder / "state.pt"
-        self.replay_file = folder / "replay.f32"
-        self.saved = 0
-        """Transitions of each seed that the log holds."""
-
-    def save(self, replay: ReplayBuffer, state: dict[str, Any]) -> None:
-        """Append the replay records that are new, then replace the state."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.replay_file.open("ab") as file:
-            file.truncate(self.saved * replay.records[0].nbytes)
-            for step in range(self.saved, replay.added):
-                file.write(replay.records[step % replay.capacity].cpu().numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary = self.state_file.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(state | {"replay_added": replay.added}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.state_file)
-        self.saved = replay.added
-
-    def load(self, replay: ReplayBuffer) -> dict[str, Any] | None:
-        """Fill ``replay`` and return the state, or None if there is no checkpoint."""
-        state = self.load_state(replay.records.device)
-        if state is not None:
-            self.saved = replay.added = state["replay_added"]
-            record_bytes = replay.records[0].nbytes
-            with self.replay_file.open("rb") as file:
-                for step in range(self.saved - replay.size, self.saved):
-                    file.seek(step * record_bytes)
-                    row = torch.frombuffer(bytearray(file.read(record_bytes)), dtype=torch.float32)
-                    replay.records[step % replay.capacity].view(-1).copy_(row)
-        return state
-
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """Read the state alone. Executes no code from the file: ``weights_only``."""
-        if not self.state_file.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(
-                self.state_file, map_location=device, weights_only=True
-            )
-        except Exception as error:  # torch raises no one kind for a file that is damaged
-            raise UserError(f"{self.state_file} cannot be read: {error}") from error
-        return state
-
-    def drop_replay(self) -> None:
-        """Delete the replay log, which a finished job needs no more."""
-        self.replay_file.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ The manifest in the folder is the whole order, and the folder is where everythin
 is shared with the process that started it, so a job can run wherever the folder can be reached.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +21,8 @@ import torch
 import typer
 from filelock import FileLock, Timeout
 
+from agents.registry import AgentError
+from envs import TaskError
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
@@ -60,21 +64,19 @@ class Progress:
             if steps
             else None
         )
-        write_atomically(
-            self.cell.progress_file,
-            json.dumps(
-                {
-                    "step": training.step,
-                    "steps": job.steps,
-                    "return": training.last_return,
-                    "updates_per_second": len(job.seeds) * updates / train_seconds
-                    if train_seconds and updates
-                    else None,
-                    "seconds_left": pace * (job.steps - training.step) if pace else None,
-                    "pid": os.getpid(),
-                }
-            ),
-        )
+        told = {
+            "step": training.step,
+            "steps": job.steps,
+            "return": training.last_return,
+            "updates_per_second": len(job.seeds) * updates / train_seconds
+            if train_seconds and updates
+            else None,
+            "seconds_left": pace * (job.steps - training.step) if pace else None,
+            "diverged": training.diverged,
+            "pid": os.getpid(),
+        }
+        with suppress(OSError):  # a full disk is for the checkpoint to find
+            write_atomically(self.cell.progress_file, json.dumps(told))
 
 
 def work(
@@ -95,6 +97,8 @@ def work(
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    with suppress(OSError, ValueError):  # where standard error is no file
+        faulthandler.enable()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
@@ -119,7 +123,7 @@ def _run(
     command: str,
     stop: Callable[[], bool],
 ) -> None:
-    manifest.status, manifest.reason = "running", None
+    manifest.status, manifest.reason, manifest.log_tail = "running", None, ()
     manifest.versions, manifest.commit = describe_versions(), describe_commit()
     manifest.hardware = describe_hardware(manifest.job.device)
     manifest.started = manifest.started or _now()
@@ -131,7 +135,10 @@ def _run(
         progress = Progress(cell, training)
         training.run(progress)
         progress.write()
+        training.sync()
         manifest.status = "finished"
+        manifest.checksums = cell.checksums()
+        _note(training, manifest)
         cell.write_manifest(manifest)
         training.checkpoint.drop_replay()
     except Interrupted:
@@ -140,18 +147,28 @@ def _run(
     except Exception as error:
         manifest.status = "failed"
         manifest.reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, UserError):
+        if isinstance(error, (UserError, TaskError, AgentError)):
             manifest.reason = str(error)
+        elif isinstance(error, OSError) and error.strerror:
+            manifest.reason = f"{error.filename or cell.folder}: {error.strerror}"
         traceback.print_exc()
+        manifest.log_tail = cell.log_tail()
         raise SystemExit(FAILED) from None
     finally:
         if training:
-            manifest.step, manifest.updates = training.step, training.updates
-            manifest.train_seconds = round(training.train_seconds, 2)
-            manifest.evaluation_seconds = round(training.evaluation_seconds, 2)
+            _note(training, manifest)
             training.close()
         manifest.finished = _now()
         cell.write_manifest(manifest)
+
+
+def _note(training: Training, manifest: Manifest) -> None:
+    """Write into the manifest how far the job has come."""
+    manifest.step, manifest.updates = training.step, training.updates
+    manifest.diverged = dict(training.diverged)
+    manifest.train_seconds = round(training.train_seconds, 2)
+    manifest.evaluation_seconds = round(training.evaluation_seconds, 2)
+    manifest.checkpoint_seconds = round(training.checkpoint_seconds, 2)
 
 
 def _now() -> str:

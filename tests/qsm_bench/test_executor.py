@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,12 +18,16 @@ import torch
 from filelock import FileLock
 
 from qsm_bench import executor, worker
+from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, parse_agents
-from qsm_bench.store import Cell, ExperimentStore
-from qsm_bench.training import Checkpoint, Training
+from qsm_bench.progress import cell_state
+from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.training import Training
+from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_job, poison
+from tests.qsm_bench.processes import crowding, exit_status, fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,8 +76,18 @@ def run_scripts(
     watch: Callable[[], None] = lambda: None,
 ) -> list[subprocess.Popen[bytes]]:
     """Run the cells' jobs, each a small script in place of training."""
+    with started(cells, scripts) as processes, patch.object(executor, "POLL_SECONDS", 0.01):
+        run_locally(cells, workers=workers, checkpoint_every=10, command="", watch=watch)
+    return processes
+
+
+@contextmanager
+def started(
+    cells: Sequence[Cell], scripts: Sequence[str]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Let the cells' jobs be small scripts; the processes that were started."""
     script = dict(zip(cells, scripts, strict=True))
-    started = []
+    processes = []
 
     def start(cell: Cell, *_: Any) -> subprocess.Popen[bytes]:
         with cell.log_file.open("ab") as log:
@@ -81,12 +96,11 @@ def run_scripts(
                 stdout=log,
                 stderr=log,
             )
-        started.append(process)
+        processes.append(process)
         return process
 
-    with patch.object(executor, "_start", start), patch.object(executor, "POLL_SECONDS", 0.01):
-        run_locally(cells, workers=workers, checkpoint_every=10, command="", watch=watch)
-    return started
+    with patch.object(executor, "_start", start):
+        yield processes
 
 
 def test_a_job_that_is_killed_takes_no_other_with_it(cells: list[Cell]) -> None:
@@ -102,6 +116,49 @@ def test_a_job_that_ends_without_a_word_is_quoted(cells: list[Cell]) -> None:
     manifest = cells[0].read_manifest()
     assert manifest.status == "failed"
     assert manifest.reason == "its process ended by exit status 5: the last word"
+    assert manifest.log_tail == ("first", "the last word") * 2
+    assert cell_state(cells[0]).line.splitlines()[1:] == [f"  | {x}" for x in manifest.log_tail]
+
+
+DIE_ONCE = """
+import os, pathlib, signal, sys
+died = pathlib.Path(sys.argv[1] + ".died")
+if not died.exists():
+    died.touch()
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_a_job_that_dies_is_tried_once_more_and_its_manifest_says_so(cells: list[Cell]) -> None:
+    run_scripts(cells, [FINISH, DIE_ONCE + FINISH, KILL_ITSELF], workers=1)
+    manifests = [cell.read_manifest() for cell in cells]
+    assert [manifest.status for manifest in manifests] == ["finished", "finished", "failed"]
+    assert [manifest.retried for manifest in manifests] == [
+        None,
+        "its process ended by signal SIGSEGV",
+        "its process ended by signal SIGKILL",
+    ]
+    assert manifests[1].reason is None
+
+
+@pytest.mark.parametrize(("script", "starts"), [(FINISH, 1), (DIE_ONCE, 2), (KILL_ITSELF, 2)])
+def test_a_job_is_started_at_most_twice(cells: list[Cell], script: str, starts: int) -> None:
+    assert len(run_scripts(cells[:1], [script])) == starts
+
+
+def test_what_did_not_finish_is_returned_with_its_reason(cells: list[Cell]) -> None:
+    interrupt = FINISH.replace("finished", "interrupted")
+    with (
+        patch.object(executor, "POLL_SECONDS", 0.01),
+        started(cells, [FINISH, KILL_ITSELF, interrupt]),
+    ):
+        unfinished = run_locally(
+            cells, workers=3, checkpoint_every=10, command="", watch=lambda: None
+        )
+    assert unfinished == {
+        cells[1]: "its process ended by signal SIGKILL",
+        cells[2]: "it was asked to stop, and is saved",
+    }
 
 
 @pytest.mark.parametrize("before", ["interrupted", "failed"])
@@ -138,7 +195,7 @@ def test_an_interrupt_ends_every_job_even_a_stubborn_one(
     monkeypatch.setattr(executor, "GRACE_SECONDS", 0.5)
 
     def watch() -> None:
-        if all(cell.log_file.exists() and cell.log_tail(1) == "ready" for cell in cells[:2]):
+        if all(cell.log_file.exists() and cell.log_tail(1) == ("ready",) for cell in cells[:2]):
             raise KeyboardInterrupt
 
     began = time.monotonic()
@@ -158,7 +215,7 @@ def test_a_job_that_had_to_be_killed_is_not_left_running(
     cells[0].write_manifest(manifest)
 
     def watch() -> None:
-        if cells[0].log_tail(1) == "ready":
+        if cells[0].log_tail(1) == ("ready",):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -209,6 +266,32 @@ def test_a_job_that_failed_may_be_run_again(cells: list[Cell]) -> None:
     manifest = cells[0].read_manifest()
     assert (manifest.status, manifest.reason, manifest.step) == ("finished", None, 30)
     assert manifest.updates == 20
+
+
+def test_a_seed_that_diverged_is_in_the_manifest_and_in_what_status_tells(tmp_path: Path) -> None:
+    cell = Cell(tmp_path / "cell")
+    cell.write_manifest(Manifest(job=make_job()))
+    run = Training.run
+
+    def run_poisoned(self: Training, watch: Callable[[], None]) -> None:
+        poison(self)
+        run(self, watch)
+
+    with patch.object(Training, "run", run_poisoned):
+        assert work(cell) == 0
+    assert cell.read_manifest().diverged == {POISONED: POISONED_AT}
+    assert cell_state(cell).line.endswith(f"seed {POISONED} diverged at step {POISONED_AT}")
+    assert cell.read_progress()["diverged"] == {str(POISONED): POISONED_AT}
+
+
+def test_a_finished_job_says_what_its_checkpoints_took_and_what_its_tables_are(
+    cells: list[Cell],
+) -> None:
+    assert work(cells[0]) == 0
+    manifest = cells[0].read_manifest()
+    assert manifest.checkpoint_seconds > 0
+    assert manifest.checksums == cells[0].checksums()
+    assert {"evaluations.csv", "training.csv"} <= manifest.checksums.keys()
 
 
 def test_a_job_that_is_asked_to_stop_is_interrupted(cells: list[Cell]) -> None:
@@ -273,38 +356,30 @@ def test_progress_says_where_a_job_ended(cells: list[Cell]) -> None:
     assert progress["seconds_left"] == 0
 
 
-START_AND_LEAVE = """
-import os, sys, time
-from pathlib import Path
-from qsm_bench.executor import _start
-from qsm_bench.store import Cell
-cell = Cell(Path(sys.argv[1]))
-print(_start(cell, 10**6, "").pid, flush=True)
-deadline = time.monotonic() + 60
-while sys.argv[2] == "later" and not cell.progress_file.exists() and time.monotonic() < deadline:
-    time.sleep(0.05)
-os._exit(0)
-"""
+def start_and_leave(cell: Cell, parent_leaves: str) -> None:
+    """Be the parent of a job, and end before it does."""
+    (cell.folder / "orphan").write_text(str(executor._start(cell, 10**6, "").pid))
+    deadline = time.monotonic() + 60
+    while parent_leaves == "later" and not cell.progress_file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-@pytest.mark.parametrize("parent_leaves", ["at once", "later"])
+@pytest.mark.parametrize(
+    "parent_leaves", ["later", pytest.param("at once", marks=pytest.mark.slow)]
+)
 def test_an_orphan_stops(
     tmp_path: Path, parent_leaves: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cell,) = lay_out(tmp_path, "td3[hidden_sizes=[8]]", steps=10**6)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    done = subprocess.run(
-        [sys.executable, "-c", START_AND_LEAVE, str(cell.folder), parent_leaves],
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=90,
-    )
+    assert exit_status(fork(lambda: start_and_leave(cell, parent_leaves))) == 0
     try:
-        orphan = psutil.Process(int(done.stdout))
+        orphan = psutil.Process(int((cell.folder / "orphan").read_text()))
     except psutil.NoSuchProcess:
         return
     try:
-        deadline = time.monotonic() + (20 if parent_leaves == "at once" else 5)
+        deadline = time.monotonic() + (20 if parent_leaves == "at once" else 5) * crowding()
         while orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline, "it goes on"
             time.sleep(0.1)

@@ -14,7 +14,8 @@ from qsm_bench import progress
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.plan import makespan
 from qsm_bench.progress import CellState, Display, cell_state, duration, states_table
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import Cell, ExperimentStore, Manifest
+from tests.qsm_bench.jobs import make_job
 
 
 @pytest.fixture
@@ -85,6 +86,20 @@ def test_a_line_tells_what_is_known(cells: list[Cell]) -> None:
     )
 
 
+def test_a_seed_that_diverged_is_told_while_its_job_runs_and_after(cells: list[Cell]) -> None:
+    line = "sac on four-goals: running, step 1,200/3,000, seed 1 diverged at step 1,100"
+    update(cells[0], status="running")
+    cells[0].progress_file.write_text(json.dumps({"step": 1200, "diverged": {1: 1100}}))
+    assert cell_state(cells[0]).line == line
+    update(cells[0], status="finished", step=3000, diverged={1: 1100})
+    cells[0].progress_file.unlink()
+    assert cell_state(cells[0]).line == line.replace("running, step 1,200", "finished, step 3,000")
+    display, out = shown(cells, terminal=True)
+    with display.context():
+        display.show()
+    assert "sac on four-goals: seed 1 diverged at step 1,100" in out.getvalue()
+
+
 def shown(cells: list[Cell], *, terminal: bool) -> tuple[Display, io.StringIO]:
     out = io.StringIO()
     return Display(cells, Console(file=out, force_terminal=terminal, width=120)), out
@@ -138,6 +153,25 @@ def test_a_terminal_gets_a_table_of_all_cells(cells: list[Cell]) -> None:
         assert part in text
 
 
+KEYS = st.sampled_from(["step", "return", "updates_per_second", "seconds_left", "diverged"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inside: st.lists(inside, max_size=2) | st.dictionaries(st.text(max_size=2), inside),
+    max_leaves=3,
+)
+
+
+@given(told=st.dictionaries(KEYS, VALUES), status=st.sampled_from(["running", "finished"]))
+def test_whatever_progress_says_it_is_a_line(
+    tmp_path_factory: pytest.TempPathFactory, told: dict[str, Any], status: Any
+) -> None:
+    cell = Cell(tmp_path_factory.getbasetemp() / "told")
+    cell.write_manifest(Manifest(job=make_job(), status=status))
+    cell.progress_file.write_text(json.dumps(told))
+    assert cell_state(cell).line.startswith("td3[hidden_sizes=[8]] on four-goals: ")
+    Console(file=io.StringIO()).print(states_table([cell_state(cell)]))
+
+
 STATES = st.builds(
     CellState,
     agent=st.text(max_size=9),
@@ -149,6 +183,8 @@ STATES = st.builds(
     updates_per_second=st.none() | st.floats(0, 1e6),
     seconds_left=st.none() | st.floats(0, 1e9),
     reason=st.none() | st.text(max_size=9),
+    diverged=st.dictionaries(st.integers(0, 99), st.integers(0, 10**7), max_size=2),
+    log_tail=st.lists(st.text(max_size=9), max_size=2).map(tuple),
 )
 
 

@@ -1,8 +1,9 @@
 """Files: whole or not there, one writer at a time, and one clear line where they are damaged."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.progress import cell_state
 from qsm_bench.store import Cell, CsvLog, ExperimentStore, load_results, write_atomically
+from tests.qsm_bench.processes import exit_status, fork
 
 
 def experiment(agents: str = "sac,qsm", tasks: tuple[str, ...] = ("four-goals",)) -> Experiment:
@@ -96,30 +98,19 @@ def test_a_table_shorter_than_its_checkpoint_is_not_filled_up_with_nothing(tmp_p
     assert file.read_text() == "step\n1\n"
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from qsm_bench.store import ExperimentStore
-with ExperimentStore(Path(sys.argv[1]), "there").lock():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+def test_an_experiment_has_one_writer_and_names_it(store: ExperimentStore) -> None:
+    def hold() -> None:
+        with store.lock():
+            (store.folder / "held").touch()
+            time.sleep(60)
 
-
-def test_an_experiment_has_one_writer_and_names_it(
-    store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(store.folder.parent)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=f"being run by process {other.pid}:"), store.lock():
-            pass
-        other.communicate()
+    other = fork(hold)
+    while not (store.folder / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=f"being run by process {other}:"), store.lock():
+        pass
+    os.kill(other, signal.SIGKILL)
+    assert exit_status(other) == -signal.SIGKILL
     with store.lock():
         pass
 

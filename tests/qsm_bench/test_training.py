@@ -2,8 +2,7 @@
 
 import csv
 import itertools
-from collections.abc import Callable
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,100 +17,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agents.replay import ReplayBuffer
+from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.evaluation import Interrupted, evaluate
-from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.evaluation import Environments, Interrupted, evaluate
+from qsm_bench.experiment import Job
 from qsm_bench.store import Cell, Manifest
-from qsm_bench.training import Checkpoint, Training
-
-STEPS, WARMUP, EVAL_EVERY = 45, 8, 20
-SMALL = "hidden_sizes=[8]"
-AGENTS = (
-    f"qsm[{SMALL},diffusion_steps=2]",
-    f"diffusion_ql[{SMALL},diffusion_steps=2]",
-    f"diffusion_pg[{SMALL},diffusion_steps=2,chains=2]",
-    f"sac[{SMALL},n_step=3]",
-    f"td3[{SMALL}]",
+from qsm_bench.training import Training
+from tests.qsm_bench.jobs import (
+    AGENTS,
+    EVAL_EVERY,
+    POISONED,
+    POISONED_AT,
+    WARMUP,
+    after,
+    kill,
+    make_job,
+    poison,
+    train,
+    uncut,
+    written,
 )
-
-
-class Killed(BaseException):
-    """Stands for a death that leaves no time to save."""
-
-
-def make_job(agent: str = AGENTS[-1], task: str = "four-goals", **changes: Any) -> Job:
-    asked: dict[str, Any] = {
-        "seeds": 2,
-        "steps": STEPS,
-        "warmup_steps": WARMUP,
-        "batch_size": 8,
-        "eval_every": EVAL_EVERY,
-        "eval_episodes": 2,
-        "device": "cpu",
-    }
-    asked |= changes
-    (job,) = Experiment(name="test", agents=parse_agents(agent), tasks=(task,), **asked).jobs()
-    return job
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """Turns true, and stays so, at the given call."""
-    counter = itertools.count(1)
-    return lambda: next(counter) >= calls
-
-
-def train(
-    job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, stop_at: int = 10**9
-) -> bool:
-    """Go on with the job, and say whether it came to its end before ``stop_at`` was reached."""
-    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every, stop=after(stop_at))
-    try:
-        training.run()
-    except Interrupted:
-        return False
-    finally:
-        training.close()
-    return True
-
-
-def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int) -> None:
-    """Go on with the job, and let it die without a word."""
-    dead = after(at)
-
-    def watch() -> None:
-        if dead():
-            raise Killed
-
-    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every)
-    try:
-        training.run(watch)
-    except Killed:
-        pass
-    finally:
-        training.close()
-
-
-def written(folder: Path) -> dict[str, Any]:
-    """What a job leaves, but for its clock."""
-    cell = Cell(folder)
-    with cell.training_file.open(newline="") as file:
-        rows = [
-            {key: value for key, value in row.items() if key != "wall_clock"}
-            for row in csv.DictReader(file)
-        ]
-    diagnostics = cell.diagnostics_file
-    return {
-        "evaluations": cell.evaluations_file.read_bytes(),
-        "training": rows,
-        "diagnostics": diagnostics.read_bytes() if diagnostics.exists() else b"",
-    }
-
-
-@cache
-def uncut(job_text: str) -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        assert train(Job.model_validate_json(job_text), Path(folder))
-        return written(Path(folder))
 
 
 def assert_uncut(agent: str, cuts: list[tuple[bool, int]], checkpoint_every: int) -> None:
@@ -251,18 +176,6 @@ def test_a_checkpoint_reads_back_what_was_added(
             assert again.record(step)[2].flatten().tolist() == [step, step]
 
 
-def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    class Exploit:
-        def __reduce__(self) -> Any:
-            return Path.touch, (tmp_path / "ran",)
-
-    checkpoint = Checkpoint(tmp_path)
-    torch.save({"step": Exploit()}, checkpoint.state_file)
-    with pytest.raises(Exception, match="Weights only"):
-        checkpoint.load_state(torch.device("cpu"))
-    assert not (tmp_path / "ran").exists()
-
-
 class Forgetful(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """Draws its observations from nowhere."""
 
@@ -316,3 +229,80 @@ def test_a_job_reads_back_from_its_manifest(tmp_path: Path) -> None:
     cell = Cell(tmp_path)
     cell.write_manifest(Manifest(job=job))
     assert cell.read_manifest().job.model_dump_json() == job.model_dump_json()
+
+
+def train_poisoned(job: Job, folder: Path, stop_at: int = 10**9, **how: Any) -> Training:
+    folder.mkdir(exist_ok=True)
+    training = Training(job, Cell(folder), checkpoint_every=4, stop=after(stop_at))
+    poison(training, **how)
+    with suppress(Interrupted):
+        training.run()
+    training.close()
+    return training
+
+
+def rows_of(text: bytes, seed: int) -> list[dict[str, str]]:
+    rows = csv.DictReader(text.decode().splitlines())
+    return [row for row in rows if row["seed"] == str(seed)]
+
+
+@each_agent
+def test_a_seed_that_diverges_is_marked_and_the_others_go_on_bit_for_bit(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    step = Environments.step
+
+    def watched_step(self: Environments, actions: Any, active: Any = None) -> Any:
+        given.append(np.isfinite(actions[... if active is None else active]).all())
+        return step(self, actions, active)
+
+    monkeypatch.setattr(Environments, "step", watched_step)
+    job = make_job(agent, task="linear-quadratic", seeds=3)
+    well, ill = tmp_path / "well", tmp_path / "ill"
+    well.mkdir()
+    train(job, well)
+    training = train_poisoned(job, ill)
+    assert training.diverged == {POISONED: POISONED_AT}
+    assert all(given), "an environment was given what is no action"
+    healthy, sick = written(well), written(ill)
+    for seed in (0, 2):
+        for table in ("evaluations", "diagnostics"):
+            assert rows_of(sick[table], seed) == rows_of(healthy[table], seed)
+        own, other = ([r for r in x["training"] if r["seed"] == str(seed)] for x in (sick, healthy))
+        assert own == other
+    told = [(row["step"], row["return"] == "nan") for row in rows_of(sick["evaluations"], POISONED)]
+    assert told == [(step, step != "20") for step in ("20", "20", "40", "40", "45", "45")]
+
+    cut = tmp_path / "cut"
+    for stop_at in (POISONED_AT, 30, 70):
+        train_poisoned(job, cut, stop_at)
+    assert train_poisoned(job, cut).diverged == {POISONED: POISONED_AT}
+    assert repr(written(cut)) == repr(sick)
+
+
+def test_a_seed_whose_policy_diverges_before_its_loss_does_is_marked(tmp_path: Path) -> None:
+    """TD3 tells no loss of its actor, and the first to see it may be an evaluation."""
+    for at in (EVAL_EVERY, POISONED_AT):
+        training = train_poisoned(
+            make_job(task="linear-quadratic"), tmp_path / str(at), at=at, parts="actor"
+        )
+        assert training.diverged == {POISONED: at}
+
+
+def test_an_infinite_loss_is_no_loss(tmp_path: Path) -> None:
+    training = train_poisoned(make_job(), tmp_path, parts="critic", value=np.inf)
+    assert training.diverged == {POISONED: POISONED_AT}
+
+
+def test_a_job_all_of_whose_seeds_diverge_comes_to_its_end(tmp_path: Path) -> None:
+    job = make_job().model_copy(update={"seeds": (7, 8)})
+    training = Training(job, Cell(tmp_path), checkpoint_every=1000)
+    poison(training)
+    training.sound[0] = False
+    training.run()
+    training.close()
+    assert training.diverged == {7: WARMUP, 8: POISONED_AT}
+    assert training.last_return is None
+    rows = list(csv.DictReader(Cell(tmp_path).evaluations_file.read_text().splitlines()))
+    assert [row["return"] for row in rows if row["step"] == "45"] == ["nan"] * 4

@@ -1,0 +1,177 @@
+"""Checkpoints: the state of a job on disk, whole and checked, and the one before it."""
+
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+
+from agents.replay import ReplayBuffer
+from qsm_bench.errors import UserError
+
+CHUNK = 4096
+"""Replay records that are read or written at a time."""
+
+
+class Checkpoint:
+    """``state.pt``, the state before it as ``previous.pt``, and ``replay.f32``, appended to.
+
+    A state says how many records of the replay log belong to it, and their checksum, so a log
+    that is longer, from a checkpoint that was cut off, is simply cut back.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state_file = folder / "state.pt"
+        self.previous_file = folder / "previous.pt"
+        self.replay_file = folder / "replay.f32"
+        self.saved = 0
+        """Transitions of each seed that the log holds."""
+        self.checksum = 0
+        """Of those."""
+
+    def save(self, replay: ReplayBuffer, state: dict[str, Any]) -> None:
+        """Append the replay records that are new, then replace the state.
+
+        Raises OSError if the disk takes no more; the checkpoint before is then still there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.state_file.with_suffix(".tmp")
+        try:
+            checksum = self._append(replay)
+            buffer = io.BytesIO()
+            log = {"replay_added": replay.added, "replay_checksum": checksum}
+            torch.save(state | log, buffer)
+            with temporary.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.truncate(self.replay_file, self.saved * replay.records[0].nbytes)
+            raise
+        if self.state_file.exists():
+            self.state_file.replace(self.previous_file)
+        temporary.replace(self.state_file)
+        self.saved, self.checksum = replay.added, checksum
+
+    def load(
+        self,
+        replay: ReplayBuffer,
+        fits: Callable[[dict[str, Any]], object] = lambda state: None,
+    ) -> dict[str, Any] | None:
+        """Fill ``replay`` and return the state, or None if there is no checkpoint.
+
+        The checkpoint before is used where the last one is damaged, or ``fits`` raises UserError
+        for it. Raises UserError if neither will do.
+        """
+        faults: list[str] = []
+        for file in (self.state_file, self.previous_file):
+            if not file.exists():
+                continue
+            try:
+                state = read_state(file)
+                self._read_log(replay, state)
+                fits(state)
+            except UserError as error:
+                faults.append(str(error))
+                continue
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                faults.append(f"{file} is no state of this job ({type(error).__name__})")
+                continue
+            if faults:
+                print(f"{faults[0]}; going on from the checkpoint before it", file=sys.stderr)
+                # Or the next save would put the damaged one in its place.
+                self.previous_file.replace(self.state_file)
+            return state
+        if faults:
+            raise UserError(
+                f"{'; '.join(faults)}: no checkpoint is intact, so delete {self.folder.parent} to "
+                "start the cell anew"
+            )
+        return None
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Read the newest intact state alone. Raises UserError if there are only damaged ones."""
+        faults: list[UserError] = []
+        for file in (self.state_file, self.previous_file):
+            if file.exists():
+                try:
+                    return read_state(file)
+                except UserError as error:
+                    faults.append(error)
+        if faults:
+            raise faults[0]
+        return None
+
+    def drop_replay(self) -> None:
+        """Delete what a finished job needs no more: the replay log and the state before."""
+        self.replay_file.unlink(missing_ok=True)
+        self.previous_file.unlink(missing_ok=True)
+
+    def _append(self, replay: ReplayBuffer) -> int:
+        """Write the records that are new; return the checksum of the log with them."""
+        checksum = self.checksum
+        with self.replay_file.open("ab") as file:
+            file.truncate(self.saved * replay.records[0].nbytes)
+            for start in range(self.saved, replay.added, CHUNK):
+                number = torch.arange(start, min(start + CHUNK, replay.added))
+                rows = replay.records[number.to(replay.records.device) % replay.capacity]
+                data = rows.cpu().numpy().tobytes()
+                file.write(data)
+                checksum = crc32(data, checksum)
+            file.flush()
+            os.fsync(file.fileno())
+        return checksum
+
+    def _read_log(self, replay: ReplayBuffer, state: dict[str, Any]) -> None:
+        """Fill ``replay`` with the records that belong to ``state``."""
+        added, record_bytes, checksum = state["replay_added"], replay.records[0].nbytes, 0
+        oldest = added - min(added, replay.capacity)
+        try:
+            if self.replay_file.stat().st_size < added * record_bytes:
+                raise UserError(f"{self.replay_file} is cut off")
+            with self.replay_file.open("rb") as file:
+                for start in range(0, added, CHUNK):
+                    data = bytearray(file.read(min(CHUNK, added - start) * record_bytes))
+                    checksum = crc32(data, checksum)
+                    rows = torch.frombuffer(data, dtype=torch.float32)
+                    rows = rows.view(-1, *replay.records.shape[1:])[max(0, oldest - start) :]
+                    number = torch.arange(max(start, oldest), max(start, oldest) + len(rows))
+                    replay.records[number % replay.capacity] = rows.to(replay.records.device)
+        except OSError as error:
+            raise UserError(f"{self.replay_file} cannot be read: {error.strerror}") from error
+        if state.get("replay_checksum", checksum) != checksum:
+            raise UserError(f"{self.replay_file} is damaged: its checksum is another")
+        self.saved = replay.added = added
+        self.checksum = checksum
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read a state, onto the CPU. Executes no code from the file: ``weights_only``.
+
+    Raises UserError if it is damaged, or is no state.
+    """
+    try:
+        # torch writes the checksum of every record, but does not look at them when it reads.
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"{file} is damaged: the checksum of {damaged!r} is another")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # neither zipfile nor torch raises one kind for a damaged file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{file} cannot be read: {reason}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("replay_added", 0), int):
+        raise UserError(f"{file} is not a checkpoint's state")
+    return state

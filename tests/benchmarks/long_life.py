@@ -1,0 +1,75 @@
+"""Train for 200,000 steps, and see whether memory or file handles grow.
+
+    python tests/benchmarks/long_life.py [--agent qsm] [--steps 200000]
+
+Prints a line every twentieth of the run: step, resident memory, threads and open files. Ends with
+status 1 if any of them grew once the replay buffer had wrapped.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import numpy as np
+import psutil
+import torch
+import typer
+
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.store import Cell
+from qsm_bench.training import Training
+
+REPLAY_CAPACITY = 10_000
+"""Small, so that the buffer's own pages are all in use early."""
+GROWTH_MIB = 8.0
+"""Between the second quarter's least memory and the last quarter's: an allocator's slack."""
+
+
+def main(
+    agent: Annotated[str, typer.Option()] = "qsm",
+    task: Annotated[str, typer.Option()] = "linear-quadratic",
+    steps: Annotated[int, typer.Option(min=2000)] = 200_000,
+) -> None:
+    """Run one small job and watch its process."""
+    torch.set_num_threads(1)
+    (job,) = Experiment(
+        name="long-life",
+        agents=parse_agents(f"{agent}[hidden_sizes=[16]]"),
+        tasks=(task,),
+        seeds=2,
+        steps=steps,
+        warmup_steps=100,
+        batch_size=16,
+        eval_every=1000,
+        eval_episodes=1,
+        device="cpu",
+    ).jobs()
+    job = job.model_copy(update={"replay_capacity": min(REPLAY_CAPACITY, steps // 5)})
+    process = psutil.Process()
+    seen: list[tuple[float, int, int]] = []
+    with TemporaryDirectory() as folder:
+        training = Training(job, Cell(Path(folder)), checkpoint_every=1000)
+
+        def watch() -> None:
+            if training.step >= (len(seen) + 1) * steps // 20:
+                memory = process.memory_info().rss / 2**20
+                seen.append((memory, process.num_threads(), process.num_fds()))
+                print(
+                    f"step {training.step:>9,}  memory {memory:7.1f} MiB  "
+                    f"threads {seen[-1][1]}  open files {seen[-1][2]}",
+                    flush=True,
+                )
+
+        training.run(watch)
+        training.close()
+    second, last = np.array(seen[5:10]), np.array(seen[15:])
+    growth = last[:, 0].min() - second[:, 0].min()
+    print(f"memory grew by {growth:.1f} MiB from the second quarter to the last")
+    steady = all(row == before for before, row in pairwise(s[1:] for s in seen[5:]))
+    if growth > GROWTH_MIB or not steady:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,127 @@
+"""Small jobs, and what is left when they are cut off."""
+
+import csv
+import itertools
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.protocol import Batch
+from qsm_bench.evaluation import Interrupted
+from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.store import Cell
+from qsm_bench.training import Training
+
+STEPS, WARMUP, EVAL_EVERY = 45, 8, 20
+SMALL = "hidden_sizes=[8]"
+AGENTS = (
+    f"qsm[{SMALL},diffusion_steps=2]",
+    f"diffusion_ql[{SMALL},diffusion_steps=2]",
+    f"diffusion_pg[{SMALL},diffusion_steps=2,chains=2]",
+    f"sac[{SMALL},n_step=3]",
+    f"td3[{SMALL}]",
+)
+
+
+class Killed(BaseException):
+    """Stands for a death that leaves no time to save."""
+
+
+def make_job(agent: str = AGENTS[-1], task: str = "four-goals", **changes: Any) -> Job:
+    asked: dict[str, Any] = {
+        "seeds": 2,
+        "steps": STEPS,
+        "warmup_steps": WARMUP,
+        "batch_size": 8,
+        "eval_every": EVAL_EVERY,
+        "eval_episodes": 2,
+        "device": "cpu",
+    }
+    asked |= changes
+    (job,) = Experiment(name="test", agents=parse_agents(agent), tasks=(task,), **asked).jobs()
+    return job
+
+
+def after(calls: int) -> Callable[[], bool]:
+    """Turns true, and stays so, at the given call."""
+    counter = itertools.count(1)
+    return lambda: next(counter) >= calls
+
+
+def train(
+    job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, stop_at: int = 10**9
+) -> bool:
+    """Go on with the job, and say whether it came to its end before ``stop_at`` was reached."""
+    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every, stop=after(stop_at))
+    try:
+        training.run()
+    except Interrupted:
+        return False
+    finally:
+        training.close()
+    return True
+
+
+def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int) -> None:
+    """Go on with the job, and let it die without a word."""
+    dead = after(at)
+
+    def watch() -> None:
+        if dead():
+            raise Killed
+
+    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every)
+    try:
+        training.run(watch)
+    except Killed:
+        pass
+    finally:
+        training.close()
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """What a job leaves, but for its clock."""
+    cell = Cell(folder)
+    with cell.training_file.open(newline="") as file:
+        rows = [
+            {key: value for key, value in row.items() if key != "wall_clock"}
+            for row in csv.DictReader(file)
+        ]
+    diagnostics = cell.diagnostics_file
+    return {
+        "evaluations": cell.evaluations_file.read_bytes(),
+        "training": rows,
+        "diagnostics": diagnostics.read_bytes() if diagnostics.exists() else b"",
+    }
+
+
+@cache
+def uncut(job_text: str) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        assert train(Job.model_validate_json(job_text), Path(folder))
+        return written(Path(folder))
+
+
+POISONED, POISONED_AT = 1, 25
+
+
+def poison(
+    training: Training, at: int = POISONED_AT, parts: str = "", value: float = np.nan
+) -> None:
+    """Let a seed's parameters be NaN, in the parts so named, when the update of a step comes."""
+    update = training.agent.update
+
+    def poisoned_update(batch: Batch) -> dict[str, torch.Tensor]:
+        if training.step == at:
+            for name, part in vars(training.agent).items():
+                if isinstance(part, torch.nn.Module) and parts in name:
+                    for parameter in part.parameters():
+                        parameter.data[POISONED :: len(training.job.seeds)] = value
+        return update(batch)
+
+    training.agent.update = poisoned_update  # type: ignore[method-assign]

@@ -1,0 +1,60 @@
+"""A process of its own for a test, without the seconds that starting Python and torch takes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import torch._dynamo  # noqa: F401 - or each copy would import it for its first optimiser
+
+from qsm_bench import worker
+from qsm_bench.store import Cell
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Call ``work`` in a copy of this process, which then ends; return its id at once."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def exit_status(process: int) -> int:
+    """Wait for a forked process: its exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+class ForkedJob:
+    """A job in a forked process, with what the executor uses of a Popen."""
+
+    def __init__(self, cell: Cell, checkpoint_every: int, command: str) -> None:
+        def work() -> None:
+            with cell.log_file.open("ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+            worker.work(cell.folder, checkpoint_every=checkpoint_every, command=command)
+
+        self.pid = fork(work)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+def crowding() -> float:
+    """By how much a time limit must be longer while others use the machine too."""
+    return max(1.0, 2.0 * os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -1,0 +1,439 @@
+"""Disks that are full, read-only or faulty: one clear line, nothing else damaged, and gone on."""
+
+import errno
+import io
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs import find_suite
+from qsm_bench import cli, executor
+from qsm_bench.checkpoint import Checkpoint
+from qsm_bench.errors import UserError
+from qsm_bench.executor import run_locally
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.progress import cell_state
+from qsm_bench.store import Cell, ExperimentStore, Manifest, load_results
+from qsm_bench.training import Training
+from tests.qsm_bench.jobs import AGENTS, kill, make_job, train, uncut, written
+from tests.qsm_bench.processes import ForkedJob
+
+QSM, *_, TD3 = AGENTS
+
+
+def assert_one_line(error: BaseException, *parts: str) -> None:
+    assert isinstance(error, UserError)
+    assert "\n" not in str(error)
+    for part in parts:
+        assert part in str(error)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cell that was cut off, with two checkpoints behind it."""
+    folder = tmp_path_factory.mktemp("begun")
+    Cell(folder).write_manifest(Manifest(job=make_job(TD3)))
+    kill(make_job(TD3), folder, checkpoint_every=7, at=60)
+    assert {file.name for file in (folder / "checkpoint").iterdir()} == {
+        "state.pt",
+        "previous.pt",
+        "replay.f32",
+    }
+    return folder
+
+
+@pytest.fixture
+def cell(begun: Path, tmp_path: Path) -> Cell:
+    shutil.copytree(begun, tmp_path / "cell")
+    return Cell(tmp_path / "cell")
+
+
+def assert_goes_on(cell: Cell) -> None:
+    assert train(make_job(TD3), cell.folder)
+    assert written(cell.folder) == uncut(make_job(TD3).model_dump_json())
+
+
+# Damage.
+
+
+def flip(data: bytes, where: float, bit: int) -> bytes:
+    index = int(where * len(data))
+    return data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :]
+
+
+def cut(data: bytes, where: float, _: int) -> bytes:
+    return data[: int(where * len(data))]
+
+
+Damage = tuple[Callable[[bytes, float, int], bytes], float, int]
+DAMAGE = st.tuples(
+    st.sampled_from([flip, cut]), st.floats(0, 1, exclude_max=True), st.integers(0, 7)
+)
+
+
+def loaded(folder: Path) -> tuple[int, bytes]:
+    """Step and everything else of the checkpoint that would be gone on from."""
+    with TemporaryDirectory() as name:
+        shutil.copytree(folder, name, dirs_exist_ok=True)
+        training = Training(make_job(TD3), Cell(Path(name)), checkpoint_every=1000)
+        training.close()
+        out = io.BytesIO()
+        replay = training.replay.records[: training.replay.added]
+        torch.save({"agent": training.agent.state_dict(), "replay": replay.clone()}, out)
+        return training.step, out.getvalue() + repr(written(Path(name))).encode()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(begun: Path) -> dict[int, bytes]:
+    """What the two checkpoints hold, by step."""
+    newest = loaded(begun)
+    with TemporaryDirectory() as name:
+        shutil.copytree(begun, name, dirs_exist_ok=True)
+        Path(name, "checkpoint", "state.pt").unlink()
+        return dict([newest, loaded(Path(name))])
+
+
+CHECKPOINT_FILES = st.sampled_from(
+    ["state.pt", "previous.pt", "replay.f32", "../evaluations.csv", "../training.csv"]
+)
+
+
+def assert_found(begun: Path, checkpoints: dict[int, bytes], name: str, damage: Damage) -> None:
+    """The damage is found, or makes no difference at all."""
+    damaging, where, bit = damage
+    with TemporaryDirectory() as folder:
+        shutil.copytree(begun, folder, dirs_exist_ok=True)
+        file = Path(folder, "checkpoint", name)
+        file.write_bytes(damaging(file.read_bytes(), where, bit))
+        before = {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+        try:
+            step, state = loaded(Path(folder))
+        except UserError as error:
+            assert name not in ("state.pt", "previous.pt"), "the other one would have done"
+            assert_one_line(error, Path(name).name, "delete ")
+            assert {p: p.read_bytes() for p in before} == before
+        else:
+            assert checkpoints[step] == state
+
+
+@settings(max_examples=40)
+@given(CHECKPOINT_FILES, DAMAGE)
+def test_a_damaged_checkpoint_is_found_and_the_one_before_it_used(
+    begun: Path, checkpoints: dict[int, bytes], name: str, damage: Damage
+) -> None:
+    assert_found(begun, checkpoints, name, damage)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(CHECKPOINT_FILES, DAMAGE)
+def test_a_thousand_damages_are_found(
+    begun: Path, checkpoints: dict[int, bytes], name: str, damage: Damage
+) -> None:
+    assert_found(begun, checkpoints, name, damage)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "replay.f32"])
+def test_a_job_goes_on_from_the_checkpoint_before_and_is_uncut(
+    cell: Cell, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = cell.checkpoint / name
+    file.write_bytes(file.read_bytes()[:-1] if name != "state.pt" else b"nonsense")
+    assert_goes_on(cell)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "going on from the checkpoint before it" in line
+
+
+def test_killed_between_one_state_and_the_next_it_is_uncut(
+    cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cell.checkpoint / "state.pt").unlink()
+    assert_goes_on(cell)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_state_never_takes_the_place_of_the_one_before(cell: Cell) -> None:
+    (cell.checkpoint / "state.pt").write_bytes(b"nonsense")
+    kill(make_job(TD3), cell.folder, checkpoint_every=1000, at=1)
+    assert Checkpoint(cell.checkpoint).load_state() is not None
+    assert_goes_on(cell)
+
+
+def test_where_no_checkpoint_is_intact_one_line_names_both(cell: Cell) -> None:
+    for name in ("state.pt", "previous.pt"):
+        (cell.checkpoint / name).write_bytes(b"nonsense")
+    with pytest.raises(UserError) as refused:
+        train(make_job(TD3), cell.folder)
+    assert_one_line(refused.value, "state.pt", "previous.pt", f"delete {cell.folder} to start")
+
+
+def test_a_checkpoint_of_another_job_is_one_line(cell: Cell) -> None:
+    with pytest.raises(UserError) as refused:
+        train(make_job("td3[hidden_sizes=[9]]"), cell.folder)
+    assert_one_line(refused.value, "does not fit its job")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> ExperimentStore:
+    """An experiment of one cell, run to its end."""
+    store = ExperimentStore(tmp_path_factory.mktemp("finished"), "there")
+    experiment = Experiment(
+        name="there",
+        agents=parse_agents(QSM),
+        tasks=("four-goals",),
+        seeds=2,
+        steps=30,
+        warmup_steps=8,
+        batch_size=8,
+        eval_every=10,
+        eval_episodes=1,
+        device="cpu",
+    )
+    (cell,) = store.prepare(experiment, "a command")
+    assert run_forked([cell]) == {}
+    return store
+
+
+def run_forked(cells: list[Cell]) -> dict[Cell, str]:
+    with patch.object(executor, "_start", ForkedJob):
+        return run_locally(cells, workers=1, checkpoint_every=5, command="", watch=lambda: None)
+
+
+def restored(file: Path) -> Iterator[bytes]:
+    """A file's bytes; they are put back afterwards."""
+    data = file.read_bytes()
+    try:
+        yield data
+    finally:
+        file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "manifest.json", "evaluations.csv"])
+def test_a_small_file_cut_off_anywhere_is_one_line(finished: ExperimentStore, name: str) -> None:
+    (file,) = finished.folder.rglob(name)
+    for data in restored(file):
+        for length in range(len(data.rstrip())):
+            file.write_bytes(data[:length])
+            with pytest.raises(UserError) as refused:
+                load_results(finished.folder.parent, "there")
+            assert_one_line(refused.value, name)
+
+
+def test_progress_cut_off_anywhere_is_no_progress(finished: ExperimentStore) -> None:
+    (file,) = finished.folder.rglob("progress.json")
+    (cell,) = finished.cells()
+    for data in restored(file):
+        for length in range(len(data)):
+            file.write_bytes(data[:length])
+            assert "finished, step 30/30" in cell_state(cell).line
+
+
+@given(
+    st.sampled_from(["evaluations.csv", "training.csv", "diagnostics.csv", "slices.csv"]), DAMAGE
+)
+def test_a_finished_table_that_is_not_what_its_job_wrote_is_refused(
+    finished: ExperimentStore,
+    name: str,
+    damage: Damage,
+) -> None:
+    (file,) = finished.folder.rglob(name)
+    damaging, where, bit = damage
+    for data in restored(file):
+        file.write_bytes(damaging(data, where, bit))
+        with pytest.raises(UserError) as refused:
+            load_results(finished.folder.parent, "there")
+        assert_one_line(refused.value, name, "damaged")
+
+
+def test_a_row_that_is_being_written_is_not_read_yet(cell: Cell) -> None:
+    store = ExperimentStore(cell.folder.parent, "live")
+    own = store.cell("td3", "four-goals")
+    shutil.copytree(cell.folder, own.folder)
+    asked = {"agents": ["td3"], "tasks": ["four-goals"]}
+    store.file.write_text(json.dumps(asked))
+    whole = load_results(cell.folder.parent, "live").evaluations
+    with own.evaluations_file.open("a") as file:
+        file.write("0,40,0,-3.1")
+    assert load_results(cell.folder.parent, "live").evaluations.equals(whole)
+
+
+# Versions.
+
+
+def test_a_store_of_a_later_format_says_so(finished: ExperimentStore) -> None:
+    for name in ("experiment.json", "manifest.json"):
+        (file,) = finished.folder.rglob(name)
+        for data in restored(file):
+            content = json.loads(data) | {"format": 2, "another": "field"}
+            file.write_text(json.dumps(content))
+            with pytest.raises(UserError) as refused:
+                load_results(finished.folder.parent, "there")
+            assert_one_line(refused.value, name, "later version", "format 2")
+
+
+def test_a_store_from_before_formats_had_names_opens(finished: ExperimentStore) -> None:
+    (manifest_file,) = finished.folder.rglob("manifest.json")
+    (experiment_file,) = finished.folder.rglob("experiment.json")
+    new = {"format", "log_tail", "retried", "diverged", "checkpoint_seconds", "checksums"}
+    now = load_results(finished.folder.parent, "there")
+    for file in (manifest_file, experiment_file):
+        for data in restored(file):
+            content = json.loads(data)
+            file.write_text(json.dumps({k: v for k, v in content.items() if k not in new}))
+            before = load_results(finished.folder.parent, "there")
+            assert before.evaluations.equals(now.evaluations)
+
+
+# Disks that take nothing more.
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 40))
+def test_wherever_the_disk_is_full_the_job_can_go_on(number: int) -> None:
+    """The ``number``-th time that data is to reach the disk, it does not."""
+    counter = itertools.count(1)
+    fsync = os.fsync
+
+    def full(file: int) -> None:
+        if next(counter) == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    with TemporaryDirectory() as name:
+        with patch.object(os, "fsync", full), suppress(OSError):
+            train(make_job(TD3), Path(name), checkpoint_every=7)
+        assert_goes_on(Cell(Path(name)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a file system in memory, of some size and with some options."""
+    mounted = []
+
+    def mount(size: str, options: str = "rw") -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("it takes the right to mount")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """A file that takes all of a disk but ``leave`` bytes."""
+    ballast = folder / "ballast"
+    free = os.statvfs(folder)
+    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - leave))
+    return ballast
+
+
+@pytest.mark.parametrize("leave", [0, 16_384])
+def test_a_full_disk_is_one_line_and_with_room_the_job_goes_on(
+    begun: Path, small_disk: Callable[..., Path], leave: int
+) -> None:
+    """With nothing left it cannot even be started; with a little, its checkpoint does not fit."""
+    folder = small_disk("2m") / "cell"
+    shutil.copytree(begun, folder)
+    cell = Cell(folder)
+    ballast = fill(folder.parent, leave)
+    (reason,) = run_forked([cell]).values()
+    assert "No space left on device" in reason
+    assert "\n" not in reason
+    assert not list(folder.rglob("*.tmp"))
+    if leave:
+        assert cell.read_manifest().status == "failed"
+        assert "No space left on device" in (cell.read_manifest().reason or "")
+    ballast.unlink()
+    assert run_forked([cell]) == {}
+    assert cell.read_manifest().status == "finished"
+    assert written(folder) == uncut(make_job(TD3).model_dump_json())
+
+
+def command_line(*arguments: str) -> tuple[int, str]:
+    err = io.StringIO()
+    with (
+        patch.object(sys, "argv", ["qsm_bench", *arguments]),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    return int(ended.value.code or 0), err.getvalue()
+
+
+RUN = ("run", f"--agents={QSM}", "--tasks=four-goals", "--name=there", "--seeds=2", "--steps=30")
+RUN += ("--warmup-steps=8", "--batch-size=8", "--eval-every=10", "--eval-episodes=1")
+RUN += ("--device=cpu",)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_can_be_read(
+    finished: ExperimentStore, small_disk: Callable[..., Path]
+) -> None:
+    disk = small_disk("2m")
+    shutil.copytree(finished.folder, disk / "there")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    status, err = command_line(*RUN, f"--results={disk}")
+    assert status == 2
+    assert err.splitlines() == [f"error: {disk / 'there'} cannot be written: Read-only file system"]
+    assert command_line("status", "there", f"--results={disk}") == (0, "")
+    assert len(load_results(disk, "there").evaluations) == 6
+
+
+def test_a_second_run_of_a_name_says_who_has_it(finished: ExperimentStore) -> None:
+    (finished.folder / ".holder").write_text("process 4321")
+    with FileLock(finished.folder / ".lock"):
+        status, err = command_line(*RUN, f"--results={finished.folder.parent}")
+    assert status == 2
+    (line,) = err.splitlines()
+    assert "'there' is being run by process 4321: wait for it" in line
+
+
+# What checkpoints cost.
+
+
+@pytest.mark.slow
+def test_checkpoints_cost_under_two_percent_of_the_time_at_the_defaults(tmp_path: Path) -> None:
+    """The fastest agent, whose steps cost least, with a checkpoint as often as by default."""
+    every, updates = find_suite("dmc_easy_medium").eval_every, 100
+    job = make_job(
+        "td3",
+        task="cartpole-swingup",
+        seeds=3,
+        warmup_steps=every,
+        steps=every + updates,
+        batch_size=256,
+        eval_every=10**9,
+    )
+    training = Training(job, Cell(tmp_path), checkpoint_every=10**9)
+    while training.step < every:
+        training._take_step()
+    began = time.perf_counter()
+    for _ in range(updates):
+        training._take_step()
+    step_seconds = (time.perf_counter() - began) / updates
+    training.save()
+    training.close()
+    share = training.checkpoint_seconds / (every * step_seconds)
+    print(f"{training.checkpoint_seconds:.3f} s a checkpoint, {100 * share:.3f} % of the time")
+    assert share < 0.02
