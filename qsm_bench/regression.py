@@ -67,8 +67,8 @@ class Course:
 
 
 COURSES = (
-    # Between the modes the score jumps: small steps do not fit that in time.
-    Course("bimodal-bandit", 2_000, n_step=1, qsm={"alpha": 0.3, "actor_learning_rate": 0.01}),
+    # Between the modes the score jumps: smaller steps do not fit that in time.
+    Course("bimodal-bandit", 4_000, n_step=1, qsm={"alpha": 0.3, "actor_learning_rate": 0.003}),
     Course("four-goals", 3_000, n_step=3, qsm={"alpha": 8.0}),
     Course("linear-quadratic", 3_000, n_step=1, qsm={"alpha": 8.0}),
 )
