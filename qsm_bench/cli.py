@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from envs import Suite
     from qsm_bench.experiment import Experiment, Job
     from qsm_bench.regression import Finding
+    from qsm_bench.store import ExperimentStore
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -31,6 +33,8 @@ ResultsFolder = Annotated[
 RESULTS, REPORTS = Path("results"), Path("reports")
 
 DEFAULT_STEPS = 1_000_000
+
+WATCH_SECONDS = 2.0
 
 BAD_INPUT, CELLS_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -157,20 +161,61 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="An experiment.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    results: ResultsFolder = RESULTS,
+    other_results: Annotated[
+        Path | None, typer.Option(help="Folder that holds the second; default: --results.")
+    ] = None,
+    reports: Annotated[Path, typer.Option(help="Folder that holds the reports.")] = REPORTS,
+) -> None:
+    """Compare two experiments cell by cell and overall: two commits, two machines."""
+    from qsm_bench.report.compare import write_comparison
+    from qsm_bench.store import load_results
+
+    page, verdict = write_comparison(
+        load_results(results, _safe(first)),
+        load_results(other_results or results, _safe(second)),
+        reports / f"{first}-vs-{second}",
+    )
+    print(f"{verdict}\n{page}\n{page.with_name('report.md')}")
+
+
+@app.command()
 def status(
-    name: Annotated[str, typer.Argument(help="The experiment.")], results: ResultsFolder = RESULTS
+    name: Annotated[str, typer.Argument(help="The experiment.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it ends.")] = False,
+    results: ResultsFolder = RESULTS,
 ) -> None:
     """Show where every cell of an experiment stands."""
     from qsm_bench.progress import cell_state, states_table
     from qsm_bench.store import ExperimentStore
 
-    states = [cell_state(cell) for cell in ExperimentStore(results, _safe(name)).cells()]
+    store = ExperimentStore(results, _safe(name))
+    if watch:
+        _watch(store)
+        return
+    states = [cell_state(cell) for cell in store.cells()]
     console = Console()
     if console.is_terminal:
         console.print(states_table(states))
     else:
         for state in states:
             print(state.line)
+
+
+def _watch(store: "ExperimentStore") -> None:
+    """Show the cells until none is at work any more, or until Ctrl-C."""
+    from qsm_bench.progress import Display
+
+    cells = list(store.cells())
+    display = Display(cells, Console())
+    with display.context(), contextlib.suppress(KeyboardInterrupt):
+        display.show()
+        while store.is_locked():
+            time.sleep(WATCH_SECONDS)
+            display.show()
 
 
 @app.command("list")

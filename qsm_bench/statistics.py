@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import reduce
+from functools import cache, cached_property, lru_cache, reduce
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -29,6 +29,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 CellKey = tuple[str, str]
 """An agent's label and a task's name."""
+Couple = tuple[str, str, Sequence[str]]
+"""Two agents' labels and the tasks they are compared on."""
 ScoreRange = tuple[float, float]
 
 REPLICATIONS = 2_000
@@ -161,6 +163,33 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
     return curves
 
 
+@dataclass(frozen=True)
+class Analysis:
+    """All tables of an experiment, each computed once, when it is first wanted."""
+
+    results: Results
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The runs to compare. Raises UserError if there are none."""
+        return compare(self.results)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """See ``pairs``."""
+        return pairs(self.comparison)
+
+    @cached_property
+    def aggregates(self) -> pd.DataFrame:
+        """See ``aggregates``."""
+        return aggregates(self.comparison)
+
+    @cached_property
+    def task_curves(self) -> pd.DataFrame:
+        """See ``task_curves``: of every cell, at all its evaluations."""
+        return task_curves(learning_curves(self.results))
+
+
 def compare(results: Results) -> Comparison:
     """Select the runs to compare. Raises UserError if there is no evaluation at all."""
     curves = learning_curves(results)
@@ -231,25 +260,13 @@ def aggregates(comparison: Comparison) -> pd.DataFrame:
     Columns: agent, measured (at the end, or area under the curve: the mean over evaluations),
     statistic, value, low, high, seeds, tasks. Empty if no task can be aggregated.
     """
-    from rliable import metrics
-
-    def statistic(scores: FloatArray) -> FloatArray:
-        return np.array(
-            [
-                metrics.aggregate_iqm(scores),
-                metrics.aggregate_median(scores),
-                metrics.aggregate_mean(scores),
-                metrics.aggregate_optimality_gap(scores),
-            ]
-        )
-
     tables = [
         pd.DataFrame(
             {
                 "agent": agent,
                 "measured": when,
                 "statistic": STATISTICS,
-                **_bounds(bootstrap(statistic, scores := comparison.scores(agent, when))),
+                **_bounds(bootstrap(aggregate, scores := comparison.scores(agent, when))),
                 "seeds": scores.shape[0],
                 "tasks": scores.shape[1],
             }
@@ -259,6 +276,30 @@ def aggregates(comparison: Comparison) -> pd.DataFrame:
     ]
     columns = ["agent", "measured", "statistic", "value", "low", "high", "seeds", "tasks"]
     return _stack(tables, columns)
+
+
+def aggregate(scores: FloatArray) -> FloatArray:
+    """rliable's aggregates of scores [seeds, tasks], in the order of ``STATISTICS``."""
+    from rliable import metrics
+
+    return np.array(
+        [
+            interquartile_mean(scores.ravel()),
+            metrics.aggregate_median(scores),
+            metrics.aggregate_mean(scores),
+            metrics.aggregate_optimality_gap(scores),
+        ]
+    )
+
+
+def interquartile_mean(runs: FloatArray) -> FloatArray:
+    """Mean over the first axis without its lowest and highest quarter, [...].
+
+    The same number as rliable's aggregate of this name, for many columns at once.
+    """
+    cut = len(runs) // 4
+    middle: FloatArray = np.sort(runs, axis=0)[cut : len(runs) - cut].mean(axis=0)
+    return middle
 
 
 def performance_profiles(comparison: Comparison) -> pd.DataFrame:
@@ -287,12 +328,9 @@ def aggregate_curves(comparison: Comparison) -> pd.DataFrame:
 
     Columns: agent, step, value, low, high.
     """
-    from scipy import stats
 
     def iqm(scores: FloatArray) -> FloatArray:
-        runs = scores.reshape(-1, scores.shape[-1])
-        trimmed: FloatArray = stats.trim_mean(runs, proportiontocut=0.25, axis=0)
-        return trimmed
+        return interquartile_mean(scores.reshape(-1, scores.shape[-1]))
 
     tables = []
     for agent in comparison.agents if comparison.aggregate_tasks else ():
@@ -349,27 +387,42 @@ def final_scores(comparison: Comparison) -> pd.DataFrame:
 
 
 def pairs(comparison: Comparison) -> pd.DataFrame:
-    """Every pair of agents on the tasks that both have runs on, the one ahead named first.
+    """``judge`` every pair of agents on the tasks that both have runs on."""
+    couples = [
+        (first, second, comparison.shared_tasks(first, second))
+        for first, second in combinations(comparison.agents, 2)
+    ]
+    return judge(comparison, [couple for couple in couples if couple[2]])
+
+
+def judge(comparison: Comparison, couples: Sequence[Couple]) -> pd.DataFrame:
+    """Couples of agents on some tasks, the one ahead named first.
 
     Needs no score range: all of it rests on the order of returns within a task. Columns: better,
     worse (the one ahead and the other), tasks, wins, ties (tasks on which the former's mean return
     is higher, or equal), seeds_better, seeds_worse, probability (of improvement; ties count half),
-    low, high, p (Holm's over all pairs), attainable (False if no outcome of so few runs could have
-    led to a verdict on this pair), verdict (True if p is at most ``FALSE_ALARMS``).
+    low, high, p (Holm's over all couples), attainable (False if no outcome of so few runs could
+    have led to a verdict on this couple), verdict (True if p is at most ``FALSE_ALARMS``),
+    detectable (without a verdict, the smallest probability of improvement, of runs without ties,
+    that would have been one, all other couples being as they are; NaN if none).
     """
-    rows: list[dict[str, Any]] = []
-    for first, second in combinations(comparison.agents, 2):
-        tasks = comparison.shared_tasks(first, second)
-        if tasks:
-            rows.append(_pair(comparison, first, second, tasks))
+    rows = [_pair(comparison, *couple) for couple in couples]
     columns = ["better", "worse", "tasks", "wins", "ties", "seeds_better", "seeds_worse"]
     table = pd.DataFrame(rows, columns=[*columns, "probability", "low", "high", "p", "floor"])
     p = table["p"].to_numpy(dtype=np.float64)
     floor = table.pop("floor").to_numpy(dtype=np.float64)
     table["p"] = holm(p)
-    # The best outcome is every pair at its floor; ties can take a pair of unequal seeds below it.
+    # The best outcome is every couple at its floor; ties can take one of unequal seeds below it.
     table["attainable"] = holm(np.minimum(p, floor)) <= FALSE_ALARMS
     table["verdict"] = table["p"] <= FALSE_ALARMS
+    # Holm holds a couple without a verdict to the level over the number of such couples.
+    level = FALSE_ALARMS / max(1, (~table["verdict"]).sum())
+    table["detectable"] = [
+        np.nan if verdict else detectable_improvement(n, m, tasks, level)
+        for n, m, tasks, verdict in zip(
+            *(table[c] for c in ("seeds_better", "seeds_worse", "tasks", "verdict")), strict=True
+        )
+    ]
     return table
 
 
@@ -394,14 +447,22 @@ def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
 
     n, m, tasks = len(x), len(y), x.shape[1]
     ranks = np.rint(2 * rankdata(np.concatenate([x, y]), axis=0)).astype(np.int64)
-    distribution = reduce(np.convolve, [_rank_sums(column, n) for column in ranks.T])
-    distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * tasks)
-    p = float(distribution[distance >= distance[ranks[:n].sum()]].sum())
-    ways = comb(n + m, n) ** tasks
-    if ways < 2**40:
-        # p is a ratio of counts: no rounding error may lift it above the level it meets.
-        p = round(p * ways) / ways
-    return min(1.0, p), min(1.0, 2 / ways)
+    tails = _tails([_rank_sums(tuple(sorted(column)), n) for column in ranks.T.tolist()], n, m)
+    p = float(tails[abs(ranks[:n].sum() - n * (n + m + 1) * tasks)])
+    return p, min(1.0, 2 / comb(n + m, n) ** tasks)
+
+
+@cache
+def detectable_improvement(n: int, m: int, tasks: int, level: float) -> float:
+    """The smallest probability of improvement whose p is at most ``level``, of runs without ties.
+
+    NaN if so few runs, n against m on each task, have none.
+    """
+    one_task = _rank_sums(tuple(range(2, 2 * (n + m) + 1, 2)), n)
+    tails = _tails([one_task] * tasks, n, m)
+    attained = np.diff(tails, append=0.0) < 0
+    seen = np.flatnonzero(attained & (tails <= level))
+    return 0.5 + float(seen[0]) / (2 * n * m * tasks) if len(seen) else np.nan
 
 
 def holm(p: FloatArray) -> FloatArray:
@@ -488,15 +549,29 @@ def _exact_means(returns: FloatArray) -> list[Fraction]:
     return [sum(map(Fraction, column), Fraction()) / len(column) for column in returns.T.tolist()]
 
 
-def _rank_sums(doubled_ranks: IntArray, size: int) -> FloatArray:
+@lru_cache
+def _rank_sums(doubled_ranks: tuple[int, ...], size: int) -> FloatArray:
     """Probability of every sum of ``size`` of the ranks, all choices being equally likely."""
-    total = int(doubled_ranks.sum())
+    total = sum(doubled_ranks)
     ways = np.zeros((size + 1, total + 1))
     ways[0, 0] = 1.0
     for rank in doubled_ranks:
         ways[1:, rank:] += ways[:-1, : total + 1 - rank].copy()
     chosen: FloatArray = ways[size] / comb(len(doubled_ranks), size)
     return chosen
+
+
+def _tails(rank_sums: Sequence[FloatArray], n: int, m: int) -> FloatArray:
+    """Probability that the sum of independent rank sums is at least [distance] off its mean."""
+    distribution = reduce(np.convolve, rank_sums)
+    distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * len(rank_sums))
+    tails = np.bincount(distance, distribution)[::-1].cumsum()[::-1]
+    ways = comb(n + m, n) ** len(rank_sums)
+    if ways < 2**40:
+        # p is a ratio of counts: no rounding error may lift it above the level it meets.
+        tails = np.rint(tails * ways) / ways
+    bounded: FloatArray = np.minimum(1.0, tails)
+    return bounded
 
 
 @contextmanager

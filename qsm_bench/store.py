@@ -173,6 +173,16 @@ class ExperimentStore:
         finally:
             lock.release()
 
+    def is_locked(self) -> bool:
+        """Whether somebody is running the experiment now."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a folder that cannot be written: nobody runs there
+            return False
+
     def cells(self) -> Iterator[Cell]:
         """The cells on disk, in the order they were asked for."""
         asked = self.read()

@@ -1,63 +1,52 @@
 """The report of an experiment: what its results say, how they came about, what they cannot say."""
 
-import tempfile
 from pathlib import Path
 
-from qsm_bench.errors import UserError
+from qsm_bench.published import Published, published_scores
 from qsm_bench.report import runs, scores
 from qsm_bench.report.document import Document, write_document
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.statistics import agents_of, compare, tasks_of
+from qsm_bench.report.folder import replacing
+from qsm_bench.report.wording import count
+from qsm_bench.statistics import Analysis, agents_of, tasks_of
 from qsm_bench.store import Results
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(results: Results, folder: Path, published: Published | None = None) -> Path:
     """Write index.html, report.md, figures/ and data/ into ``folder``, replacing an older report.
 
-    A reader of ``folder`` sees the old report or the new one, whole. The same results give the
-    same files. Returns the page. Raises UserError if there is nothing to report yet, or if
-    ``folder`` holds something that is no report.
+    Scores that others have published, by default those of this repository, stand beside the
+    results where task and budget fit. A reader of ``folder`` sees the old report or the new one,
+    whole. The same results give the same files. Returns the page. Raises UserError if there is
+    nothing to report yet, or if ``folder`` holds something that is no report.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "index.html").exists():
-        raise UserError(f"{folder} holds something that is not a report: move it away")
-    comparison = compare(results)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        fresh = Path(temporary) / "new"
-        drawing = Drawing.into(fresh, agents_of(results))
-        sections = [
-            scores.answer(comparison, results),
-            scores.aggregate_scores(comparison, drawing),
-            scores.profiles(comparison, drawing),
-            scores.improvement(comparison, drawing),
-            scores.sample_efficiency(comparison, results, drawing),
-            runs.cost(results, drawing),
-            scores.every_run(comparison, drawing),
-            runs.trainers(results, drawing),
-            runs.what_ran(results),
-            runs.what_is_missing(comparison, results),
-            scores.limits(comparison, results),
-        ]
+    analysis = Analysis(results)
+    answer = scores.answer(analysis)
+    budgets = {cell["task"]: cell["steps"] for cell in results.cells}
+    published = (published or published_scores()).within(budgets)
+    agents, tasks = agents_of(results), tasks_of(results)
+    with replacing(folder) as fresh:
+        drawing = Drawing.into(fresh, agents)
         document = Document(
-            title=f"{results.name}: {len(agents_of(results))} agents, {_count(results)}",
+            title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
             lead=(
                 "Trainers compared under one protocol. A step is one decision of the agent; a "
                 "run's score is its mean return over the episodes of its last evaluation, one "
                 "sample of the policy a decision, never of its best evaluation."
             ),
-            sections=[section for section in sections if section.blocks],
+            sections=[
+                answer,
+                scores.aggregate_scores(analysis, drawing),
+                scores.profiles(analysis, drawing),
+                scores.improvement(analysis, drawing),
+                scores.sample_efficiency(analysis, drawing, published),
+                runs.cost(analysis, drawing),
+                scores.every_run(analysis),
+                runs.trainers(results, drawing),
+                runs.what_ran(results),
+                runs.what_is_missing(analysis),
+                scores.limits(analysis),
+            ],
         )
         write_document(document, fresh)
-        _swap(fresh, folder, Path(temporary) / "old")
     return folder / "index.html"
-
-
-def _count(results: Results) -> str:
-    tasks = len(tasks_of(results))
-    return f"{tasks} task{'s' if tasks != 1 else ''}"
-
-
-def _swap(fresh: Path, folder: Path, aside: Path) -> None:
-    if folder.exists():
-        folder.replace(aside)
-    fresh.replace(folder)

@@ -74,6 +74,8 @@ class Picture:
     svg: str
     """As an element to put into a page."""
     data: pd.DataFrame
+    points: Sequence[tuple[float, float, str]] = ()
+    """What can be read off: x and y as shares of the figure from its top left, and the value."""
 
 
 Block = Text | Warnings | Bullets | Code | Table | Picture

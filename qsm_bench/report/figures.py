@@ -7,17 +7,19 @@ page it takes the page's own ink and paper, light or dark.
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from qsm_bench.report.wording import interval, number
 from qsm_bench.statistics import AREA, AT_END, STATISTICS
 
 INK, PAPER = "#1c1e21", "#fefefe"
@@ -62,6 +64,15 @@ class AgentStyle:
     marker: str
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A figure and the values that can be read off it."""
+
+    figure: Figure
+    values: list[tuple[Axes, float, float, str]] = field(default_factory=list)
+    """Panel, x and y in its units, and the text to show there."""
+
+
 def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
     """A style for each agent, by its place among all agents of the experiment."""
     return {
@@ -72,10 +83,16 @@ def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
     }
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write <name>.svg and <name>.png into ``folder``; return the SVG as an element for a page."""
-    text = io.StringIO()
+def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, float, str]]]:
+    """Write <name>.svg and <name>.png into ``folder``.
+
+    Returns the SVG as an element for a page, and the chart's values with their places as shares
+    of the figure's width and height, from its top left.
+    """
+    figure, text = chart.figure, io.StringIO()
     with mpl.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
     svg = "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
@@ -83,21 +100,29 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     element = svg[svg.index("<svg ") :].replace(INK, "currentColor").replace(PAPER, "none")
     element = re.sub(r"<(metadata)>.*?</\1>\s*|<!--.*?-->\s*", "", element, flags=re.DOTALL)
     # Ids must be unique within a page that shows several figures.
-    return re.sub(r'(\bid="|\bhref="#|\burl\(#)', rf"\g<1>{name}-", element)
+    element = re.sub(r'(\bid="|\bhref="#|\burl\(#)', rf"\g<1>{name}-", element)
+    return element, [_place(figure, *value) for value in chart.values]
 
 
-def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Figure:
+def _place(figure: Figure, panel: Axes, x: float, y: float, text: str) -> tuple[float, float, str]:
+    across, up = figure.transFigure.inverted().transform(panel.transData.transform((x, y)))
+    return round(float(across), 4), round(1 - float(up), 4), text
+
+
+def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
     """A panel a statistic: every agent's value and interval, at the end and over the curve."""
     agents = _agents(table, styles)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 1.3 + 0.5 * len(agents)), layout="constrained")
+        chart = Chart(Figure(figsize=(9.5, 1.3 + 0.5 * len(agents)), layout="constrained"))
+        figure = chart.figure
         panels = figure.subplots(1, len(STATISTICS), sharey=True)
         for panel, statistic in zip(panels, STATISTICS, strict=True):
             rows = table[table["statistic"] == statistic].set_index(["agent", "measured"])
             for y, agent in enumerate(agents):
                 for when, offset in ((AT_END, -0.15), (AREA, 0.15)):
                     row = rows.loc[[(agent, when)]].iloc[0]
-                    _interval(panel, row, y + offset, styles[agent], when)
+                    name = f"{agent}, {statistic} {when}"
+                    _interval(chart, panel, row, y + offset, styles[agent], name, when=when)
             panel.set_title(f"{statistic} ({_better(statistic)} is better)")
             panel.set_yticks(range(len(agents)), agents)
             panel.set_ylim(len(agents) - 0.5, -0.5)
@@ -108,24 +133,66 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
         figure.supxlabel("normalised score", fontsize=9)
-    return figure
+    return chart
 
 
-def pair_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Figure:
+def pair_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
     """A row a pair: the probability that the first agent's run beats the second's."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7, 1.0 + 0.4 * len(table)), layout="constrained")
-        panel = figure.subplots()
+        chart = Chart(Figure(figsize=(7, 1.0 + 0.4 * len(table)), layout="constrained"))
+        panel = chart.figure.subplots()
         panel.axvline(0.5, color=INK, linewidth=1, linestyle=":")
-        for y, (_, row) in enumerate(table.iterrows()):
-            _interval(panel, row, y, styles[row["better"]], AT_END, value="probability")
         names = [f"{row['better']} over {row['worse']}" for _, row in table.iterrows()]
+        for y, (name, (_, row)) in enumerate(zip(names, table.iterrows(), strict=True)):
+            _interval(chart, panel, row, y, styles[row["better"]], name, value="probability")
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_xlim(-0.02, 1.02)
         panel.grid(visible=False, axis="y")
         panel.set_xlabel("probability of improvement")
-    return figure
+    return chart
+
+
+def pair_matrix(matrix: pd.DataFrame) -> Chart:
+    """A square a pair: the probability that the row's run beats the column's; blank if unknown."""
+    agents = list(matrix.index)
+    values = matrix.to_numpy(dtype=float)
+    side = 0.7 * len(agents)
+    with mpl.rc_context(STYLE):
+        chart = Chart(Figure(figsize=(2.6 + side, 1.4 + 0.75 * side), layout="constrained"))
+        panel = chart.figure.subplots()
+        panel.pcolormesh(np.ma.masked_invalid(values), cmap="PuOr", vmin=0, vmax=1, edgecolors=INK)
+        for y, x in zip(*np.nonzero(np.isfinite(values)), strict=True):
+            dark = abs(values[y, x] - 0.5) > 0.3
+            panel.text(
+                x + 0.5,
+                y + 0.5,
+                f"{values[y, x]:.2f}",
+                ha="center",
+                va="center",
+                color="#ffffff" if dark else "#000000",
+            )
+            text = f"{agents[y]} over {agents[x]}: {number(values[y, x])}"
+            chart.values.append((panel, x + 0.5, y + 0.5, text))
+        ticks = np.arange(len(agents)) + 0.5
+        panel.set_xticks(ticks, agents, rotation=30, ha="right", rotation_mode="anchor")
+        panel.set_yticks(ticks, agents)
+        panel.invert_yaxis()
+        panel.set_xlabel("... beats a run of this agent")
+        panel.set_ylabel("a run of this agent ...")
+        panel.grid(visible=False)
+        panel.tick_params(length=0)
+    return chart
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Points beside the curves that are not ours."""
+
+    label: str
+    table: pd.DataFrame
+    """The columns of the curves: panel, x, value, low, high; and seeds."""
+    marker: str
 
 
 def curves(
@@ -136,7 +203,8 @@ def curves(
     x_label: str,
     y_label: str,
     panel_by: str | None = None,
-) -> Figure:
+    marks: Sequence[Marks] = (),
+) -> Chart:
     """Lines of ``value`` over column ``x`` with bands, an agent each, a panel a ``panel_by``."""
     parts: list[tuple[str, pd.DataFrame]] = (
         [(str(name), part) for name, part in table.groupby(panel_by, sort=False)]
@@ -147,30 +215,35 @@ def curves(
     rows = -(-len(parts) // columns)
     size = (7.0, 3.6) if len(parts) == 1 else (3.3 * columns, 0.6 + 2.3 * rows)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        chart = Chart(Figure(figsize=size, layout="constrained"))
+        figure = chart.figure
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for panel, (title, part) in zip(panels, parts, strict=False):
             for agent in _agents(part, styles):
-                _curve(panel, part[part["agent"] == agent], x, styles[agent])
+                name = f"{agent}, {title}" if title else agent
+                _curve(chart, panel, part[part["agent"] == agent], x, x_label, styles[agent], name)
+            for mark in marks:
+                _mark(chart, panel, mark.table[mark.table[panel_by] == title], x, mark)
             panel.set_title(title)
             panel.xaxis.set_major_formatter(_thousands)
-            panel.locator_params(axis="x", nbins=5)
+            panel.locator_params(axis="x", nbins=4)
             panel.margins(x=0.02)
         for panel in panels[len(parts) :]:
             panel.set_visible(False)
         figure.supxlabel(x_label, fontsize=9)
         figure.supylabel(y_label, fontsize=9)
-        _legend(figure, _agents(table, styles), styles)
-    return figure
+        _legend(figure, _agents(table, styles), styles, marks)
+    return chart
 
 
-def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Figure:
+def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
     """A row a task, a panel an agent: Q along the action axis over the share of samples there."""
     agents = _agents(table, styles)
     tasks = list(dict.fromkeys(table["task"]))
     with mpl.rc_context(STYLE):
         size = (1.2 + 2.6 * len(agents), 0.7 + 2.0 * len(tasks))
-        figure = Figure(figsize=size, layout="constrained")
+        chart = Chart(Figure(figsize=size, layout="constrained"))
+        figure = chart.figure
         panels = figure.subplots(len(tasks), len(agents), squeeze=False, sharex=True)
         for row, task in zip(panels, tasks, strict=True):
             for panel, agent in zip(row, agents, strict=True):
@@ -185,27 +258,60 @@ def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Figu
                 value.plot(at, part["q"].to_numpy(dtype=float), color=INK)
                 value.spines["right"].set_visible(True)
                 value.grid(visible=False)
+                chart.values.extend(
+                    (value, a, q, f"{agent} on {task}, action {a:.2f}: Q {number(q)}")
+                    for a, q in zip(at, part["q"].to_numpy(dtype=float), strict=True)
+                )
         figure.supxlabel("first action dimension", fontsize=9)
         figure.supylabel("share of samples (bars); Q on the right axis (line)", fontsize=9)
-    return figure
+    return chart
 
 
-def _curve(panel: Axes, part: pd.DataFrame, x: str, style: AgentStyle) -> None:
-    at = part[x].to_numpy(dtype=float)
+def _curve(
+    chart: Chart,
+    panel: Axes,
+    part: pd.DataFrame,
+    x: str,
+    x_label: str,
+    style: AgentStyle,
+    name: str,
+) -> None:
+    at, value, low, high = (part[c].to_numpy(dtype=float) for c in (x, "value", "low", "high"))
     panel.plot(
         at,
-        part["value"].to_numpy(dtype=float),
+        value,
         color=style.colour,
         linestyle=style.line,
         marker=style.marker,
         markevery=max(1, len(at) // 8),
     )
-    low, high = part["low"].to_numpy(dtype=float), part["high"].to_numpy(dtype=float)
     panel.fill_between(at, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    chart.values.extend(
+        (panel, a, v, f"{name}, {x_label} {a:,.6g}: {interval(v, lo, hi)}")
+        for a, v, lo, hi in zip(at, value, low, high, strict=True)
+        if np.isfinite(v)
+    )
+
+
+def _mark(chart: Chart, panel: Axes, part: pd.DataFrame, x: str, mark: Marks) -> None:
+    for row in part.to_dict("records"):
+        at, value = float(row[x]), float(row["value"])
+        panel.plot([at, at], [row["low"], row["high"]], color=INK, linewidth=1, alpha=0.6)
+        panel.plot([at], [value], color=INK, marker=mark.marker, mfc=PAPER, linestyle="none")
+        bounds = f"{number(value)}, seeds from {number(row['low'])} to {number(row['high'])}"
+        chart.values.append((panel, at, value, f"{mark.label}, {x} {at:,.6g}: {bounds}"))
 
 
 def _interval(
-    panel: Axes, row: "pd.Series[Any]", y: float, style: AgentStyle, when: str, value: str = "value"
+    chart: Chart,
+    panel: Axes,
+    row: "pd.Series[Any]",
+    y: float,
+    style: AgentStyle,
+    name: str,
+    *,
+    when: str = AT_END,
+    value: str = "value",
 ) -> None:
     panel.plot([row["low"], row["high"]], [y, y], color=style.colour, linewidth=3, alpha=0.5)
     panel.plot(
@@ -216,15 +322,28 @@ def _interval(
         markersize=7,
         markerfacecolor=style.colour if when == AT_END else PAPER,
     )
+    text = f"{name}: {interval(row[value], row['low'], row['high'])}"
+    chart.values.append((panel, float(row[value]), y, text))
 
 
-def _legend(figure: Figure, agents: Iterable[str], styles: Mapping[str, AgentStyle]) -> None:
+def _legend(
+    figure: Figure,
+    agents: Sequence[str],
+    styles: Mapping[str, AgentStyle],
+    marks: Sequence[Marks],
+) -> None:
     handles = [
         Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker)
         for s in (styles[agent] for agent in agents)
     ]
-    names = list(agents)
-    figure.legend(handles, names, loc="outside upper center", ncols=4, handlelength=3.5)
+    handles += [
+        Line2D([], [], color=INK, linestyle="none", marker=m.marker, mfc=PAPER) for m in marks
+    ]
+    names = [*agents, *(mark.label for mark in marks)]
+    room = int(13 * figure.get_figwidth()) // (10 + max(map(len, names)))
+    rows = -(-len(names) // max(1, room))
+    columns = -(-len(names) // rows)
+    figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=3.5)
 
 
 def _agents(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> list[str]:

@@ -7,8 +7,9 @@ import pandas as pd
 
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
-from qsm_bench.report.drawing import NONE, Drawing, count, listed, number
-from qsm_bench.statistics import Comparison, agents_of, learning_curves, task_curves
+from qsm_bench.report.drawing import Drawing
+from qsm_bench.report.wording import NONE, count, listed, number
+from qsm_bench.statistics import Analysis, agents_of
 from qsm_bench.store import Results
 
 MEASURES = {
@@ -32,10 +33,10 @@ PROTOCOL = (
 )
 
 
-def cost(results: Results, drawing: Drawing) -> Section:
+def cost(analysis: Analysis, drawing: Drawing) -> Section:
     """Time, rates, and return against time."""
     rows = []
-    for cell in results.cells:
+    for cell in analysis.results.cells:
         seeds, train = len(cell["seeds"]), cell["train_seconds"]
         rows.append(
             {
@@ -71,7 +72,7 @@ def cost(results: Results, drawing: Drawing) -> Section:
             data,
         )
     ]
-    curves = _return_against_time(results)
+    curves = _return_against_time(analysis)
     if not curves.empty:
         blocks.append(
             drawing.picture(
@@ -92,9 +93,11 @@ def cost(results: Results, drawing: Drawing) -> Section:
     return Section("Cost", blocks)
 
 
-def _return_against_time(results: Results) -> pd.DataFrame:
-    clock = results.training.groupby(["agent", "task", "step"], as_index=False)["wall_clock"].max()
-    curves = task_curves(learning_curves(results)).merge(clock, on=["agent", "task", "step"])
+def _return_against_time(analysis: Analysis) -> pd.DataFrame:
+    clock = analysis.results.training.groupby(["agent", "task", "step"], as_index=False)[
+        "wall_clock"
+    ].max()
+    curves = analysis.task_curves.merge(clock, on=["agent", "task", "step"])
     return curves.assign(minutes=curves.pop("wall_clock").astype(float) / 60)
 
 
@@ -102,7 +105,7 @@ def trainers(results: Results, drawing: Drawing) -> Section:
     """What the diffusion trainers' policies and critics look like as they learn."""
     table = _measures(results)
     if table.empty:
-        return Section("Trainers' diagnostics", [])
+        return Section("Trainers' diagnostics", [Text("No agent has logged any.")])
     blocks: list[Block] = [
         Text(
             "Measured at every evaluation, for every diffusion agent, at the same states of the "
@@ -113,8 +116,8 @@ def trainers(results: Results, drawing: Drawing) -> Section:
             "be observed."
         )
     ]
-    for task, part in table.groupby("task", sort=False):
-        name = f"diagnostics-{''.join(c if c.isalnum() else '-' for c in str(task))}"
+    for index, (task, part) in enumerate(table.groupby("task", sort=False), start=1):
+        name = f"diagnostics-{index}-{''.join(c if c.isalnum() else '-' for c in str(task))}"
         last = part.groupby(["measure", "agent"], sort=False).last().reset_index()
         ends = "; ".join(
             f"{r['measure']}, {r['agent']}: {number(r['value'])}" for _, r in last.iterrows()
@@ -170,7 +173,7 @@ def _measures(results: Results) -> pd.DataFrame:
 def what_ran(results: Results) -> Section:
     """Settings, versions, hardware, and the commands to run it again."""
     agents = agents_of(results)
-    settings = {agent: _settings(results, agent) for agent in agents}
+    settings = {agent: settings_of(results, agent) for agent in agents}
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     rows = [
         {"setting": name, **{agent: settings[agent].get(name, NONE) for agent in agents}}
@@ -178,16 +181,12 @@ def what_ran(results: Results) -> Section:
     ]
     different = [row for row in rows if len({row[agent] for agent in agents}) > 1]
     same = [row for row in rows if row not in different]
-    protocol = [
-        {"setting": name, "value": _values(cell[name] for cell in results.cells)}
-        for name in PROTOCOL
-    ]
     blocks: list[Block] = []
     for name, caption, part in (
         ("settings-different", f"Settings that differ; {NONE}: the agent has none.", different),
         ("settings-same", "Settings that all agents share.", same),
-        ("protocol", "The protocol of every cell.", protocol),
-        ("environment", "Where it ran.", _environment(results)),
+        ("protocol", "The protocol of every cell.", protocol_of(results)),
+        ("environment", "Where it ran.", environment_of(results)),
     ):
         if part:
             frame = pd.DataFrame(part)
@@ -196,7 +195,7 @@ def what_ran(results: Results) -> Section:
     return Section("What ran", blocks)
 
 
-def _settings(results: Results, agent: str) -> dict[str, str]:
+def settings_of(results: Results, agent: str) -> dict[str, str]:
     """Each setting as text; where tasks have their own, with the tasks."""
     cells = [cell for cell in results.cells if cell["agent"] == agent]
     shown = {}
@@ -210,7 +209,15 @@ def _settings(results: Results, agent: str) -> dict[str, str]:
     return shown
 
 
-def _environment(results: Results) -> list[dict[str, str]]:
+def protocol_of(results: Results) -> list[dict[str, str]]:
+    """How every cell was run; where cells differ, all values."""
+    return [
+        {"what": name, "value": _values(cell[name] for cell in results.cells)} for name in PROTOCOL
+    ]
+
+
+def environment_of(results: Results) -> list[dict[str, str]]:
+    """When, where and with what it ran; where cells differ, all values."""
     ran = [cell for cell in results.cells if cell["versions"]]
     versions = list(dict.fromkeys(name for cell in ran for name in cell["versions"]))
     hardware = list(dict.fromkeys(name for cell in ran for name in cell["hardware"]))
@@ -230,8 +237,9 @@ def _commands(results: Results) -> Iterable[str]:
     yield f"python -m qsm_bench report {results.name}"
 
 
-def what_is_missing(comparison: Comparison, results: Results) -> Section:
+def what_is_missing(analysis: Analysis) -> Section:
     """Everything that was asked for and is not in the statistics."""
+    comparison, results = analysis.comparison, analysis.results
     sentences = [
         f"{cell['agent']} on {cell['task']}: {cell['status']} at step {cell['step']:,}"
         + (f" ({cell['reason']})" if cell["reason"] else "")

@@ -1,11 +1,16 @@
 """Sections on what the results say: who is better, by how much, and whether to believe it."""
 
+from collections.abc import Sequence
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 
+from qsm_bench.published import Published
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
-from qsm_bench.report.drawing import NONE, Drawing, count, interval, listed, number
+from qsm_bench.report.drawing import Drawing
+from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
 from qsm_bench.statistics import (
     AREA,
     AT_END,
@@ -13,14 +18,11 @@ from qsm_bench.statistics import (
     FALSE_ALARMS,
     REPLICATIONS,
     STATISTICS,
+    Analysis,
     Comparison,
     aggregate_curves,
-    aggregates,
     final_scores,
-    learning_curves,
-    pairs,
     performance_profiles,
-    task_curves,
     tasks_of,
 )
 from qsm_bench.store import Results
@@ -33,12 +35,15 @@ BOOTSTRAP = (
 )
 
 
-def answer(comparison: Comparison, results: Results) -> Section:
+def answer(analysis: Analysis) -> Section:
     """One plain sentence for each pair of agents, and what a reader must know beside it."""
-    sentences = [_verdict(pair) for _, pair in pairs(comparison).iterrows()]
-    if not sentences:
+    comparison = analysis.comparison
+    sentences = [_verdict(pair) for _, pair in analysis.pairs.iterrows()]
+    if not comparison.agents:
+        sentences = ["No agent has a run to compare: all of them failed or diverged."]
+    elif not sentences:
         sentences = [f"Only {listed(comparison.agents)} has runs: there is no pair to compare."]
-    warnings = _warnings(comparison, results)
+    warnings = _warnings(comparison, analysis.results)
     blocks: list[Block] = [Bullets(sentences)]
     if warnings:
         blocks.append(Warnings(warnings))
@@ -49,21 +54,25 @@ def _verdict(pair: "pd.Series[float]") -> str:
     better, worse = str(pair["better"]), str(pair["worse"])
     seeds = sorted({int(pair["seeds_better"]), int(pair["seeds_worse"])})
     runs = f"{' and '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}"
-    ahead = f"{better} is ahead on {int(pair['wins'])} of {count(int(pair['tasks']), 'task')}"
+    ahead = f"ahead on {int(pair['wins'])} of {count(int(pair['tasks']), 'task')}"
     improvement = (
         f"probability of improvement {interval(pair['probability'], pair['low'], pair['high'])}"
     )
     if pair["verdict"]:
         return (
             f"{better} is better than {worse}: {ahead}; {improvement}; "
-            f"p = {number(pair['p'], 2)} over all pairs."
+            f"{chance(pair['p'])} over all pairs."
         )
     why = (
-        f"p = {number(pair['p'], 2)} over all pairs"
+        f"{chance(pair['p'])} over all pairs"
         if pair["attainable"]
         else "no outcome of so few runs could have told them apart"
     )
-    return f"Cannot tell {better} from {worse} with {runs}: {ahead}; {improvement}; {why}."
+    if np.isfinite(pair["detectable"]):
+        why += f"; a probability under {number(pair['detectable'])} could not be seen"
+    return (
+        f"Cannot tell {better} from {worse} with {runs}: {better} is {ahead}; {improvement}; {why}."
+    )
 
 
 def _warnings(comparison: Comparison, results: Results) -> list[str]:
@@ -92,9 +101,9 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
     return warnings
 
 
-def aggregate_scores(comparison: Comparison, drawing: Drawing) -> Section:
+def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
     """IQM, median, mean and optimality gap of normalised scores."""
-    table = aggregates(comparison)
+    table = analysis.aggregates
     if table.empty:
         return Section("Aggregate scores", [Text("No task has scores of all agents to aggregate.")])
     rows = [
@@ -134,11 +143,11 @@ def aggregate_scores(comparison: Comparison, drawing: Drawing) -> Section:
     )
 
 
-def profiles(comparison: Comparison, drawing: Drawing) -> Section:
+def profiles(analysis: Analysis, drawing: Drawing) -> Section:
     """Share of runs above every score."""
-    table = performance_profiles(comparison)
+    table = performance_profiles(analysis.comparison)
     if table.empty:
-        return Section("Performance profiles", [])
+        return Section("Performance profiles", [Text("No task has scores of all agents.")])
     figure = figures.curves(
         table,
         drawing.styles,
@@ -161,11 +170,19 @@ def profiles(comparison: Comparison, drawing: Drawing) -> Section:
     )
 
 
-def improvement(comparison: Comparison, drawing: Drawing) -> Section:
+def improvement(analysis: Analysis, drawing: Drawing) -> Section:
     """How likely a run of one agent beats a run of another."""
-    table = pairs(comparison)
+    table = analysis.pairs
     if table.empty:
-        return Section("Probability of improvement", [])
+        return Section("Probability of improvement", [Text("There is no pair of agents.")])
+    matrix = _matrix(table, analysis.comparison.agents)
+    matrix_cells = pd.DataFrame(
+        {
+            "a run of": agent,
+            **{f"beats {other}": number(value) for other, value in matrix.loc[agent].items()},
+        }
+        for agent in matrix.index
+    )
     cells = pd.DataFrame(
         {
             "pair": f"{row['better']} over {row['worse']}",
@@ -200,12 +217,40 @@ def improvement(comparison: Comparison, drawing: Drawing) -> Section:
                 ),
                 caption=f"0.5 is no difference. {BOOTSTRAP}",
             ),
+            drawing.picture(
+                "improvement-matrix",
+                figures.pair_matrix(matrix),
+                matrix.rename_axis("agent").reset_index(),
+                alt="Matrix of the probability that a run of the row's agent beats one of the "
+                "column's. "
+                + "; ".join(
+                    f"{r['better']} over {r['worse']} {number(r['probability'])}"
+                    for r in table.to_dict("records")
+                ),
+                caption="Probability that a run of the row's agent beats a run of the column's.",
+            ),
+            Table(
+                "improvement-matrix",
+                "The same as a table. The two sides of a pair add up to 1.",
+                matrix_cells,
+                matrix.rename_axis("agent").reset_index(),
+            ),
         ],
     )
 
 
-def sample_efficiency(comparison: Comparison, results: Results, drawing: Drawing) -> Section:
-    """Learning curves over all tasks, and on each."""
+def _matrix(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
+    """Probability that the row's agent improves on the column's; NaN where it is not known."""
+    matrix = pd.DataFrame(np.nan, index=list(agents), columns=list(agents))
+    for pair in pairs.to_dict("records"):
+        matrix.loc[pair["better"], pair["worse"]] = pair["probability"]
+        matrix.loc[pair["worse"], pair["better"]] = 1 - pair["probability"]
+    return matrix
+
+
+def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published) -> Section:
+    """Learning curves over all tasks, and on each, with what others have published beside them."""
+    comparison = analysis.comparison
     blocks: list[Block] = []
     overall = aggregate_curves(comparison)
     if not overall.empty and len(comparison.aggregate_tasks) > 1:
@@ -224,7 +269,10 @@ def sample_efficiency(comparison: Comparison, results: Results, drawing: Drawing
                 caption=f"Over {count(len(comparison.aggregate_tasks), 'task')}. {BOOTSTRAP}",
             )
         )
-    by_task = task_curves(learning_curves(results))
+    by_task = analysis.task_curves
+    if by_task.empty:
+        return Section("Sample efficiency", [Text("No run has finite returns.")])
+    marks = _marks(analysis.results, published)
     last = by_task.groupby(["task", "agent"], sort=False).last().reset_index()
     ends = "; ".join(
         f"{r['agent']} on {r['task']} {number(r['value'])}" for _, r in last.iterrows()
@@ -239,29 +287,93 @@ def sample_efficiency(comparison: Comparison, results: Results, drawing: Drawing
                 x_label="steps",
                 y_label="return",
                 panel_by="task",
+                marks=marks,
             ),
             by_task,
             alt=f"Mean return over steps, a panel for each task. At the end: {ends}.",
-            caption=f"Mean return over seeds. {BOOTSTRAP}",
+            caption=f"Mean return over seeds. {BOOTSTRAP}"
+            + (
+                " Hollow markers: published means, with bars from the lowest to the highest seed; "
+                "see the next table."
+                if marks
+                else ""
+            ),
         )
     )
+    if len(published.scores):
+        blocks += _published(by_task, published)
     return Section("Sample efficiency", blocks)
 
 
-def every_run(comparison: Comparison, drawing: Drawing) -> Section:
+def _marks(results: Results, published: Published) -> list[figures.Marks]:
+    """Published scores of tasks whose steps are the same work as ours, a mark each source."""
+    repeats = {cell["task"]: cell["action_repeat"] for cell in results.cells}
+    same = published.scores[
+        published.scores["task"].map(repeats) == published.scores["action_repeat"]
+    ]
+    columns = {"steps": "step", "mean": "value", "min": "low", "max": "high"}
+    return [
+        figures.Marks(published.sources[str(source)].label, rows.rename(columns=columns), marker)
+        for marker, (source, rows) in zip(cycle("hdp"), same.groupby("source"), strict=False)
+    ]
+
+
+def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
+    """Published scores as a table with ours at the same step, and what differs."""
+    ours = by_task.set_index(["task", "step", "agent"])["value"].unstack("agent")
+    agents = list(dict.fromkeys(by_task["agent"]))
+    rows = [
+        {
+            "task": row["task"],
+            "step": f"{row['steps']:,}",
+            "published by": published.sources[row["source"]].label,
+            "action repeat": str(row["action_repeat"]),
+            "mean": number(row["mean"]),
+            "standard deviation": number(row["std"]),
+            "seeds": str(row["seeds"]),
+            **{
+                f"{agent} here": number(ours[agent].get((row["task"], row["steps"]), np.nan))
+                for agent in agents
+            },
+        }
+        for row in published.scores.sort_values(["task", "steps"], kind="stable").to_dict("records")
+    ]
+    return [
+        Table(
+            "published",
+            "Published scores beside ours at the same step. They were measured elsewhere, under "
+            "other protocols, and enter no statistic of this report.",
+            pd.DataFrame(rows),
+            published.scores,
+        ),
+        Bullets(
+            [
+                f"{source.label} ({source.url}, {source.files} at {source.commit[:7]}): a step is "
+                f"{source.step}. Its protocol: {source.protocol}. What differs from ours: "
+                f"{source.differs}."
+                for source in published.sources.values()
+            ]
+        ),
+    ]
+
+
+def every_run(analysis: Analysis) -> Section:
     """Every seed's value, task by task."""
-    table = final_scores(comparison)
-    curves = task_curves(comparison.runs)
+    table, curves = final_scores(analysis.comparison), analysis.task_curves
+    if table.empty:
+        return Section("Every run", [Text("There is no run to compare.")])
     seeds = sorted(table["seed"].unique())
     rows = []
     for (task, agent), part in table.groupby(["task", "agent"], sort=False):
-        mean = curves[(curves["task"] == task) & (curves["agent"] == agent)].iloc[-1]
+        step = part["step"].iloc[0]
+        curve = curves[(curves["task"] == task) & (curves["agent"] == agent)]
+        mean = curve[curve["step"] == step].iloc[0]
         returns = dict(zip(part["seed"], part["return"], strict=True))
         rows.append(
             {
                 "task": task,
                 "agent": agent,
-                "step": f"{part['step'].iloc[0]:,}",
+                "step": f"{step:,}",
                 "mean return": interval(mean["value"], mean["low"], mean["high"]),
                 "standard deviation": number(float(np.std(part["return"], ddof=1)))
                 if len(part) > 1
@@ -287,8 +399,9 @@ def every_run(comparison: Comparison, drawing: Drawing) -> Section:
     )
 
 
-def limits(comparison: Comparison, results: Results) -> Section:
+def limits(analysis: Analysis) -> Section:
     """What a reader must not conclude."""
+    comparison, results = analysis.comparison, analysis.results
     seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
     budgets = sorted({cell["steps"] for cell in results.cells})
     sentences = [
@@ -297,9 +410,17 @@ def limits(comparison: Comparison, results: Results) -> Section:
         f"Seeds: {seeds} at least in each cell. They differ in initial weights, exploration and "
         "episodes; nothing here says how much a result depends on settings, which were not tuned.",
         "Bootstrap intervals resample the seeds that were run: with few of them they are too "
-        "narrow. The verdicts do not rest on them.",
+        "narrow (docs/statistics.md of the project says by how much). The verdicts do not rest on "
+        "them.",
         f"Tasks: {listed(tasks_of(results))}. The intervals treat them as given, not as a sample "
         "of all tasks.",
         "Times were measured while other jobs ran on the same machine: compare them loosely.",
+    ]
+    held = {cell["task"]: cell["action_repeat"] for cell in results.cells}
+    sentences += [
+        f"On {task} an action is held for {times} environment steps: a step there is more "
+        "experience than elsewhere."
+        for task, times in held.items()
+        if times != 1
     ]
     return Section("What the statistics do not show", [Bullets(sentences)])

@@ -1,6 +1,7 @@
 """Results of made-up experiments, for tests of statistics and reports."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,23 @@ def make_cell(
         "updates": steps[-1] - 2_500,
         "command": f"python -m qsm_bench run --agents {agent} --tasks {task}",
     }
+
+
+def with_diagnostics(results: Results) -> Results:
+    """The same experiment with the diagnostics of its diffusion agents."""
+    rng = np.random.default_rng(0)
+    keys = ["agent", "task", "seed", "step"]
+    diffusion = results.training[~results.training["agent"].isin(["sac", "td3"])]
+    diagnostics = diffusion[keys].copy()
+    for measure in ("score_gradient_cosine", "clipped_share", "action_entropy", "critic_bias"):
+        diagnostics[measure] = rng.random(len(diagnostics))
+    last = diffusion["step"].max()
+    slices = [
+        (agent, task, seed, last, 0, action, np.sin(3 * action), np.exp(-(action**2)))
+        for agent, task, seed in dict.fromkeys(
+            diffusion[["agent", "task", "seed"]].itertuples(index=False, name=None)
+        )
+        for action in np.linspace(-1, 1, 21)
+    ]
+    columns = ["agent", "task", *SLICE_COLUMNS]
+    return replace(results, diagnostics=diagnostics, slices=pd.DataFrame(slices, columns=columns))

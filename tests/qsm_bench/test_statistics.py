@@ -28,8 +28,11 @@ from qsm_bench.statistics import (
     aggregates,
     bootstrap,
     compare,
+    detectable_improvement,
     final_scores,
     holm,
+    interquartile_mean,
+    judge,
     learning_curves,
     pairs,
     performance_profiles,
@@ -135,6 +138,14 @@ def test_aggregates_are_their_formulas(scores: FloatArray) -> None:
     )
     assert set(table["seeds"]) == {len(scores)}
     assert set(table["tasks"]) == {scores.shape[1]}
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.floats(-9, 9))
+)
+def test_the_interquartile_mean_is_rliables(runs: FloatArray) -> None:
+    expected = [metrics.aggregate_iqm(column) for column in runs.T]
+    assert_allclose(interquartile_mean(runs), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_scores_are_returns_mapped_from_the_range_of_their_task() -> None:
@@ -318,6 +329,23 @@ def test_p_stays_a_probability_for_many_seeds_on_many_tasks() -> None:
     assert 0.0 <= permutation_test(x + 9, y)[0] < 1e-50
 
 
+@pytest.mark.parametrize("level", [0.05, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("n", "m", "tasks"), [(1, 1, 1), (2, 2, 1), (2, 3, 1), (3, 3, 1), (2, 2, 2)]
+)
+def test_the_detectable_improvement_is_the_smallest_with_that_p(
+    n: int, m: int, tasks: int, level: float
+) -> None:
+    runs = np.arange(float((n + m) * tasks)).reshape(n + m, tasks)
+    seen = [
+        probability_of_improvement(*dealt)[0]
+        for dealt in arrangements(runs[:n], runs[n:])
+        if permutation_test(*dealt)[0] <= level
+    ]
+    smallest = min((value for value in seen if value >= 0.5), default=np.nan)
+    assert_allclose(detectable_improvement(n, m, tasks, level), smallest, rtol=1e-12)
+
+
 # Holm's adjustment
 
 p_values = st.integers(1, 5).flatmap(
@@ -393,6 +421,33 @@ def test_a_verdict_is_always_attainable(runs: tuple[FloatArray, FloatArray]) -> 
         patch.setattr(statistics, "bootstrap", without_interval)
         row = pairs(comparison_of({"a": runs[0].T, "b": runs[1].T})).iloc[0]
     assert row["attainable"] or not row["verdict"]
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 4), st.integers(2, 4), st.integers(1, 3), st.integers(0, 99))
+def test_without_a_verdict_an_improvement_is_smaller_than_the_detectable_one(
+    agents: int, seeds: int, tasks: int, state: int
+) -> None:
+    rng = np.random.default_rng(state)
+    returns = {str(i): rng.normal(size=(tasks, seeds)) + i for i in range(agents)}
+    for row in pairs(comparison_of(returns)).to_dict("records"):
+        assert row["verdict"] == np.isnan(row["detectable"]) or not row["attainable"]
+        if np.isfinite(row["detectable"]):
+            assert 0.5 <= row["probability"] < row["detectable"] <= 1.0
+
+
+def test_couples_are_judged_on_their_tasks_alone_and_adjusted_together() -> None:
+    rng = np.random.default_rng(0)
+    comparison = comparison_of({a: rng.normal(size=(2, 4)) + i for i, a in enumerate("abc")})
+    couples = [("a", "b", ["task-0"]), ("c", "a", ["task-1"])]
+    table = judge(comparison, couples)
+    raw = [
+        permutation_test(*(comparison.final_returns(agent, tasks) for agent in (x, y)))[0]
+        for x, y, tasks in couples
+    ]
+    assert_array_equal(table["p"], holm(np.array(raw)))
+    assert list(table["tasks"]) == [1, 1]
+    assert table["better"][1] == "c"
 
 
 def test_a_lone_run_against_many_equal_ones_can_be_a_verdict() -> None:

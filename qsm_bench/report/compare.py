@@ -1,0 +1,348 @@
+"""Two experiments side by side: before and after a change, or on two machines."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qsm_bench.errors import UserError
+from qsm_bench.report import figures, runs
+from qsm_bench.report.document import Block, Bullets, Document, Section, Table, Text, write_document
+from qsm_bench.report.drawing import Drawing
+from qsm_bench.report.folder import replacing
+from qsm_bench.report.scores import BOOTSTRAP
+from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
+from qsm_bench.statistics import (
+    FALSE_ALARMS,
+    Analysis,
+    FloatArray,
+    agents_of,
+    bootstrap,
+    judge,
+    tasks_of,
+)
+from qsm_bench.store import Results
+
+SAME, UNSEEN = "the same numbers", "no difference seen"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two experiments as one, in which every agent stands twice."""
+
+    first: Results
+    second: Results
+
+    @cached_property
+    def names(self) -> tuple[str, str]:
+        """What the two are called."""
+        if self.first.name == self.second.name:
+            return f"{self.first.name} (first)", f"{self.second.name} (second)"
+        return self.first.name, self.second.name
+
+    @cached_property
+    def agents(self) -> list[str]:
+        """The agents of both. Raises UserError if there is none, or no task."""
+        shared = [a for a in agents_of(self.first) if a in agents_of(self.second)]
+        for what, names in (("agent", shared), ("task", self.tasks)):
+            if not names:
+                raise UserError(
+                    f"{listed(self.names)} have no {what} in common: nothing to compare"
+                )
+        return shared
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The tasks of both."""
+        return [t for t in tasks_of(self.first) if t in tasks_of(self.second)]
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The tables of both, on the agents and tasks they share."""
+        sides = [
+            _renamed(results, {a: labels[i] for a, labels in self.labels.items()}, self.tasks)
+            for i, results in enumerate((self.first, self.second))
+        ]
+        return Analysis(
+            Results(
+                name=" and ".join(self.names),
+                experiment={
+                    "agents": [label for labels in self.labels.values() for label in labels],
+                    "tasks": self.tasks,
+                },
+                cells=[cell for side in sides for cell in side.cells],
+                evaluations=pd.concat([s.evaluations for s in sides], ignore_index=True),
+                training=pd.concat([s.training for s in sides], ignore_index=True),
+                diagnostics=sides[0].diagnostics[:0],
+                slices=sides[0].slices[:0],
+            )
+        )
+
+    @cached_property
+    def labels(self) -> Mapping[str, tuple[str, str]]:
+        """The two columns that an agent has become."""
+        before, after = self.names
+        return {agent: (f"{agent} in {before}", f"{agent} in {after}") for agent in self.agents}
+
+    @cached_property
+    def overall(self) -> pd.DataFrame:
+        """A row an agent: its second experiment against its first, over all tasks; see ``judge``.
+
+        More columns: agent, outcome (who is better, or one of ``SAME`` and ``UNSEEN``).
+        """
+        shared = self.analysis.comparison.shared_tasks
+        couples = {a: (*labels, shared(*labels)) for a, labels in self.labels.items()}
+        couples = {agent: couple for agent, couple in couples.items() if couple[2]}
+        table = judge(self.analysis.comparison, list(couples.values()))
+        table.insert(0, "agent", list(couples))
+        same = [self._is_same(agent, couple[2]) for agent, couple in couples.items()]
+        return table.assign(outcome=_outcomes(table, same))
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """A row a cell: as ``overall``, on one task.
+
+        More columns: task, first and second (mean returns), difference (the second minus the
+        first), low, high (its bootstrap interval).
+        """
+        comparison = self.analysis.comparison
+        keys = [
+            (agent, task)
+            for agent, labels in self.labels.items()
+            for task in comparison.shared_tasks(*labels)
+        ]
+        table = judge(comparison, [(*self.labels[agent], [task]) for agent, task in keys])
+        table = table.drop(columns=["low", "high", "tasks", "wins", "ties"])
+        table.insert(0, "agent", [agent for agent, _ in keys])
+        table.insert(1, "task", [task for _, task in keys])
+        rows = []
+        for agent, task in keys:
+            x, y = (comparison.final_returns(label, [task]) for label in self.labels[agent])
+            value, low, high = bootstrap(_difference, y, x)
+            rows.append((x.mean(), y.mean(), value[0], low[0], high[0]))
+        table[["first", "second", "difference", "low", "high"]] = rows
+        same = [self._is_same(agent, [task]) for agent, task in keys]
+        return table.assign(outcome=_outcomes(table, same))
+
+    def _is_same(self, agent: str, tasks: Sequence[str]) -> bool:
+        x, y = (
+            [self.analysis.comparison.runs[label, task] for task in tasks]
+            for label in self.labels[agent]
+        )
+        return all(
+            a.seeds == b.seeds and bool((a.returns == b.returns).all())
+            for a, b in zip(x, y, strict=True)
+        )
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """One sentence on the whole, then one for each agent."""
+        outcomes = list(self.overall["outcome"])
+        seen = list(self.overall.loc[self.overall["verdict"], "agent"])
+        cells = self.cells[self.cells["verdict"]]
+        if not outcomes:
+            return ["Nothing can be compared: no cell has runs in both."]
+        if seen:
+            whole = f"A difference was seen: {listed(seen)}."
+        elif len(cells):
+            where = [f"{r['agent']} on {r['task']}" for r in cells.to_dict("records")]
+            whole = f"No difference seen over all tasks, but on some: {listed(where)}."
+        elif all(outcome == SAME for outcome in outcomes):
+            whole = "The same numbers in both, to the last bit."
+        else:
+            whole = "No difference seen."
+        return [whole, *(self._sentence(row) for row in self.overall.to_dict("records"))]
+
+    def _sentence(self, row: Mapping[Any, Any]) -> str:
+        tasks = count(row["tasks"], "task")
+        if row["outcome"] == SAME:
+            return f"{row['agent']}: the same returns in both, to the last bit, on {tasks}."
+        improvement = interval(row["probability"], row["low"], row["high"])
+        ahead = f"ahead on {row['wins']} of {tasks}; probability of improvement {improvement}"
+        told = f"{chance(row['p'])} over all agents"
+        if row["verdict"]:
+            return f"{row['agent']}: {row['outcome']}, {ahead}; {told}."
+        could = (
+            f"a probability under {number(row['detectable'])} could not be seen"
+            if row["attainable"]
+            else "no outcome of so few runs could have been seen"
+        )
+        return f"{row['agent']}: {UNSEEN}; {row['better']} is {ahead}; {told}; {could}."
+
+
+def write_comparison(first: Results, second: Results, folder: Path) -> tuple[Path, str]:
+    """Write index.html, report.md, figures/ and data/ on what changed from ``first`` to ``second``.
+
+    Returns the page, and the verdict as plain text. Raises UserError if they share no agent or no
+    task, or as ``write_report`` does.
+    """
+    change = Change(first, second)
+    verdict = change.verdict
+    with replacing(folder) as fresh:
+        drawing = Drawing.into(fresh, change.names)
+        write_document(
+            Document(
+                title=f"{change.names[0]} against {change.names[1]}",
+                lead="Two experiments, agent by agent, at the steps at which both were evaluated.",
+                sections=[
+                    Section("The answer", [Bullets(verdict)]),
+                    _cells(change, drawing),
+                    _settings(change),
+                    Section("What is missing", [Bullets(_missing(change))]),
+                    Section("What the statistics do not show", [Bullets(LIMITS)]),
+                ],
+            ),
+            fresh,
+        )
+    return folder / "index.html", "\n".join(verdict)
+
+
+LIMITS = (
+    f"Among equal experiments any agent is said to differ in at most {FALSE_ALARMS:.0%} of "
+    "comparisons, and so is any cell: exact permutation tests with Holm's adjustment, over the "
+    "agents and over the cells.",
+    "No difference seen is not no difference: with few seeds only large ones can be seen.",
+    "Runs of one seed in both experiments count as independent. Where they are not, which makes "
+    "them more alike, differences are seen less often, not more.",
+)
+
+
+def _cells(change: Change, drawing: Drawing) -> Section:
+    table = change.cells
+    if table.empty:
+        return Section("Cell by cell", [Text("No cell has runs in both.")])
+    before, after = change.names
+    shown = pd.DataFrame(
+        {
+            "agent": row["agent"],
+            "task": row["task"],
+            f"mean return in {before}": number(row["first"], 4),
+            f"in {after}": number(row["second"], 4),
+            "difference": interval(row["difference"], row["low"], row["high"]),
+            "p": number(row["p"], 2),
+            "verdict": row["outcome"],
+        }
+        for row in table.to_dict("records")
+    )
+    curves = change.analysis.task_curves
+    of = {
+        label: (agent, name)
+        for agent, labels in change.labels.items()
+        for label, name in zip(labels, change.names, strict=True)
+    }
+    curves = curves.assign(
+        agent=[of[label][1] for label in curves["agent"]],
+        cell=[
+            f"{of[label][0]} on {task}"
+            for label, task in zip(curves["agent"], curves["task"], strict=True)
+        ],
+    )
+    return Section(
+        "Cell by cell",
+        [
+            Table(
+                "cells",
+                f"Mean return at the last common evaluation. {BOOTSTRAP} p: exact permutation test "
+                "of equal runs, Holm's adjustment over all cells.",
+                shown,
+                table,
+            ),
+            drawing.picture(
+                "learning-curves",
+                figures.curves(
+                    curves,
+                    drawing.styles,
+                    x="step",
+                    x_label="steps",
+                    y_label="return",
+                    panel_by="cell",
+                ),
+                curves,
+                alt="Mean return over steps in both experiments, a panel for each agent and task. "
+                "Differences at the end: "
+                + "; ".join(
+                    f"{r['agent']} on {r['task']} {r['difference']}"
+                    for r in shown.to_dict("records")
+                )
+                + ".",
+                caption=f"Mean return over seeds. {BOOTSTRAP}",
+            ),
+        ],
+    )
+
+
+def _settings(change: Change) -> Section:
+    """What is not the same of the two, before anything is concluded from their scores."""
+    rows = list(_differences(change))
+    blocks: list[Block] = [Text("Settings, protocol, versions and hardware are the same.")]
+    if rows:
+        frame = pd.DataFrame(rows)
+        blocks = [Table("differences", f"{NONE}: there is none.", frame, frame)]
+    return Section("What differs besides the scores", blocks)
+
+
+def _differences(change: Change) -> Iterator[dict[str, str]]:
+    sides = [
+        {
+            **{row["what"]: row["value"] for row in runs.protocol_of(results)},
+            **{row["what"]: row["value"] for row in runs.environment_of(results)},
+            **{
+                f"{agent}: {name}": value
+                for agent in change.agents
+                for name, value in runs.settings_of(results, agent).items()
+            },
+        }
+        for results in (change.first, change.second)
+    ]
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        values = [side.get(name, NONE) for side in sides]
+        if values[0] != values[1]:
+            yield {"what": name, **dict(zip(change.names, values, strict=True))}
+
+
+def _missing(change: Change) -> list[str]:
+    sentences = []
+    for name, mine, other in (
+        (change.names[0], change.first, change.second),
+        (change.names[1], change.second, change.first),
+    ):
+        for what, names_of in (("agent", agents_of), ("task", tasks_of)):
+            only = [n for n in names_of(mine) if n not in names_of(other)]
+            if only:
+                sentences.append(f"Only {name} has the {what} {listed(only)}.")
+    sentences += change.analysis.comparison.left_out
+    return sentences or ["Nothing: every cell of both is compared."]
+
+
+def _renamed(results: Results, labels: Mapping[str, str], tasks: list[str]) -> Results:
+    """The part with these agents and tasks, the agents under other labels."""
+
+    def part(table: pd.DataFrame) -> pd.DataFrame:
+        kept = table[table["agent"].isin(labels) & table["task"].isin(tasks)]
+        return kept.assign(agent=kept["agent"].map(labels))
+
+    return replace(
+        results,
+        cells=[
+            {**cell, "agent": labels[cell["agent"]]}
+            for cell in results.cells
+            if cell["agent"] in labels and cell["task"] in tasks
+        ],
+        evaluations=part(results.evaluations),
+        training=part(results.training),
+    )
+
+
+def _outcomes(table: pd.DataFrame, same: list[bool]) -> list[str]:
+    return [
+        SAME if equal else f"{row['better']} is better" if row["verdict"] else UNSEEN
+        for row, equal in zip(table.to_dict("records"), same, strict=True)
+    ]
+
+
+def _difference(x: FloatArray, y: FloatArray) -> FloatArray:
+    difference: FloatArray = x.mean(axis=0) - y.mean(axis=0)
+    return difference

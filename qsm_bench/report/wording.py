@@ -1,0 +1,43 @@
+"""Numbers and lists as text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+NONE = "\N{EM DASH}"
+"""Stands where there is no number."""
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with that many significant digits; whole parts are never cut."""
+    if not np.isfinite(value):
+        return NONE
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:,.{decimals}f}"
+
+
+def interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """``value [low, high]``; without bounds, the value alone."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return number(value, digits)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def chance(p: float) -> str:
+    """``p = 0.04``, or ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(p, 2)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def count(number_of: int, what: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{number_of:,} {what}" + ("" if number_of == 1 else "s")

@@ -1,0 +1,675 @@
+"""The report: whole, in order, the same every time, and honest about what it could not say."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from envs import task_names
+from qsm_bench import report, statistics
+from qsm_bench.errors import UserError
+from qsm_bench.published import published_scores
+from qsm_bench.report import write_report
+from qsm_bench.report.document import (
+    Bullets,
+    Code,
+    Document,
+    Section,
+    Table,
+    Text,
+    Warnings,
+    write_document,
+)
+from qsm_bench.store import Results
+from tests.qsm_bench.synthetic import make_results, with_diagnostics
+
+SECTIONS = [
+    "The answer",
+    "Aggregate scores",
+    "Performance profiles",
+    "Probability of improvement",
+    "Sample efficiency",
+    "Cost",
+    "Every run",
+    "Trainers' diagnostics",
+    "What ran",
+    "What failed, diverged or is missing",
+    "What the statistics do not show",
+]
+HOSTILE = "<script>alert(1)</script>", "a|b [x](//h/y)", "`c` *d* _e_ $f$ &amp; <!-- -->"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_replications() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "REPLICATIONS", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a finished experiment that has everything."""
+    results = with_diagnostics(make_results(agents=("qsm", "qsm[alpha=10]", "td3")))
+    folder = tmp_path_factory.mktemp("reports") / "made-up"
+    write_report(results, folder)
+    return folder
+
+
+def small_results(**changes: object) -> Results:
+    """An experiment whose report is quickly drawn."""
+    arguments = {"agents": ("qsm", "td3"), "tasks": ("a", "b"), "evaluations": 2, "episodes": 1}
+    return make_results(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements, and text by element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in ("meta", "link", "img", "br", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", " ".join(data.split())))
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        """The attributes of every such element."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text_of(self, tag: str) -> list[str]:
+        """The texts straight under such elements."""
+        return [text for name, text in self.texts if name == tag]
+
+
+def page_of(folder: Path) -> Page:
+    """The HTML page of a report."""
+    return Page((folder / "index.html").read_text(encoding="utf-8"))
+
+
+def markdown_page(folder: Path) -> Page:
+    """The Markdown report as a viewer shows it that lets HTML through."""
+    source = (folder / "report.md").read_text(encoding="utf-8")
+    return Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(source))
+
+
+def section_text(folder: Path, title: str) -> str:
+    """The text of one section of the Markdown report, escapes taken away."""
+    source = (folder / "report.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", source, re.M | re.S)
+    return re.sub(r"\\(.)", r"\1", found)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a report by its path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# What is there
+
+
+def test_every_section_is_there_and_in_order(full: Path) -> None:
+    page = page_of(full)
+    assert page.text_of("h2") == SECTIONS
+    assert markdown_page(full).text_of("h2") == SECTIONS
+    anchors = [section["id"] for section in page.of("section")]
+    assert [a["href"] for a in page.of("a")][: len(SECTIONS)] == [f"#{a}" for a in anchors]
+
+
+def test_ids_are_unique_within_the_page(full: Path) -> None:
+    ids = [attributes["id"] for _, attributes in page_of(full).elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_loaded_and_every_link_leads_to_a_file_of_the_report(full: Path) -> None:
+    for page in (page_of(full), markdown_page(full)):
+        for tag, attributes in page.elements:
+            for key in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+                target = attributes.get(key, "#")
+                assert target.startswith("#") or (full / target).is_file(), (tag, target)
+    html = (full / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert not page_of(full).of("link")
+    (policy,) = [m["content"] for m in page_of(full).of("meta") if "http-equiv" in m]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_figure_has_both_formats_its_numbers_and_a_text(full: Path) -> None:
+    figures = {path.stem for path in (full / "figures").iterdir()}
+    assert {"aggregates", "profiles", "improvement", "learning-curves"} <= figures
+    assert {"learning-overall", "return-against-time", "action-slices"} <= figures
+    for name in figures:
+        assert (full / "figures" / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+        assert (full / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len(pd.read_csv(full / "data" / f"{name}.csv"))
+    drawn = [svg for svg in page_of(full).of("svg") if svg.get("role") == "img"]
+    assert len(drawn) == len(figures)
+    assert all(len(svg["aria-label"]) > 40 for svg in drawn)
+    assert [image["alt"] for image in markdown_page(full).of("img")] == [
+        svg["aria-label"].translate(str.maketrans("[]", "()")) for svg in drawn
+    ]
+
+
+def test_a_figure_shows_the_agents_in_the_same_colours_as_every_other(full: Path) -> None:
+    colours = [
+        set(re.findall(r"stroke: (#[0-9a-f]{6})", (full / f"figures/{name}.svg").read_text()))
+        for name in ("profiles", "learning-overall", "learning-curves", "aggregates")
+    ]
+    agents = set.intersection(*colours)
+    assert {"#0072b2", "#d55e00", "#009e73"} <= agents
+
+
+def test_the_table_of_runs_shows_what_its_file_holds(full: Path) -> None:
+    runs = pd.read_csv(full / "data" / "runs.csv")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section_text(full, "Every run").splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+    header, *rows = rows
+    assert len(rows) == runs.groupby(["task", "agent"]).ngroups
+    for row in rows:
+        shown = dict(zip(header, row, strict=True))
+        part = runs[(runs["task"] == shown["task"]) & (runs["agent"] == shown["agent"])]
+        for seed, value in zip(part["seed"], part["return"], strict=True):
+            assert float(shown[f"seed {seed}"].rstrip("| ")) == pytest.approx(value, rel=1e-3)
+        mean = float(shown["mean return"].split(" [")[0].replace(",", ""))
+        assert mean == pytest.approx(part["return"].mean(), rel=5e-3)
+
+
+def test_pairs_are_answered_in_a_sentence_each(full: Path) -> None:
+    pairs = pd.read_csv(full / "data" / "pairs.csv")
+    sentences = re.findall(r"^- (.*)$", section_text(full, "The answer"), re.M)
+    assert len(sentences) == len(pairs) == 3
+    for sentence, (_, pair) in zip(sentences, pairs.iterrows(), strict=True):
+        verb = "is better than" if pair["verdict"] else "Cannot tell"
+        assert verb in sentence
+        assert f"{pair['better']}" in sentence
+        assert f"{pair['wins']} of {pair['tasks']} tasks" in sentence
+
+
+def points_of(folder: Path, name: str) -> list[tuple[float, float, str]]:
+    """What can be read off a figure of the page."""
+    page = page_of(folder)
+    shown = [json.loads(div["data-points"]) for div in page.of("div") if "data-points" in div]
+    names = [
+        Path(link["href"]).stem
+        for link in page.of("a")
+        if (folder / "figures" / (Path(link["href"]).stem + ".svg")).exists()
+    ]
+    charts = dict(zip(dict.fromkeys(names), shown, strict=True))
+    return [tuple(point) for point in charts[name]]
+
+
+@pytest.mark.parametrize("name", ["learning-overall", "learning-curves", "profiles"])
+def test_what_is_read_off_a_figure_is_what_its_file_holds(full: Path, name: str) -> None:
+    table = pd.read_csv(full / "data" / f"{name}.csv")
+    points = points_of(full, name)
+    assert len(points) == len(table)
+    panels = table["task"] if "task" in table else pd.Series("", index=table.index)
+    order = table.groupby(panels, sort=False).indices
+    rows = [i for panel in dict.fromkeys(panels) for i in order[panel]]
+    for (_, _, text), row in zip(points, table.iloc[rows].to_dict("records"), strict=True):
+        assert text.startswith(row["agent"])
+        value = float(text.partition(": ")[2].split(" [")[0])
+        assert value == pytest.approx(row["value"], rel=5e-3, abs=5e-4)
+    for panel in dict.fromkeys(panels):
+        part = [points[rows.index(i)] for i in order[panel]]
+        here = table.iloc[order[panel]]
+        x, y = (
+            here[table.columns[[c in ("step", "score") for c in table]]].iloc[:, 0],
+            here["value"],
+        )
+        for shown, true, way in (([p[0] for p in part], x, 1), ([p[1] for p in part], y, -1)):
+            scale, offset = np.polyfit(true, shown, 1)
+            assert np.sign(scale) == way
+            np.testing.assert_allclose(scale * true + offset, shown, atol=2e-4)
+
+
+def test_points_lie_within_their_figure(full: Path) -> None:
+    for path in (full / "figures").glob("*.svg"):
+        for x, y, text in points_of(full, path.stem):
+            assert 0 < x < 1, text
+            assert 0 < y < 1, text
+
+
+def test_the_matrix_holds_both_sides_of_every_pair(full: Path) -> None:
+    matrix = pd.read_csv(full / "data" / "improvement-matrix.csv", index_col="agent")
+    assert list(matrix.index) == list(matrix.columns)
+    assert np.isnan(np.diag(matrix)).all()
+    np.testing.assert_allclose((matrix + matrix.T).to_numpy()[~np.eye(3, dtype=bool)], 1)
+    for _, pair in pd.read_csv(full / "data" / "pairs.csv").iterrows():
+        assert matrix.loc[pair["better"], pair["worse"]] == pair["probability"]
+
+
+# The same results, the same report
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_report(with_diagnostics(small_results(tasks=("a",))), tmp_path / name / "r")
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
+
+
+def test_an_old_report_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    (folder / "data").mkdir(parents=True)
+    (folder / "index.html").write_text("old")
+    (folder / "data" / "old.csv").write_text("old")
+    page = write_report(small_results(), folder)
+    assert page == folder / "index.html"
+    assert "old.csv" not in {Path(name).name for name in files_of(folder)}
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_an_old_report_stays_if_writing_fails_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "index.html").write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report, "write_document", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(small_results(tasks=("a",)), folder)
+    assert files_of(folder) == {"index.html": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_folder_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a report"):
+        write_report(small_results(), tmp_path)
+    assert files_of(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+# Results that are not whole
+
+
+def without(results: Results, agent: str, task: str) -> Results:
+    """The same without the evaluations and training rows of a cell."""
+    tables = {
+        name: table[(table["agent"] != agent) | (table["task"] != task)]
+        for name, table in (("evaluations", results.evaluations), ("training", results.training))
+    }
+    return replace(results, **tables)
+
+
+def with_cell(results: Results, agent: str, task: str, **changes: object) -> Results:
+    """The same with another manifest of one cell."""
+    cells = [
+        cell | changes if (cell["agent"], cell["task"]) == (agent, task) else cell
+        for cell in results.cells
+    ]
+    return replace(results, cells=cells)
+
+
+def with_returns(results: Results, value: float, **where: object) -> Results:
+    """The same with ``value`` as the returns of the rows with these values."""
+    evaluations = results.evaluations.copy()
+    chosen = pd.Series(True, index=evaluations.index)
+    for column, wanted in where.items():
+        chosen &= evaluations[column] == wanted
+    evaluations.loc[chosen, "return"] = value
+    return replace(results, evaluations=evaluations)
+
+
+def one_seed() -> Results:
+    return small_results(seeds=1)
+
+
+def one_task() -> Results:
+    return small_results(tasks=("a",))
+
+
+def one_agent() -> Results:
+    return small_results(agents=("qsm",))
+
+
+def unequal_seeds() -> Results:
+    results = with_cell(small_results(), "td3", "a", seeds=[0])
+    rows = results.evaluations
+    keep = (rows["agent"] != "td3") | (rows["task"] != "a") | (rows["seed"] == 0)
+    return replace(results, evaluations=rows[keep])
+
+
+def failed_cell() -> Results:
+    return with_cell(small_results(), "td3", "a", status="failed", reason="out of memory")
+
+
+def missing_cell() -> Results:
+    results = without(small_results(), "td3", "a")
+    cells = [c for c in results.cells if (c["agent"], c["task"]) != ("td3", "a")]
+    return replace(results, cells=cells)
+
+
+def pending_cell() -> Results:
+    fresh = {"step": 0, "updates": 0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
+    fresh |= {"versions": {}, "commit": None, "hardware": {}, "started": None, "finished": None}
+    return with_cell(without(small_results(), "td3", "a"), "td3", "a", status="pending", **fresh)
+
+
+def running_cell() -> Results:
+    results = with_cell(small_results(), "td3", "a", status="running", step=5_000, finished=None)
+    rows = results.evaluations
+    late = (rows["agent"] == "td3") & (rows["task"] == "a") & (rows["step"] > 5_000)
+    return replace(results, evaluations=rows[~late])
+
+
+def no_score_range() -> Results:
+    results = small_results()
+    return replace(results, cells=[cell | {"score_range": None} for cell in results.cells])
+
+
+def equal_scores() -> Results:
+    return small_results(returns=lambda *_: 7.0)
+
+
+def diverged_seed() -> Results:
+    return with_returns(small_results(), np.nan, agent="td3", task="a", seed=1)
+
+
+def all_diverged() -> Results:
+    return with_returns(small_results(), np.nan, agent="td3")
+
+
+def no_training_rows() -> Results:
+    results = small_results()
+    return replace(results, training=results.training[:0])
+
+
+@pytest.mark.parametrize(
+    ("make", "section", "said"),
+    [
+        (one_seed, "The answer", "Only 1 seed"),
+        (one_seed, "The answer", "no outcome of so few runs"),
+        (equal_scores, "The answer", "a probability under 0.889 could not be seen"),
+        (equal_scores, "The answer", "Cannot tell"),
+        (one_task, "The answer", "Only 1 task"),
+        (one_agent, "The answer", "Only qsm has runs"),
+        (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2 from"),
+        (failed_cell, "What failed, diverged or is missing", "td3 on a: it failed (out of"),
+        (failed_cell, "The answer", "1 cell failed"),
+        (missing_cell, "What failed, diverged or is missing", "td3 on a: it was not run"),
+        (pending_cell, "What failed, diverged or is missing", "td3 on a: pending at step 0"),
+        (pending_cell, "The answer", "This report is partial: 1 of 4 cells have not finished"),
+        (running_cell, "The answer", "This report is partial: 1 of 4 cells have not finished"),
+        (running_cell, "What failed, diverged or is missing", "a, after step 5,000 of 10,000"),
+        (no_score_range, "Aggregate scores", "No task has scores of all agents to aggregate"),
+        (no_score_range, "What failed, diverged or is missing", "range of its scores is not"),
+        (equal_scores, "The answer", "probability of improvement 0.500 [0.500, 0.500]"),
+        (diverged_seed, "What failed, diverged or is missing", "a return is not finite"),
+        (all_diverged, "What failed, diverged or is missing", "td3: it has no run to compare"),
+        (no_training_rows, "Cost", "updates/s"),
+    ],
+)
+def test_a_report_says_what_is_not_as_it_should_be(
+    make: Callable[[], Results],
+    section: str,
+    said: str,
+    reports: Callable[[Callable[[], Results]], Path],
+) -> None:
+    folder = reports(make)
+    assert said in section_text(folder, section)
+    assert page_of(folder).text_of("h2") == SECTIONS
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], Results]], Path]:
+    """Writes the report of some results, once each."""
+    root = tmp_path_factory.mktemp("edge")
+
+    def written(make: Callable[[], Results]) -> Path:
+        folder = root / make.__name__
+        if not folder.exists():
+            write_report(make(), folder)
+        return folder
+
+    return written
+
+
+def test_nothing_is_reported_before_the_first_evaluation(tmp_path: Path) -> None:
+    results = small_results()
+    with pytest.raises(UserError, match="no evaluations yet"):
+        write_report(replace(results, evaluations=results.evaluations[:0]), tmp_path / "r")
+    assert not list(tmp_path.iterdir())
+
+
+# Text is text
+
+
+def test_names_from_results_are_shown_and_never_run(tmp_path: Path) -> None:
+    agent, task, reason = HOSTILE
+    results = small_results(agents=(agent, "td3"), tasks=(task, "a-b", "a_b"))
+    results = with_diagnostics(with_cell(results, "td3", task, status="failed", reason=reason))
+    write_report(results, tmp_path / "r")
+    html, markdown = page_of(tmp_path / "r"), markdown_page(tmp_path / "r")
+    assert len(html.of("script")) == (tmp_path / "r/index.html").read_text().count("<script")
+    assert not any("alert" in text for text in html.text_of("script"))
+    assert not markdown.of("script")
+    for page in (html, markdown):
+        assert all("//h/y" not in a.get("href", "") + a.get("src", "") for _, a in page.elements)
+        shown = " ".join(text for _, text in page.texts)
+        assert all(" ".join(name.split()) in shown for name in HOSTILE)
+    allowed = "h1 h2 p ul li table thead tbody tr th td img a blockquote strong pre code"
+    assert {tag for tag, _ in markdown.elements} <= set(allowed.split())
+
+
+plain = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")))
+awkward = st.lists(
+    st.sampled_from([*HOSTILE, "#", "-", "1.", "|", "\\", "](", "![", "<b>", "&lt;", "**", "_"])
+).map(" ".join)
+words = (plain | awkward).map(lambda text: " ".join(text.split())).filter(bool)
+
+
+@settings(max_examples=60)
+@given(words, words, words)
+def test_both_renderings_show_every_character_of_a_text(
+    tmp_path_factory: pytest.TempPathFactory, first: str, second: str, third: str
+) -> None:
+    folder = tmp_path_factory.mktemp("document")
+    cells = pd.DataFrame([[first, second]], columns=["left", "right"])
+    blocks = [
+        Text(first),
+        Bullets([second]),
+        Warnings([third]),
+        Code(third),
+        Table("t", second, cells, cells),
+    ]
+    write_document(Document("title", "lead", [Section("S", blocks)]), folder)
+    for page in (page_of(folder), markdown_page(folder)):
+        assert (page.text_of("p") + page.text_of("figcaption")).count(first) >= 1
+        assert second in " ".join(page.text_of("li"))
+        assert third in " ".join(text for _, text in page.texts)
+        assert third.strip() in page.text_of("code")
+        assert first in page.text_of("th") + page.text_of("td")
+        assert second in page.text_of("td")
+
+
+# Published scores
+
+
+def test_published_scores_stand_beside_ours_where_task_and_budget_fit(tmp_path: Path) -> None:
+    results = make_results(("qsm",), ("cheetah-run", "a"), evaluations=50, episodes=1)
+    write_report(results, tmp_path / "r")
+    shown = pd.read_csv(tmp_path / "r" / "data" / "published.csv")
+    everything = published_scores().scores
+    fits = (everything["task"] == "cheetah-run") & (everything["steps"] <= 250_000)
+    assert len(shown) == fits.sum() > 3
+    texts = [text for _, _, text in points_of(tmp_path / "r", "learning-curves")]
+    marks = [text for text in texts if not text.startswith("qsm")]
+    assert len(marks) == (everything[fits]["action_repeat"] == 1).sum()
+    assert any(text.startswith("SAC, Nikishin et al. 2022, step 100,000: 314") for text in marks)
+    said = section_text(tmp_path / "r", "Sample efficiency")
+    assert "enter no statistic" in said
+    for source in set(shown["source"]):
+        assert published_scores().sources[source].differs in said
+
+
+def test_published_scores_change_no_statistic(tmp_path: Path) -> None:
+    results = make_results(("qsm", "sac"), ("cheetah-run",), evaluations=20, episodes=1)
+    nothing = published_scores(tmp_path)
+    for name, published in (("with", None), ("without", nothing)):
+        write_report(results, tmp_path / name, published)
+    with_them, without_them = (files_of(tmp_path / name) for name in ("with", "without"))
+    data = [name for name in without_them if name.startswith("data/")]
+    assert {name: with_them[name] for name in data} == {name: without_them[name] for name in data}
+    assert set(with_them) - set(without_them) == {"data/published.csv"}
+
+
+def test_published_scores_are_of_our_tasks_and_their_sources_are_named() -> None:
+    published = published_scores()
+    assert len(published.scores) > 200
+    assert set(published.scores["task"]) <= set(task_names())
+    assert set(published.scores["source"]) == set(published.sources)
+    assert not published.scores.duplicated(["source", "agent", "task", "steps"]).any()
+    for low, high in (("min", "mean"), ("mean", "max"), ("min", "median"), ("median", "max")):
+        assert (published.scores[low] <= published.scores[high] + 0.05).all()
+
+
+# In a browser
+
+PROBE = """
+<script>
+{
+const rows = (table) => [...table.tBodies[0].rows].map((r) => [...r.cells].map((c) => c.innerText));
+const sorted = [...document.querySelectorAll("table.sortable")].map((table) =>
+  [...table.tHead.rows[0].cells].map((heading, column) => {
+    const orders = ["ascending", "descending"].map((order) => {
+      heading.querySelector("button").click();
+      console.assert(heading.getAttribute("aria-sort") === order);
+      return rows(table).map((r) => r[column]);
+    });
+    return orders;
+  }));
+const read = [...document.querySelectorAll(".chart")].map((chart) => {
+  chart.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+  return [chart.querySelector(".tip").textContent, JSON.parse(chart.dataset.points)[0][2]];
+});
+const dialog = document.querySelector("dialog");
+const enlarged = [];
+async function enlarge(button) {
+  const figure = button.closest("figure");
+  button.click();
+  const opened = dialog.open && dialog.querySelector(".chart svg") !== null;
+  const closed = new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  dialog.querySelector("button").click();
+  await closed;
+  enlarged.push([opened, !dialog.open && figure.querySelector(".chart") !== null]);
+}
+async function probe() {
+  for (const button of document.querySelectorAll("figcaption button")) await enlarge(button);
+  document.title = JSON.stringify({
+    sections: [...document.querySelectorAll("h2")].map((h) => h.innerText),
+    sorted, read, enlarged,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    unnamed: [...document.querySelectorAll("button")].filter((b) => !b.innerText.trim()).length,
+  });
+}
+probe();
+}
+</script>
+"""
+
+
+NUMBER = re.compile(r"(-?[\d,]+(?:\.\d+)?(?:e[-+]\d+)?)(?: \[.*\])?")
+
+
+def number_in(cell: str) -> float:
+    """The number that a cell begins with."""
+    found = NUMBER.match(cell)
+    assert found
+    return float(found[1].replace(",", ""))
+
+
+def browse(page: Path, profile: Path, width: int) -> tuple[str, list[str]]:
+    """The title of a page after its scripts have run, and its console messages."""
+    flags = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom "
+        f"--virtual-time-budget=5000 --window-size={width},900 --user-data-dir={profile}"
+    )
+    command = ["chromium", *flags.split(), page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (title,) = Page(done.stdout).text_of("title")
+    return title, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [1300, 500])
+def test_the_page_works_in_a_browser(full: Path, tmp_path: Path, width: int) -> None:
+    html = (full / "index.html").read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    title, messages = browse(page, tmp_path / "profile", width)
+    assert messages == []
+    seen: dict[str, Any] = json.loads(title)
+    assert seen["sections"] == SECTIONS
+    columns = [column for table in seen["sorted"] for column in table]
+    for ascending, descending in columns:
+        assert sorted(ascending) == sorted(descending)
+    numeric = [orders for orders in columns if all(map(NUMBER.fullmatch, orders[0]))]
+    assert len(numeric) > 10
+    for ascending, descending in numeric:
+        assert [*map(number_in, ascending)] == sorted(map(number_in, ascending))
+        assert [*map(number_in, descending)] == [*map(number_in, ascending)][::-1]
+    assert all(shown == first for shown, first in seen["read"])
+    assert len(seen["enlarged"]) == len(seen["read"]) > 7
+    assert all(opened and restored for opened, restored in seen["enlarged"])
+    assert seen["overflow"] <= 0
+    assert seen["unnamed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("chromium") is None, reason="needs chromium")
+def test_a_console_error_or_something_from_the_network_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    for fault in ("<script>missing()</script>", '<img src="http://127.0.0.1:9/x.png">'):
+        page.write_text(
+            '<!doctype html><meta http-equiv="Content-Security-Policy" content="default-src '
+            f"'none'; script-src 'unsafe-inline'\"><title>t</title>{fault}"
+        )
+        assert browse(page, tmp_path / "profile", 500)[1]
+
+
+@pytest.mark.slow
+def test_a_large_report_takes_less_than_a_minute_of_one_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "REPLICATIONS", 2_000)
+    agents = ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")
+    results = make_results(agents, tuple("abcdef"), seeds=10, evaluations=100, episodes=1)
+    began = time.process_time()
+    write_report(results, tmp_path / "r")
+    assert time.process_time() - began < 60
