@@ -263,7 +263,7 @@ def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Char
                     for a, q in zip(at, part["q"].to_numpy(dtype=float), strict=True)
                 )
         figure.supxlabel("first action dimension", fontsize=9)
-        figure.supylabel("share of samples (bars); Q on the right axis (line)", fontsize=9)
+        figure.supylabel("share (bars), Q (line)", fontsize=9)
     return chart
 
 

@@ -172,8 +172,8 @@ def _measures(results: Results) -> pd.DataFrame:
 
 def what_ran(results: Results) -> Section:
     """Settings, versions, hardware, and the commands to run it again."""
-    agents = agents_of(results)
-    settings = {agent: settings_of(results, agent) for agent in agents}
+    settings = {agent: settings_of(results, agent) for agent in agents_of(results)}
+    agents = [agent for agent, values in settings.items() if values]
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     rows = [
         {"setting": name, **{agent: settings[agent].get(name, NONE) for agent in agents}}
@@ -191,6 +191,9 @@ def what_ran(results: Results) -> Section:
         if part:
             frame = pd.DataFrame(part)
             blocks.append(Table(name, caption, frame, frame))
+    unknown = [agent for agent, values in settings.items() if not values]
+    if unknown:
+        blocks.append(Text(f"Settings were not recorded for {listed(unknown)}: see the commands."))
     blocks += [Text("To run it again:"), Code("\n".join(_unique(_commands(results))))]
     return Section("What ran", blocks)
 
@@ -247,11 +250,21 @@ def what_is_missing(analysis: Analysis) -> Section:
         for cell in results.cells
         if cell["status"] != "finished"
     ]
+    sentences += [
+        f"{cell['agent']} on {cell['task']}, seed {seed}: diverged at step {step:,}."
+        for cell in results.cells
+        for seed, step in cell.get("diverged", {}).items()
+    ]
     sentences += comparison.left_out
     if not sentences:
         runs = sum(len(run.seeds) for run in comparison.runs.values())
         sentences = [f"Nothing: all {count(runs, 'run')} finished and are in the statistics."]
-    return Section("What failed, diverged or is missing", [Bullets(_unique(sentences))])
+    blocks: list[Block] = [Bullets(_unique(sentences))]
+    for cell in results.cells:
+        if cell["status"] == "failed" and cell.get("log_tail"):
+            blocks.append(Text(f"The last lines of {cell['agent']} on {cell['task']}:"))
+            blocks.append(Code("\n".join(cell["log_tail"])))
+    return Section("What failed, diverged or is missing", blocks)
 
 
 def _shown(value: Any) -> str:

@@ -86,6 +86,12 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
     failed = [c for c in results.cells if c["status"] == "failed"]
     if failed:
         warnings.append(f"{count(len(failed), 'cell')} failed: see what is missing, below.")
+    diverged = sum(len(cell.get("diverged", {})) for cell in results.cells)
+    if diverged:
+        warnings.append(
+            f"{count(diverged, 'run')} diverged and stand outside the statistics: an agent that "
+            "sometimes diverges is judged here by the runs that did not."
+        )
     seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
     if seeds < FEW_SEEDS:
         warnings.append(

@@ -673,3 +673,17 @@ def test_a_large_report_takes_less_than_a_minute_of_one_core(
     began = time.process_time()
     write_report(results, tmp_path / "r")
     assert time.process_time() - began < 60
+
+
+def test_what_a_manifest_says_of_divergence_and_failure_is_shown(tmp_path: Path) -> None:
+    results = make_results()
+    results.cells[0]["diverged"] = {1: 4_321}
+    results.cells[1] |= {"status": "failed", "reason": "it broke", "log_tail": ["one", "two"]}
+    results.cells[2]["settings"] = {}
+    folder = write_report(results, tmp_path / "report").parent
+    missing = section_text(folder, "What failed, diverged or is missing")
+    assert "qsm on cartpole-swingup, seed 1: diverged at step 4,321." in missing
+    assert "    one\n    two" in missing
+    assert "1 run diverged and stand outside" in section_text(folder, "The answer")
+    agents = {cell["agent"] for cell in results.cells if not cell["settings"]}
+    assert agents == {"td3"}
