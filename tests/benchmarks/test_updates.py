@@ -6,6 +6,7 @@ machines can be compared; ``seed_updates_per_second`` is the rate over all seeds
 """
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,14 @@ from agents.protocol import Batch
 from agents.registry import BUILT_IN, find_agent
 
 OBSERVATION, ACTION, BATCH = 24, 6, 256
+
+
+@pytest.fixture(autouse=True)
+def _flush_denormals() -> Iterator[None]:
+    """As a job does; other tests want them back."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
 
 
 def gemm_seconds() -> float:
@@ -31,7 +40,6 @@ def gemm_seconds() -> float:
 @pytest.mark.parametrize("seeds", [1, 8])
 @pytest.mark.parametrize("path", BUILT_IN)
 def test_update(benchmark: Any, path: str, seeds: int) -> None:
-    torch.set_flush_denormal(True)
     agent_class = find_agent(path).agent
     device = torch.device("cpu")
     agent = agent_class(
