@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class TaskError(ValueError):
-    """A task or a suite that cannot be had.
+    """A task or a suite that cannot be had, or a task that misbehaves.
 
     The message is one line that names the thing, the value given, and what would be right.
     """

@@ -1,10 +1,12 @@
 """Several environments of one task, stepped together."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.errors import TaskError
 from envs.tasks import Task, find_task, make
 
 
@@ -24,7 +26,9 @@ class Step(NamedTuple):
 class Lockstep:
     """`count` environments of one task in one process, stepped one after the other.
 
-    Nothing is reset behind the caller's back: whoever sees an episode end resets it.
+    Nothing is reset behind the caller's back: whoever sees an episode end resets it. What a task
+    does wrong, by raising or by handing out an observation of another shape or a number that is
+    not finite, raises TaskError.
     """
 
     def __init__(self, task: str | Task, count: int) -> None:
@@ -47,7 +51,11 @@ class Lockstep:
         Returns:
             The first observation [observation_size].
         """
-        observation, _ = self._envs[index].reset(seed=seed)
+        try:
+            observation, _ = self._envs[index].reset(seed=seed)
+        except Exception as error:  # whatever a third party's environment raises
+            raise self._raised(error) from error
+        self._check(observation, 0.0)
         self._running[index] = True
         return observation
 
@@ -76,18 +84,35 @@ class Lockstep:
             np.zeros(self.count, bool),
         )
         for index in np.flatnonzero(active):
-            observation, reward, terminated, truncated, _ = self._envs[index].step(actions[index])
-            if observation.shape != (self.observation_size,):  # one number would fill the row
-                raise ValueError(
-                    f"task {self.task.name!r}: an observation has shape {observation.shape}"
-                    f" instead of {(self.observation_size,)}"
+            try:
+                observation, reward, terminated, truncated, _ = self._envs[index].step(
+                    actions[index]
                 )
+                reward = float(reward)
+            except Exception as error:
+                raise self._raised(error) from error
+            self._check(observation, reward)
             step.observation[index] = observation
             step.reward[index] = reward
             step.terminated[index] = terminated
             step.truncated[index] = truncated
             self._running[index] = not (terminated or truncated)
         return step
+
+    def _raised(self, error: Exception) -> TaskError:
+        return TaskError(f"task {self.task.name!r} raised {type(error).__name__}: {error}")
+
+    def _check(self, observation: NDArray[np.float32], reward: float) -> None:
+        promised = (self.observation_size,)
+        if observation.shape != promised:
+            raise TaskError(
+                f"task {self.task.name!r} returned an observation of shape {observation.shape} and"
+                f" promised {promised}"
+            )
+        if not np.isfinite(observation).all():
+            raise TaskError(f"task {self.task.name!r} returned an observation that is not finite")
+        if not math.isfinite(reward):
+            raise TaskError(f"task {self.task.name!r} returned the reward {reward}")
 
     def close(self) -> None:
         """Free the environments."""

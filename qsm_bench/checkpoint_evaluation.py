@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from agents.protocol import Agent
 from agents.streams import derive_seed
-from envs import make
+from envs import Lockstep, make
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.evaluation import Environments, evaluate
+from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.store import Cell
 from qsm_bench.training import build_agent
@@ -35,7 +35,7 @@ class Outcome:
 def evaluate_cell(cell: Cell, episodes: int) -> Outcome:
     """Play fresh episodes with each seed's policy. Raises UserError if there is no checkpoint."""
     job = cell.read_manifest().job
-    environments = Environments(job.task, len(job.seeds) * episodes)
+    environments = Lockstep(job.task, len(job.seeds) * episodes)
     try:
         agent, step = _load(cell, job, environments.observation_size, environments.action_size)
         # An occasion of its own: never the episodes that training was evaluated on.

@@ -1,12 +1,9 @@
 """Evaluation, the same for every agent: sampled actions, no exploration noise, no selection."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +12,6 @@ from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.streams import derive_seed
 from envs import Lockstep
-from envs.adapters import Env
 from qsm_bench.errors import UserError
 
 LONGEST_EPISODE = 100_000
@@ -26,58 +22,6 @@ UNSEEN = 0.05
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """A job was asked to stop; what it has is on disk."""
-
-
-class Environments(Lockstep):
-    """Environments whose faults are told in one line that names the task, as UserError.
-
-    A fault is an exception, an observation of another shape, or a number that is not finite.
-    """
-
-    def __init__(self, task: str, count: int) -> None:
-        super().__init__(task, count)
-        self._envs = [_Checked(env, self.task.name) for env in self._envs]
-
-
-class _Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
-    def __init__(self, env: Env, task: str) -> None:
-        super().__init__(env)
-        self.task = task
-
-    def reset(self, **how: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        with self._blame():
-            observation, info = self.env.reset(**how)
-        self._check(observation, 0.0)
-        return observation, info
-
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        with self._blame():
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            reward = float(reward)
-        self._check(observation, reward)
-        return observation, reward, bool(terminated), bool(truncated), info
-
-    @contextmanager
-    def _blame(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever a third party's environment raises
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"task {self.task!r} raised {text}") from error
-
-    def _check(self, observation: NDArray[np.float32], reward: float) -> None:
-        shape = self.observation_space.shape
-        if observation.shape != shape:
-            raise UserError(
-                f"task {self.task!r} returned an observation of shape {observation.shape} and "
-                f"promised {shape}"
-            )
-        if not np.isfinite(observation).all():
-            raise UserError(f"task {self.task!r} returned an observation that is not finite")
-        if not math.isfinite(reward):
-            raise UserError(f"task {self.task!r} returned the reward {reward}")
 
 
 @dataclass(frozen=True)
@@ -152,6 +96,7 @@ def evaluate(
     terminated = np.zeros(shape, dtype=bool)
     sound = np.ones(len(seeds), bool) if sound is None else sound.copy()
     active = np.broadcast_to(sound[:, np.newaxis], shape).copy()
+    diagnosed = agent if isinstance(agent, Diagnosed) else None
     while active.any():
         if stop():
             raise Interrupted
@@ -160,8 +105,8 @@ def evaluate(
         sound &= (action.isfinite().all(dim=-1).cpu().numpy() | ~active).all(axis=1)
         active &= sound[:, np.newaxis]
         values.append(
-            agent.action_value(batch, action).cpu().numpy()
-            if isinstance(agent, Diagnosed)
+            diagnosed.action_value(batch, action).cpu().numpy()
+            if diagnosed
             else np.full(shape, np.nan)
         )
         step = environments.step(

@@ -16,9 +16,10 @@ from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.replay import ReplayBuffer
 from agents.streams import SeedStreams, derive_seed
+from envs import Lockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.evaluation import Environments, Interrupted, evaluate
+from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.store import Cell, CsvLog, as_csv, write_atomically
 
@@ -57,8 +58,8 @@ class Training:
         self.stop = stop
         self.checkpoint_every = checkpoint_every
         self.device = torch.device(job.device)
-        self.environments = Environments(job.task, len(job.seeds))
-        self.evaluation_environments = Environments(job.task, len(job.seeds) * job.eval_episodes)
+        self.environments = Lockstep(job.task, len(job.seeds))
+        self.evaluation_environments = Lockstep(job.task, len(job.seeds) * job.eval_episodes)
         sizes = self.environments.observation_size, self.environments.action_size
         self.agent = build_agent(job, *sizes)
         self.replay = ReplayBuffer(

@@ -10,8 +10,8 @@ import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from envs import Lockstep
 from qsm_bench import evaluation, executor
-from qsm_bench.evaluation import Environments
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.store import ExperimentStore
@@ -185,7 +185,7 @@ def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Pa
 
 
 def test_a_fault_of_the_harness_is_not_blamed_on_the_task() -> None:
-    environments = Environments(name(Good), 2)
+    environments = Lockstep(name(Good), 2)
     with pytest.raises(ValueError, match="actions have shape"):
         environments.step(np.zeros((1, 2), np.float32))
     with pytest.raises(RuntimeError, match="must be reset"):

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agents.replay import ReplayBuffer
+from envs import Lockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.evaluation import Environments, Interrupted, evaluate
+from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
@@ -251,13 +252,13 @@ def test_a_seed_that_diverges_is_marked_and_the_others_go_on_bit_for_bit(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
-    step = Environments.step
+    step = Lockstep.step
 
-    def watched_step(self: Environments, actions: Any, active: Any = None) -> Any:
+    def watched_step(self: Lockstep, actions: Any, active: Any = None) -> Any:
         given.append(np.isfinite(actions[... if active is None else active]).all())
         return step(self, actions, active)
 
-    monkeypatch.setattr(Environments, "step", watched_step)
+    monkeypatch.setattr(Lockstep, "step", watched_step)
     job = make_job(agent, task="linear-quadratic", seeds=3)
     well, ill = tmp_path / "well", tmp_path / "ill"
     well.mkdir()
