@@ -40,13 +40,18 @@ class Schedule:
         self._root_alpha = alpha.sqrt().tolist()
         self._root_beta = (1 - alpha).sqrt().tolist()
 
+    def noise_std(self, t: Tensor) -> Tensor:
+        """Standard deviation sqrt(1 - abar_t) of the noise in a^t: [S, B] int64 -> [S, B, 1]."""
+        out: Tensor = (1 - self.abar[t].unsqueeze(-1)).sqrt()
+        return out
+
     def add_noise(self, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Forward process: a^t = sqrt(abar_t) a + sqrt(1 - abar_t) eps; not clipped.
 
         ``action`` and ``noise`` are [S, B, act]; ``t`` is [S, B] int64 in 1..T.
         """
         abar = self.abar[t].unsqueeze(-1)
-        noisy: Tensor = abar.sqrt() * action + (1 - abar).sqrt() * noise
+        noisy: Tensor = abar.sqrt() * action + self.noise_std(t) * noise
         return noisy
 
     def mean(self, action: Tensor, noise: Tensor, t: int) -> Tensor:

@@ -175,18 +175,21 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         return q
 
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
-        """grad_a of the mean Q of the twin critics, held constant: [S, B, act]."""
+        """grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
         action = action.detach().requires_grad_()
-        q = self.critic(observation, action).mean(dim=0)
-        return torch.autograd.grad(q.sum(), action)[0]
+        value = self.differentiated_value(self.critic(observation, action))
+        return torch.autograd.grad(value.sum(), action)[0]
+
+    def differentiated_value(self, q: Tensor) -> Tensor:
+        """What grad_a Q is the gradient of, from the twin critics' values [2, S, B]: [S, B]."""
+        return q.mean(dim=0)
 
     def score(self, observation: Tensor, action: Tensor, t: Tensor) -> Tensor:
         """The policy's score Psi(s, a^t, t) = -eps_theta(s, a^t, t) / sqrt(1 - abar_t).
 
         [S, B, obs], [S, B, act] and [S, B] int64 in 1..T -> [S, B, act].
         """
-        noise_std = (1 - self.schedule.abar[t]).sqrt().unsqueeze(-1)
-        out: Tensor = -self.denoiser.given(observation)(action, t) / noise_std
+        out: Tensor = -self.denoiser.given(observation)(action, t) / self.schedule.noise_std(t)
         return out
 
     def diagnose(self, observation: Tensor, occasion: int) -> dict[str, Tensor]:

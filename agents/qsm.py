@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -110,17 +109,13 @@ class QSM(DiffusionAgent[QSMConfig]):
         loss = (predicted - self.noise_target(gradient, noise.t)).square().mean(dim=(1, 2))
         return loss, {"q_gradient": gradient.norm(dim=-1).mean(dim=-1)}
 
-    def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
-        """grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
-        action = action.detach().requires_grad_()
-        q = self.critic(observation, action)
-        value = q.mean(dim=0) if self.config.gradient_of == "mean" else q.amin(dim=0)
-        return torch.autograd.grad(value.sum(), action)[0]
+    def differentiated_value(self, q: Tensor) -> Tensor:
+        """What grad_a Q is the gradient of, from the twin critics' values [2, S, B]: [S, B]."""
+        return q.mean(dim=0) if self.config.gradient_of == "mean" else q.amin(dim=0)
 
     def noise_target(self, gradient: Tensor, t: Tensor) -> Tensor:
         """What the denoiser is to predict, [S, B, act]: minus the wanted score."""
         if self.config.target_scale == "alpha":
             return -self.config.alpha * gradient
         scale = self.config.temperature * gradient.abs().mean(dim=(1, 2), keepdim=True)
-        noise_std = (1 - self.schedule.abar[t]).sqrt().unsqueeze(-1)
-        return -noise_std * gradient / scale.clamp(min=1e-12)
+        return -self.schedule.noise_std(t) * gradient / scale.clamp(min=1e-12)
