@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from envs import Suite
     from qsm_bench.experiment import Experiment, Job
     from qsm_bench.regression import Finding
-    from qsm_bench.store import ExperimentStore
+    from qsm_bench.store import Cell, ExperimentStore
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -112,8 +112,6 @@ def run(
 
 
 def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results: Path) -> None:
-    from qsm_bench.executor import run_locally
-    from qsm_bench.progress import Display
     from qsm_bench.store import ExperimentStore
 
     console = Console()
@@ -124,26 +122,50 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
         open_cells = [cell for cell in cells if cell.read_manifest().status != "finished"]
         if len(open_cells) < len(cells):
             console.print(f"{len(cells) - len(open_cells)} finished cells are skipped")
-        display = Display(cells, console)
-        with display.context():
-            try:
-                unfinished = run_locally(
-                    open_cells,
-                    workers=workers,
-                    checkpoint_every=checkpoint_every,
-                    command=command,
-                    watch=display.refresh,
-                )
-            except KeyboardInterrupt:
-                display.show()
-                print(f"\nstopped and saved; to go on: {command}", file=sys.stderr)
-                raise typer.Exit(INTERRUPTED) from None
-            display.show()
+        try:
+            unfinished = _train(
+                cells,
+                open_cells,
+                console,
+                workers,
+                checkpoint_every=checkpoint_every,
+                command=command,
+            )
+        except KeyboardInterrupt:
+            print(f"\nstopped and saved; to go on: {command}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
     for cell, reason in unfinished.items():
         print(f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}", file=sys.stderr)
     if unfinished:
         raise typer.Exit(CELLS_FAILED)
     console.print(f"done; the report: python -m qsm_bench report {experiment.name}", soft_wrap=True)
+
+
+def _train(
+    cells: "Sequence[Cell]",
+    open_cells: "Sequence[Cell]",
+    console: Console,
+    workers: int,
+    *,
+    checkpoint_every: int,
+    command: str,
+) -> "dict[Cell, str]":
+    """Run ``open_cells`` while all ``cells`` are shown; return those not finished, and why."""
+    from qsm_bench.executor import run_locally
+    from qsm_bench.progress import Display
+
+    display = Display(cells, console)
+    with display.context():
+        try:
+            return run_locally(
+                open_cells,
+                workers=workers,
+                checkpoint_every=checkpoint_every,
+                command=command,
+                watch=display.refresh,
+            )
+        finally:
+            display.show()
 
 
 @app.command()
@@ -315,7 +337,6 @@ def regress(
     import tempfile
 
     from qsm_bench import regression
-    from qsm_bench.progress import Display
 
     console = Console()
     folder = results / "regression"
@@ -328,14 +349,23 @@ def regress(
             f"--first-seed {first}: seeds {taken[0]} to {taken[-1]} are the baseline's own; "
             f"begin at {taken[-1] + 1} or above"
         )
-    with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as root:
-        scores, failed = regression.train(
-            Path(root),
-            count,
-            first,
-            workers=workers or os.cpu_count() or 1,
-            watch=lambda cells: Display(cells, console).refresh,
+    with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
+        root = Path(temporary)
+        cells = regression.prepare(root, count, first)
+        unfinished = _train(
+            cells,
+            cells,
+            console,
+            workers or os.cpu_count() or 1,
+            # Nothing is gone on with here: the last step's checkpoint is enough.
+            checkpoint_every=max(course.steps for course in regression.COURSES),
+            command="regress",
         )
+        failed = {
+            regression.cell_key(cell.read_manifest().job): reason
+            for cell, reason in unfinished.items()
+        }
+        scores = regression.read_scores(root, count, first)
     if baseline is None:
         if failed:
             raise UserError(f"nothing is recorded: {failed}")

@@ -9,7 +9,7 @@ at most FALSE_ALARMS, however the tests depend on each other, whatever the score
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from agents.registry import find_agent
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
-from qsm_bench.executor import run_locally
-from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.experiment import AgentEntry, Experiment, Job
 from qsm_bench.statistics import normalised, permutation_test
 from qsm_bench.store import Cell, ExperimentStore, load_results, write_atomically
 
@@ -98,10 +98,10 @@ class Finding:
 def experiments(seeds: int, first_seed: int) -> Iterator[Experiment]:
     """The regression's experiments, one a task."""
     for course in COURSES:
-        agents = ",".join(f"{agent}[{_pairs(course.settings(agent))}]" for agent in AGENTS)
+        agents = tuple(AgentEntry(find_agent(agent), course.settings(agent)) for agent in AGENTS)
         yield Experiment(
             name=course.task,
-            agents=parse_agents(agents),
+            agents=agents,
             tasks=(course.task,),
             seeds=seeds,
             first_seed=first_seed,
@@ -114,41 +114,25 @@ def experiments(seeds: int, first_seed: int) -> Iterator[Experiment]:
         )
 
 
-def train(
-    root: Path,
-    seeds: int,
-    first_seed: int,
-    *,
-    workers: int,
-    watch: Callable[[Sequence[Cell]], Callable[[], None]],
-) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
-    """Train the family under ``root``.
-
-    Returns the scores (agent, task, seed, end, area) and why cells failed. ``watch`` is given the
-    cells and returns what is called while they run.
-    """
-    tests = list(experiments(seeds, first_seed))
-    cells = [
+def prepare(root: Path, seeds: int, first_seed: int) -> list[Cell]:
+    """Lay out the family's cells under ``root``, to be run."""
+    return [
         cell
-        for experiment in tests
+        for experiment in experiments(seeds, first_seed)
         for cell in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
     ]
-    run_locally(
-        cells, workers=workers, checkpoint_every=10**9, command="regress", watch=watch(cells)
-    )
-    failed = {}
-    for cell in cells:
-        manifest = cell.read_manifest()
-        if manifest.status != "finished":
-            failed[_agent(manifest.job), manifest.job.task] = manifest.reason or manifest.status
-    tables = [_scores(root, experiment) for experiment in tests]
-    return pd.concat(tables, ignore_index=True), failed
+
+
+def read_scores(root: Path, seeds: int, first_seed: int) -> pd.DataFrame:
+    """The scores of the cells under ``root``: agent, task, seed, end, area."""
+    tables = [_scores(root, experiment) for experiment in experiments(seeds, first_seed)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def compare(
-    baseline: pd.DataFrame, now: pd.DataFrame, failed: dict[tuple[str, str], str]
+    baseline: pd.DataFrame, now: pd.DataFrame, failed: Mapping[tuple[str, str], str]
 ) -> list[Finding]:
-    """Test every cell of the baseline, for every score."""
+    """Test every cell of the baseline, for every score; ``failed`` says why cells have none."""
     cells = list(baseline.groupby(["agent", "task"], sort=False))
     level = FALSE_ALARMS / (len(cells) * len(SCORES))
     findings = []
@@ -227,9 +211,10 @@ def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["agent", "task", "seed", *SCORES])
 
 
+def cell_key(job: Job) -> tuple[str, str]:
+    """What a cell is called in scores and findings: the agent without its settings, the task."""
+    return _agent(job), job.task
+
+
 def _agent(job: Job) -> str:
     return job.agent.partition("[")[0]
-
-
-def _pairs(settings: dict[str, Any]) -> str:
-    return ",".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
