@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import psutil
@@ -22,37 +22,35 @@ from tests.qsm_bench.jobs import AGENTS, make_job, uncut, written
 from tests.qsm_bench.processes import exit_status, fork
 
 CHECKPOINT_EVERY = 6
-TRACED = {module.__file__ for module in (checkpoint, evaluation, store, training)}
+MODULES = (training, checkpoint, evaluation, store)
+"""Where a run dies, in turn: in its loop, in a checkpoint, in an evaluation, in a row."""
 
 
-def die_at_line(number: int, place: Path) -> None:
-    """Kill this process before the ``number``-th line that it runs of the traced modules."""
+def die_at_line(number: int, module: ModuleType) -> None:
+    """Kill this process before the ``number``-th line that it runs of a module."""
     left = number
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if frame.f_code.co_filename not in TRACED:
+        if frame.f_code.co_filename != module.__file__:
             return None
         left -= event == "line"
         if left == 0:
-            place.write_text(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
             os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
     sys.settrace(trace)
 
 
-def start(cell: Cell, line: int | None = None) -> tuple[int, str]:
-    """Go on with a job in a process that dies at a line: how it ended, and in which function."""
-    place = cell.folder / "place"
+def start(cell: Cell, line: int = 0, module: ModuleType = training) -> int:
+    """Go on with a job in a process, which dies at that line of the module: its exit status."""
 
     def work() -> None:
         if line:
-            die_at_line(line, place)
+            die_at_line(line, module)
         worker.work(cell.folder, checkpoint_every=CHECKPOINT_EVERY)
 
-    status = exit_status(fork(work))
-    return status, place.read_text() if status == -signal.SIGKILL else ""
+    return exit_status(fork(work))
 
 
 def tear(cell: Cell, rng: random.Random) -> None:
@@ -69,40 +67,35 @@ def tear(cell: Cell, rng: random.Random) -> None:
             os.truncate(table, rng.randint(state.get(f"{name}_size", 0), table.stat().st_size))
 
 
-def die_often(agent: str, folder: Path, deaths: int) -> set[str]:
-    """Run a job over and over, killed ``deaths`` times in all, and compare what each run leaves.
-
-    Returns the modules it died in.
-    """
-    job, rng, places = make_job(agent), random.Random(agent), []
+def die_often(agent: str, folder: Path, deaths: int) -> None:
+    """Run a job over and over, killed ``deaths`` times in all, and compare what each run leaves."""
+    job, rng, died = make_job(agent), random.Random(agent), 0
     whole = uncut(job.model_dump_json())
     for run in itertools.count():
-        if len(places) == deaths:
+        if died == deaths:
             break
         cell = Cell(folder / str(run))
         cell.write_manifest(Manifest(job=job))
-        while len(places) < deaths and cell.read_manifest().status != "finished":
-            status, place = start(cell, line=int(10 ** rng.uniform(2, 4)))
+        while died < deaths and cell.read_manifest().status != "finished":
+            line, module = int(10 ** rng.uniform(1, 3.5)), MODULES[died % len(MODULES)]
+            status = start(cell, line, module)
             if status != 0:
                 assert status == -signal.SIGKILL
-                places.append(place)
+                died += 1
                 tear(cell, rng)
         # A job that is known to be finished can still be killed; nobody starts it again.
-        assert cell.read_manifest().status == "finished" or start(cell)[0] == 0
-        assert written(cell.folder) == whole, places
-    return {place.split(".")[0] for place in places}
+        assert cell.read_manifest().status == "finished" or start(cell) == 0
+        assert written(cell.folder) == whole
 
 
 def test_killed_at_random_lines_it_is_uncut(tmp_path: Path) -> None:
-    die_often(AGENTS[-1], tmp_path, deaths=4)
+    die_often(AGENTS[-1], tmp_path, deaths=len(MODULES))
 
 
 @pytest.mark.slow
-def test_killed_at_forty_random_lines_every_agent_is_uncut(tmp_path: Path) -> None:
-    modules = set()
-    for number, agent in enumerate(AGENTS):
-        modules |= die_often(agent, tmp_path / str(number), deaths=8)
-    assert modules == {"checkpoint", "evaluation", "store", "training"}
+@pytest.mark.parametrize("agent", AGENTS)
+def test_killed_at_forty_random_lines_every_agent_is_uncut(agent: str, tmp_path: Path) -> None:
+    die_often(agent, tmp_path, deaths=40 // len(AGENTS))
 
 
 ROOT = Path(__file__).parents[2]
