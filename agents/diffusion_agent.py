@@ -16,7 +16,8 @@ from torch import Tensor
 from agents import diagnostics
 from agents.diffusion import Denoiser, Schedule, sample
 from agents.learner import Learner, critic_loss
-from agents.networks import Adam, TwinCritic, polyak_update
+from agents.networks import TwinCritic
+from agents.optimiser import Adam, polyak_update
 from agents.protocol import AgentConfig, Batch
 from agents.streams import SeedStreams
 

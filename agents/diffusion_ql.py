@@ -20,7 +20,7 @@ from torch import Tensor
 
 from agents.diffusion import Denoiser
 from agents.diffusion_agent import DiffusionAgent, DiffusionConfig, Noise
-from agents.networks import polyak_update
+from agents.optimiser import polyak_update
 from agents.protocol import Batch
 
 

@@ -15,6 +15,19 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
+class Count:
+    """A number of updates that the host has to know, beside those that the device counts."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def state_dict(self) -> int:
+        return self.value
+
+    def load_state_dict(self, state: int) -> None:
+        self.value = int(state)
+
+
 class Learner:
     """Saves and restores an agent as the sum of its parts.
 

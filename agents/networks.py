@@ -6,7 +6,7 @@ matrix product over the members; that is where lockstep training gets its speed 
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,32 @@ def mish(x: Tensor) -> Tensor:
     return out
 
 
+NARROW = 16
+"""Columns below which MKL's batched product of tall matrices loses to that of their transposes."""
+
+
+class _NarrowAffine(torch.autograd.Function):
+    """b + x w for few columns of w: [M, 1, N], [M, B, K], [M, K, N] -> [M, B, N].
+
+    The same products as of a wide w, each in the order that a CPU does fast: with 256 rows, 256
+    inputs and 2 members this takes a quarter of the time at N = 6, and an eighth at N = 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, b: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        if w.shape[-1] == 1:
+            return (x * w.mT).sum(dim=-1, keepdim=True) + b
+        return torch.bmm(w.mT, x.mT).mT + b
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        (g,) = grad_outputs
+        grad_x = g * w.mT if w.shape[-1] == 1 else torch.bmm(g, w.mT)
+        return g.sum(dim=1, keepdim=True), grad_x, torch.bmm(g.mT, x).mT
+
+
 class Linear(nn.Module):
     """M affine maps as one batched matrix product: [M, B, inputs] -> [M, B, outputs].
 
@@ -69,7 +95,12 @@ class Linear(nn.Module):
         self.bias = start(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        # Of twins, as many take part as there is input for: the first alone, or both.
+        weight, bias = self.weight[: len(x)], self.bias[: len(x)]
+        if weight.shape[-1] < NARROW:
+            out: Tensor = _NarrowAffine.apply(bias, x, weight)  # type: ignore[no-untyped-call]
+            return out
+        return torch.bmm(x, weight) + bias
 
 
 class MLP(nn.Module):
@@ -120,52 +151,7 @@ class TwinCritic(nn.Module):
         out: Tensor = self.mlp(x).view(2, seeds, batch)
         return out
 
-
-def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """Move the target's parameters the share ``rate`` of the way to the online network's."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
-
-
-class Adam:
-    """Adam over parameters of S seeds, minimising S independent losses at once.
-
-    Every operation is elementwise in the parameters, so no seed's gradient reaches another's.
-    ``decay_updates`` > 0 lowers the step size to 0 along a half cosine over that many updates.
-    """
-
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], learning_rate: float, decay_updates: int = 0
-    ) -> None:
-        self.parameters = list(parameters)
-        self.learning_rate = learning_rate
-        self.decay_updates = decay_updates
-        self.updates = 0
-        self._adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
-
-    def minimise(self, loss: Tensor) -> Tensor:
-        """Take one step down the gradient of each seed's own ``loss``, [S].
-
-        Returns the norm of each member's gradient, [M].
-        """
-        gradients = torch.autograd.grad(loss.sum(), self.parameters)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        if self.decay_updates:
-            progress = min(self.updates / self.decay_updates, 1.0)
-            self._adam.param_groups[0]["lr"] = (
-                self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-            )
-        self._adam.step()
-        self.updates += 1
-        squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
-        return torch.stack(squares).sum(dim=0).sqrt()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and step counts."""
-        return {"updates": self.updates, "adam": self._adam.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned."""
-        self.updates = state["updates"]
-        self._adam.load_state_dict(state["adam"])
+    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The first of the twins alone, at half the cost: [S, B]."""
+        out: Tensor = self.mlp(torch.cat([observation, action], dim=-1)).squeeze(-1)
+        return out

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.learner import Learner, critic_loss
-from agents.networks import MLP, Adam, TwinCritic, polyak_update
+from agents.networks import MLP, TwinCritic
+from agents.optimiser import Adam, polyak_update
 from agents.protocol import AgentConfig, Batch
 from agents.streams import SeedStreams
 

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.learner import Learner, critic_loss
-from agents.networks import MLP, Adam, TwinCritic, polyak_update
+from agents.learner import Count, Learner, critic_loss
+from agents.networks import MLP, TwinCritic
+from agents.optimiser import Adam, polyak_update
 from agents.protocol import AgentConfig, Batch
 from agents.streams import SeedStreams
 
@@ -51,6 +52,7 @@ class TD3(Learner):
         "target_actor",
         "critic_optimiser",
         "actor_optimiser",
+        "updates",
         "update_stream",
         "explore_stream",
     )
@@ -77,6 +79,7 @@ class TD3(Learner):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
         self.actor_optimiser = Adam(self.actor.parameters(), config.actor_step_size)
+        self.updates = Count()
         self.update_stream = stream("update")
         self.explore_stream = stream("explore")
 
@@ -91,9 +94,11 @@ class TD3(Learner):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one critic update, and every ``policy_delay``-th time actor and targets too."""
-        return self.step(batch, self.update_stream.normal(*batch.action.shape[1:]))
+        self.updates.value += 1
+        noise = self.update_stream.normal(*batch.action.shape[1:])
+        return self.step(batch, noise, self.updates.value % self.config.policy_delay == 0)
 
-    def step(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch, noise: Tensor, moves_actor: bool) -> dict[str, Tensor]:
         """The update as a function of (parameters, batch, noise [S, B, act])."""
         limit = self.config.target_noise_clip
         with torch.no_grad():
@@ -105,9 +110,10 @@ class TD3(Learner):
         loss = critic_loss(q, batch, next_q)
         self.critic_optimiser.minimise(loss)
 
-        if self.critic_optimiser.updates % self.config.policy_delay == 0:
+        if moves_actor:
             action = self.actor(batch.observation).tanh()
-            self.actor_optimiser.minimise(-self.critic(batch.observation, action)[0].mean(dim=-1))
+            value = self.critic.first(batch.observation, action)
+            self.actor_optimiser.minimise(-value.mean(dim=-1))
             polyak_update(self.target_critic, self.critic, self.config.polyak)
             polyak_update(self.target_actor, self.actor, self.config.polyak)
         return {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}

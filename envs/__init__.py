@@ -3,13 +3,16 @@
 from gymnasium import register
 
 from envs.errors import TaskError
-from envs.lockstep import Lockstep, Step
+from envs.lockstep import Environments, Lockstep, Step
+from envs.parallel import ParallelLockstep
 from envs.suites import SUITES, Suite, find_suite
 from envs.tasks import Task, find_task, make, task_names
 
 __all__ = [
     "SUITES",
+    "Environments",
     "Lockstep",
+    "ParallelLockstep",
     "Step",
     "Suite",
     "Task",

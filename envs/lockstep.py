@@ -1,7 +1,7 @@
 """Several environments of one task, stepped together."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,29 @@ class Step(NamedTuple):
     truncated: NDArray[np.bool_]  # [count]
 
 
+class Environments(Protocol):
+    """What `Lockstep` and `ParallelLockstep` share."""
+
+    task: Task
+    count: int
+    observation_size: int
+    action_size: int
+
+    def reset(self, index: int, seed: int) -> NDArray[np.float32]: ...
+
+    def begin(
+        self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
+    ) -> None: ...
+
+    def finish(self) -> Step: ...
+
+    def step(
+        self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
+    ) -> Step: ...
+
+    def close(self) -> None: ...
+
+
 class Lockstep:
     """`count` environments of one task in one process, stepped one after the other.
 
@@ -41,6 +64,7 @@ class Lockstep:
         self.action_size = self._envs[0].action_space.shape[0]  # type: ignore[index]
         self._running = np.zeros(count, bool)
         self._all = np.ones(count, bool)
+        self._begun = np.zeros((0, 0), np.float32), self._running
 
     def reset(self, index: int, seed: int) -> NDArray[np.float32]:
         """Begin a new episode in environment `index`.
@@ -59,8 +83,8 @@ class Lockstep:
         self._running[index] = True
         return observation
 
-    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
-        """Step the environments that are `active` (all of them by default).
+    def begin(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> None:
+        """Have the environments that are `active` (all of them by default) step.
 
         Args:
             actions: [count, action_size] in [-1, 1]; rows of inactive environments are not read.
@@ -77,6 +101,11 @@ class Lockstep:
         if np.any(active & ~self._running):
             late = np.flatnonzero(active & ~self._running).tolist()
             raise RuntimeError(f"environments {late} must be reset before they are stepped")
+        self._begun = actions, active
+
+    def finish(self) -> Step:
+        """The results of the step that `begin` began."""
+        actions, active = self._begun
         step = Step(
             np.zeros((self.count, self.observation_size), np.float32),
             np.zeros(self.count, np.float32),
@@ -98,6 +127,11 @@ class Lockstep:
             step.truncated[index] = truncated
             self._running[index] = not (terminated or truncated)
         return step
+
+    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
+        """Step and wait: `begin` and `finish` in one."""
+        self.begin(actions, active)
+        return self.finish()
 
     def _raised(self, error: Exception) -> TaskError:
         return TaskError(f"task {self.task.name!r} raised {type(error).__name__}: {error}")

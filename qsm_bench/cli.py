@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -33,6 +33,9 @@ ResultsFolder = Annotated[
 RESULTS, REPORTS = Path("results"), Path("reports")
 
 DEFAULT_STEPS = 1_000_000
+
+WORTH_COMPILING = 50_000
+"""Updates from which compiling, up to 40 s, is won back: see reports/performance.md."""
 
 WATCH_SECONDS = 2.0
 
@@ -75,6 +78,10 @@ def run(
         typer.Option("--set", help="A setting of one agent: qsm.alpha=10. May be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    compiled: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option("--compile", help="Compile the updates; auto: if the run is long enough."),
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Jobs at a time, a process each; default: the cores.")
     ] = None,
@@ -90,17 +97,20 @@ def run(
     from qsm_bench.experiment import Experiment, parse_agents
 
     protocol = _protocol(suite, tasks)
+    steps = steps or protocol.steps
+    warmup_steps = warmup_steps or protocol.warmup_steps
     experiment = Experiment(
         name=protocol.name if name is None else name,
         agents=parse_agents(agents, settings or ()),
         tasks=protocol.tasks,
         seeds=seeds or protocol.seeds,
-        steps=steps or protocol.steps,
-        warmup_steps=warmup_steps or protocol.warmup_steps,
+        steps=steps,
+        warmup_steps=warmup_steps,
         batch_size=batch_size,
         eval_every=eval_every or protocol.eval_every,
         eval_episodes=eval_episodes or protocol.eval_episodes,
         device=_device(device),
+        compiled=_compiled(compiled, steps - warmup_steps),
     )
     jobs = list(experiment.jobs())
     _check_tasks(experiment.tasks)
@@ -432,6 +442,18 @@ def _check_tasks(tasks: tuple[str, ...]) -> None:
             make(task).close()
         except TaskError as error:
             raise UserError(str(error)) from error
+
+
+def _compiled(asked: str, updates: int) -> bool:
+    """Whether updates are compiled. Raises UserError if they must be and cannot."""
+    from agents.acceleration import why_not_compiled
+
+    if asked == "off" or (asked == "auto" and updates < WORTH_COMPILING):
+        return False
+    reason = why_not_compiled()
+    if reason and asked == "on":
+        raise UserError(f"--compile on: {reason}; use auto or off")
+    return reason is None
 
 
 def _device(device: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.streams import derive_seed
-from envs import Lockstep
+from envs import Environments
 from qsm_bench.errors import UserError
 
 LONGEST_EPISODE = 100_000
@@ -63,7 +63,7 @@ class Episodes:
 
 def evaluate(
     agent: Agent,
-    environments: Lockstep,
+    environments: Environments,
     seeds: Sequence[int],
     episodes: int,
     occasion: int,

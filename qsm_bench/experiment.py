@@ -40,6 +40,8 @@ class Job(BaseModel):
     eval_every: int
     eval_episodes: int
     device: str
+    compiled: bool = False
+    """Updates run as compiled code: the same up to the order of floating-point operations."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Experiment:
     eval_episodes: int
     device: str
     first_seed: int = 0
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError where the numbers do not fit together or a column stands twice."""
@@ -134,6 +137,7 @@ class Experiment:
                     eval_every=self.eval_every,
                     eval_episodes=self.eval_episodes,
                     device=self.device,
+                    compiled=self.compiled,
                 )
 
 

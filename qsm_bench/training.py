@@ -1,5 +1,6 @@
 """The training loop: all seeds of one (agent, task) cell in lockstep, resumable at every step."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from agents.acceleration import accelerate
 from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.replay import ReplayBuffer
 from agents.streams import SeedStreams, derive_seed
-from envs import Lockstep
+from envs import Environments, Lockstep, ParallelLockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
@@ -58,10 +60,11 @@ class Training:
         self.stop = stop
         self.checkpoint_every = checkpoint_every
         self.device = torch.device(job.device)
-        self.environments = Lockstep(job.task, len(job.seeds))
-        self.evaluation_environments = Lockstep(job.task, len(job.seeds) * job.eval_episodes)
+        self.environments = self._environments(len(job.seeds))
+        self.evaluation_environments = self._environments(len(job.seeds) * job.eval_episodes)
         sizes = self.environments.observation_size, self.environments.action_size
         self.agent = build_agent(job, *sizes)
+        accelerate(self.agent, self.device, compiled=job.compiled)
         self.replay = ReplayBuffer(
             job.replay_capacity,
             *sizes,
@@ -140,7 +143,13 @@ class Training:
             self._note_diverged()
             # A diverged seed stands still: no environment is given what is no action.
             action = torch.where(self.sound.unsqueeze(-1), action, 0.0)
-        result = self.environments.step(action.cpu().numpy())
+        self.environments.begin(action.cpu().numpy())
+        # Between the two a GPU's update and the environments, in processes of their own, run at
+        # once; so that it makes no difference to the numbers where they do not, an update draws
+        # from the transitions before this step everywhere.
+        if self.step >= self.job.warmup_steps:
+            self._update()
+        result = self.environments.finish()
         self.replay.add(
             observation,
             action,
@@ -165,14 +174,22 @@ class Training:
             self.observation[row] = self._reset(row)
         if self.step == self.job.warmup_steps:
             self.watched = self._spread_states()
-        if self.step > self.job.warmup_steps:
-            metrics = self.agent.update(self.replay.sample(self.job.batch_size))
-            for name, value in metrics.items():
-                if "loss" in name:
-                    self.sound &= value.isfinite()
-            self._count(metrics)
         if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.metric_updates:
             self._log()
+
+    def _update(self) -> None:
+        metrics = self.agent.update(self.replay.sample(self.job.batch_size))
+        for name, value in metrics.items():
+            if "loss" in name:
+                self.sound &= value.isfinite()
+            self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
+        self.metric_updates += 1
+
+    def _environments(self, count: int) -> Environments:
+        """In this process where it computes the updates too; on a GPU, in as many as have cores."""
+        if self.device.type == "cpu":
+            return Lockstep(self.job.task, count)
+        return ParallelLockstep(self.job.task, count, min(count, os.cpu_count() or 1))
 
     def _note_diverged(self) -> None:
         for row in (~self.sound).nonzero().flatten().tolist():
@@ -181,11 +198,6 @@ class Training:
     def _reset(self, row: int) -> NDArray[np.float32]:
         seed = derive_seed(self.job.seeds[row], "episode", int(self.episode[row]), bits=31)
         return self.environments.reset(row, seed)
-
-    def _count(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
-        self.metric_updates += 1
 
     def _log(self) -> None:
         means = {name: (s / self.metric_updates).tolist() for name, s in self.metric_sums.items()}

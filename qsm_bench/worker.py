@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from filelock import FileLock, Timeout
 
@@ -26,6 +25,7 @@ from envs import TaskError
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
+from qsm_bench.process import settle
 from qsm_bench.store import Cell, Manifest, write_atomically
 from qsm_bench.training import Training
 
@@ -99,8 +99,7 @@ def work(
     signal.signal(signal.SIGINT, on_signal)
     with suppress(OSError, ValueError):  # where standard error is no file
         faulthandler.enable()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    settle()
     try:
         with FileLock(cell.lock_file, timeout=0):
             _run(

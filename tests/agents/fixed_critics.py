@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from agents.diffusion import Denoiser
 from agents.diffusion_agent import Noise
+from agents.optimiser import FIRST_DECAY, Adam
 from agents.protocol import Batch
 
 CPU = torch.device("cpu")
@@ -28,6 +29,9 @@ class FixedCritic(nn.Module):
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         return torch.stack([value(observation, action) for value in self.values])
 
+    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.values[0](observation, action)
+
 
 class NoOptimiser:
     """Counts its updates and changes nothing."""
@@ -46,11 +50,20 @@ def fix_critic(agent: Any, first: Value, second: Value | None = None) -> None:
     agent.critic_optimiser = NoOptimiser()
 
 
+def first_gradients(optimiser: Adam) -> list[Tensor]:
+    """The gradients of an optimiser's first step, which its moments are a tenth of."""
+    assert optimiser.updates == 1
+    return [moment / (1 - FIRST_DECAY) for moment in optimiser.first_moments]
+
+
 def in_float64(agent: Any) -> Any:
     """The agent, its networks and its noise schedule in float64."""
     for part in (getattr(agent, name) for name in agent.parts):
         if isinstance(part, nn.Module):
             part.double()
+        elif isinstance(part, Adam):
+            for moments in (part.first_moments, part.second_moments):
+                moments[:] = [moment.double() for moment in moments]
     if hasattr(agent, "schedule"):
         agent.schedule.abar = agent.schedule.abar.double()
     return agent

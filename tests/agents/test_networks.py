@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.networks import MLP, Adam, Linear, TwinCritic, mish, polyak_update
+from agents.networks import MLP, Linear, TwinCritic, mish
+from agents.optimiser import Adam, polyak_update
 from agents.streams import SeedStreams
 
 CPU = torch.device("cpu")

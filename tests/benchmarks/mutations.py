@@ -26,7 +26,7 @@ MUTATIONS = {
         "take * -(self.discount**k) * later_reward",
     ),
     "target network never updated": (
-        "agents/networks.py",
+        "agents/optimiser.py",
         "list(online.parameters()), rate)",
         "list(online.parameters()), 0.0)",
     ),

@@ -117,7 +117,7 @@ def poison(
     update = training.agent.update
 
     def poisoned_update(batch: Batch) -> dict[str, torch.Tensor]:
-        if training.step == at:
+        if training.step + 1 == at:
             for name, part in vars(training.agent).items():
                 if isinstance(part, torch.nn.Module) and parts in name:
                     for parameter in part.parameters():

@@ -252,13 +252,13 @@ def test_a_seed_that_diverges_is_marked_and_the_others_go_on_bit_for_bit(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
-    step = Lockstep.step
+    begin = Lockstep.begin
 
-    def watched_step(self: Lockstep, actions: Any, active: Any = None) -> Any:
+    def watched_begin(self: Lockstep, actions: Any, active: Any = None) -> None:
         given.append(np.isfinite(actions[... if active is None else active]).all())
-        return step(self, actions, active)
+        begin(self, actions, active)
 
-    monkeypatch.setattr(Lockstep, "step", watched_step)
+    monkeypatch.setattr(Lockstep, "begin", watched_begin)
     job = make_job(agent, task="linear-quadratic", seeds=3)
     well, ill = tmp_path / "well", tmp_path / "ill"
     well.mkdir()

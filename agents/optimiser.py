@@ -1,0 +1,89 @@
+"""How parameters move: Adam on many losses at once, and the Polyak average of a target network.
+
+Both are elementwise in the parameters, so no seed's numbers reach another's, and keep all that
+changes in tensors, so that a whole update can be compiled, or captured in a CUDA graph.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Adam:
+    """Adam (Kingma, Ba; 2015; arXiv 1412.6980) of S independent losses at once.
+
+    ``decay_updates`` > 0 lowers the step size to 0 along a half cosine over that many updates.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, decay_updates: int = 0
+    ) -> None:
+        self.parameters: list[Tensor] = [*parameters]
+        self.learning_rate = learning_rate
+        self.decay_updates = decay_updates
+        self.first_moments = [torch.zeros_like(p) for p in self.parameters]
+        self.second_moments = [torch.zeros_like(p) for p in self.parameters]
+        self.updates = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+
+    def minimise(self, loss: Tensor) -> Tensor:
+        """Take one step down the gradient of each seed's own ``loss``, [S].
+
+        Returns the norm of each member's gradient, [M].
+        """
+        gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        self._step(gradients)
+        squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
+        return torch.stack(squares).sum(dim=0).sqrt()
+
+    @torch.no_grad()
+    def _step(self, gradients: tuple[Tensor, ...]) -> None:
+        step_size = self._step_size()
+        self.updates += 1
+        torch._foreach_lerp_(self.first_moments, gradients, 1 - FIRST_DECAY)
+        torch._foreach_mul_(self.second_moments, SECOND_DECAY)
+        torch._foreach_addcmul_(self.second_moments, gradients, gradients, 1 - SECOND_DECAY)
+        # The moments began at zero; these are the corrections for it.
+        first = step_size / (1 - FIRST_DECAY**self.updates)
+        second = (1 - SECOND_DECAY**self.updates).sqrt()
+        moves = torch._foreach_sqrt(self.second_moments)
+        torch._foreach_div_(moves, second.to(moves[0].dtype))
+        torch._foreach_add_(moves, EPSILON)
+        torch._foreach_reciprocal_(moves)
+        torch._foreach_mul_(moves, first.to(moves[0].dtype))
+        torch._foreach_addcmul_(self.parameters, self.first_moments, moves, -1.0)
+
+    def _step_size(self) -> Tensor:
+        step_size = torch.full_like(self.updates, self.learning_rate)
+        if self.decay_updates:
+            progress = (self.updates / self.decay_updates).clamp(max=1.0)
+            step_size = step_size * 0.5 * (1.0 + (math.pi * progress).cos())
+        return step_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and the number of updates."""
+        return {
+            "first_moments": self.first_moments,
+            "second_moments": self.second_moments,
+            "updates": self.updates,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned. Raises ValueError if it has other shapes."""
+        for name in ("first_moments", "second_moments"):
+            for mine, saved in zip(getattr(self, name), state[name], strict=True):
+                if mine.shape != saved.shape:
+                    raise ValueError(f"{name} of {tuple(saved.shape)}, not {tuple(mine.shape)}")
+                mine.copy_(saved)
+        self.updates.copy_(state["updates"])
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """Move the target's parameters the share ``rate`` of the way to the online network's."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)

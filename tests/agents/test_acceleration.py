@@ -1,0 +1,126 @@
+"""Compiled and captured updates give the numbers of plain ones."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents import acceleration
+from agents.acceleration import CapturedStep, accelerate, why_not_compiled
+from agents.protocol import Agent, Batch
+from agents.qsm import ActorNoise
+from agents.registry import BUILT_IN, find_agent
+from tests.agents.fixed_critics import CPU, make_batch
+
+SEEDS = (3, 4)
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="it takes a GPU")
+needs_compiler = pytest.mark.skipif(
+    why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
+)
+
+
+def build(path: str, device: torch.device = CPU, **settings: Any) -> Agent:
+    agent = find_agent(path).agent
+    config = agent.config_class(**{"hidden_sizes": (24, 24), **settings})
+    return agent(config, 3, 2, SEEDS, device)
+
+
+def tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from tensors(value)
+
+
+def assert_same_course(plain: Agent, fast: Agent, device: torch.device = CPU) -> None:
+    """Eight updates give the same metrics and states but for rounding."""
+    torch.manual_seed(0)
+    for _ in range(8):
+        batch = make_batch(len(SEEDS), 32, 3, 2, torch.float32)
+        batch = Batch(*(x.to(device) for x in batch))
+        expected, metrics = plain.update(batch), fast.update(batch)
+        for name, value in expected.items():
+            torch.testing.assert_close(metrics[name], value, rtol=1e-3, atol=1e-4)
+    pairs = zip(tensors(plain.state_dict()), tensors(fast.state_dict()), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("path", BUILT_IN)
+def test_compiled_updates_are_the_plain_ones_but_for_rounding(path: str) -> None:
+    plain, fast = build(path), build(path)
+    accelerate(fast, CPU, compiled=True)
+    assert_same_course(plain, fast)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_update_takes_the_learning_rate_down_as_a_plain_one_does() -> None:
+    """What changes from update to update is not frozen into the code."""
+    plain, fast = (build("qsm", actor_decay_updates=6, learning_rate=1e-2) for _ in range(2))
+    accelerate(fast, CPU, compiled=True)
+    assert_same_course(plain, fast)
+    before = [p.clone() for p in fast.denoiser.parameters()]  # type: ignore[attr-defined]
+    fast.update(make_batch(len(SEEDS), 32, 3, 2, torch.float32))
+    now = list(fast.denoiser.parameters())  # type: ignore[attr-defined]
+    assert all(map(torch.equal, before, now))
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("path", BUILT_IN)
+def test_captured_updates_are_the_plain_ones(path: str, compiled: bool) -> None:
+    device = torch.device("cuda")
+    plain, fast = build(path, device), build(path, device)
+    accelerate(fast, device, compiled=compiled)
+    assert isinstance(fast.step, CapturedStep)  # type: ignore[attr-defined]
+    assert_same_course(plain, fast, device)
+
+
+def test_without_being_asked_the_cpu_runs_the_step_as_it_stands() -> None:
+    agent = build("td3")
+    step = agent.step  # type: ignore[attr-defined]
+    accelerate(agent, CPU, compiled=False)
+    assert agent.step == step  # type: ignore[attr-defined]
+
+
+def test_an_agent_without_a_step_is_left_alone() -> None:
+    class Bare:
+        pass
+
+    accelerate(Bare(), CPU, compiled=True)  # type: ignore[arg-type]
+
+
+def test_arguments_are_taken_apart_and_copied_with_their_types() -> None:
+    noise = ActorNoise(torch.tensor([1]), torch.tensor([2.0]))
+    inputs = (noise, (torch.tensor([3.0]), True))
+    copied = acceleration._cloned(inputs)
+    assert isinstance(copied[0], ActorNoise)
+    for mine, theirs in zip(
+        acceleration._leaves(inputs), acceleration._leaves(copied), strict=True
+    ):
+        assert mine == theirs
+        assert mine is True or mine is not theirs
+
+
+def test_restoring_a_state_moves_no_parameter_or_moment_to_other_memory() -> None:
+    """A captured graph goes on writing where they lay."""
+    for path in BUILT_IN:
+        agent = build(path)
+        agent.update(make_batch(len(SEEDS), 8, 3, 2, torch.float32))
+        state = copy.deepcopy(agent.state_dict())
+        parts = {k: v for k, v in agent.state_dict().items() if not k.endswith("stream")}
+        places = [x.data_ptr() for x in tensors(parts)]
+        agent.update(make_batch(len(SEEDS), 8, 3, 2, torch.float32))
+        agent.load_state_dict(state)
+        parts = {k: v for k, v in agent.state_dict().items() if not k.endswith("stream")}
+        assert [x.data_ptr() for x in tensors(parts)] == places
+        for mine, theirs in zip(tensors(agent.state_dict()), tensors(state), strict=True):
+            assert torch.equal(mine, theirs)
