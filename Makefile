@@ -23,7 +23,11 @@ regress: $(VENV)/installed
 	$(BIN)/python -m qsm_bench regress
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	mkdir -p build
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s \
+		--benchmark-json=build/benchmarks.json
+	$(BIN)/python tests/benchmarks/performance.py build/benchmarks.json reports/performance.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

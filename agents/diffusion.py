@@ -86,7 +86,7 @@ class ConditionedDenoiser:
         else:
             index = (t - 1).unsqueeze(-1).expand(-1, -1, self.time_part.shape[-1])
             time = self.time_part.gather(1, index)
-        hidden = torch.baddbmm(self.observation_part + time, action, self.weight)
+        hidden = action @ self.weight + self.observation_part + time
         out: Tensor = self.denoiser.rest(mish(hidden))
         return out
 
@@ -133,9 +133,7 @@ class Denoiser(nn.Module):
         return ConditionedDenoiser(
             self,
             weight=for_action,
-            observation_part=torch.baddbmm(self.first.bias, observation, for_observation).repeat(
-                1, copies, 1
-            ),
+            observation_part=(observation @ for_observation + self.first.bias).repeat(1, copies, 1),
             time_part=self.time_codes() @ for_time,
         )
 

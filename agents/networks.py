@@ -64,14 +64,14 @@ class _NarrowAffine(torch.autograd.Function):
         ctx.save_for_backward(x, w)
         if w.shape[-1] == 1:
             return (x * w.mT).sum(dim=-1, keepdim=True) + b
-        return torch.bmm(w.mT, x.mT).mT + b
+        return (w.mT @ x.mT).mT + b
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, w = ctx.saved_tensors
         (g,) = grad_outputs
-        grad_x = g * w.mT if w.shape[-1] == 1 else torch.bmm(g, w.mT)
-        return g.sum(dim=1, keepdim=True), grad_x, torch.bmm(g.mT, x).mT
+        grad_x = g * w.mT if w.shape[-1] == 1 else g @ w.mT
+        return g.sum(dim=1, keepdim=True), grad_x, (g.mT @ x).mT
 
 
 class Linear(nn.Module):
@@ -100,7 +100,7 @@ class Linear(nn.Module):
         if weight.shape[-1] < NARROW:
             out: Tensor = _NarrowAffine.apply(bias, x, weight)  # type: ignore[no-untyped-call]
             return out
-        return torch.bmm(x, weight) + bias
+        return x @ weight + bias
 
 
 class MLP(nn.Module):

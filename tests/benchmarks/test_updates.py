@@ -1,64 +1,168 @@
-"""How long an update takes, beside a matrix product of the same machine: ``make bench``.
+"""How long updates take beside matrix products, and beside the peers: ``make bench``.
 
 An update is critic, actor and target: 24 observations, 6 actions, batch 256, networks 2 x 256, one
-thread. ``gemms`` counts it in float32 products of 256 x 256 x 256, measured just before it, so that
-machines can be compared; ``seed_updates_per_second`` is the rate over all seeds.
+thread. The roofline is the rate at which the update's own floating-point operations, counted from
+the shapes (``flops.py``), would run if they were all products of 256 x 256 x 256.
 """
 
-import time
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from agents.protocol import Batch
-from agents.registry import BUILT_IN, find_agent
+from agents.diffusion_agent import DiffusionAgent
+from agents.replay import ReplayBuffer
+from tests.benchmarks.flops import update_flops
+from tests.benchmarks.workload import (
+    ACTION,
+    BATCH,
+    CPU,
+    OBSERVATION,
+    SideBySide,
+    new_agent,
+    new_batch,
+    note,
+    seconds,
+)
 
-OBSERVATION, ACTION, BATCH = 24, 6, 256
+UPDATES = [
+    ("qsm", {}, 1, 0.55),
+    ("qsm", {}, 8, 0.65),
+    ("qsm", {"diffusion_steps": 20}, 1, None),
+    ("diffusion_ql", {}, 1, 0.5),
+    ("diffusion_ql", {"diffusion_steps": 20}, 1, 0.5),
+    ("diffusion_pg", {}, 1, None),
+    ("sac", {}, 1, 0.65),
+    ("sac", {}, 8, None),
+    ("td3", {}, 1, 0.65),
+    ("td3", {}, 8, None),
+]
 
 
-@pytest.fixture(autouse=True)
-def _flush_denormals() -> Iterator[None]:
-    """As a job does; other tests want them back."""
-    torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
-
-
-def gemm_seconds() -> float:
-    """The best of many products, in seconds."""
-    a, b, out = (torch.randn(256, 256) for _ in range(3))
-    times = []
-    for _ in range(300):
-        began = time.perf_counter()
-        torch.mm(a, b, out=out)
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-@pytest.mark.parametrize("seeds", [1, 8])
-@pytest.mark.parametrize("path", BUILT_IN)
-def test_update(benchmark: Any, path: str, seeds: int) -> None:
-    agent_class = find_agent(path).agent
-    device = torch.device("cpu")
-    agent = agent_class(
-        agent_class.config_class(), OBSERVATION, ACTION, tuple(range(seeds)), device
-    )
-    batch = Batch(
-        observation=torch.randn(seeds, BATCH, OBSERVATION),
-        action=torch.rand(seeds, BATCH, ACTION) * 2 - 1,
-        reward=torch.rand(seeds, BATCH),
-        discount=torch.full((seeds, BATCH), 0.99),
-        next_observation=torch.randn(seeds, BATCH, OBSERVATION),
-    )
-    gemm = gemm_seconds()
-    benchmark.pedantic(agent.update, args=(batch,), rounds=20, iterations=2, warmup_rounds=3)
-    if benchmark.stats:
-        median = benchmark.stats.stats.median
-        benchmark.extra_info["seed_updates_per_second"] = round(seeds / median, 1)
-        benchmark.extra_info["gemms"] = round(median / seeds / gemm, 1)
-        print(
-            f"\n{agent_class.name}, S = {seeds}: {seeds / median:.0f} seed-updates/s, "
-            f"{median / seeds / gemm:.0f} GEMMs each at {2 * 256**3 / gemm / 1e9:.0f} GFLOP/s"
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("name", "settings", "seeds", "goal"), UPDATES)
+def test_update(
+    benchmark: Any,
+    name: str,
+    settings: dict[str, Any],
+    seeds: int,
+    goal: float | None,
+    compiled: bool,
+) -> None:
+    if compiled and benchmark.disabled:
+        pytest.skip("compiled only to be measured")
+    agent, batch = new_agent(name, seeds, compiled=compiled, **settings), new_batch(seeds)
+    # TD3 moves its actor at every second update, so two are one round.
+    run = SideBySide(benchmark, lambda: (agent.update(batch), agent.update(batch)))
+    if run.run():
+        per_seed = run.median / 2 / seeds
+        flops = update_flops(agent.config, OBSERVATION, ACTION, BATCH)  # type: ignore[attr-defined]
+        steps = f", T = {agent.config.diffusion_steps}" * isinstance(agent, DiffusionAgent)  # type: ignore[attr-defined]
+        note(
+            benchmark,
+            f"{name}{steps}, S = {seeds}, {'compiled' if compiled else 'as it stands'}",
+            f"{1 / per_seed:.0f} seed-updates/s",
+            flops / per_seed / run.of("gemm"),
+            f"of the roofline at {run.of('gemm') / 1e9:.0f} GFLOP/s",
+            f"{goal}" if goal else "",
         )
+
+
+def test_score_matching_costs_the_same_for_any_number_of_steps(benchmark: Any) -> None:
+    def actor_update(steps: int) -> Callable[[], Any]:
+        agent = new_agent("qsm", 1, diffusion_steps=steps)
+        assert isinstance(agent, DiffusionAgent)
+        batch, noise = new_batch(1), agent.draw_actor_noise(BATCH)
+        return lambda: agent.actor_optimiser.minimise(agent.actor_loss(batch, noise)[0])
+
+    few, many = actor_update(5), actor_update(20)
+    run = SideBySide(benchmark, many, rounds=200)
+    run.beside("few", lambda: seconds(few))
+    if run.run():
+        note(
+            benchmark,
+            "qsm's actor update, T = 20",
+            f"{1e3 * run.median:.2f} ms",
+            run.median / run.of("few"),
+            "times T = 5",
+            "0.95 to 1.05",
+        )
+
+
+def peer(library: str, algorithm: str) -> Any:
+    """A peer's learner of the same sizes, its replay filled."""
+    gymnasium = pytest.importorskip("gymnasium")
+    module = pytest.importorskip(library)
+
+    class Noise(gymnasium.Env):  # type: ignore[misc]
+        observation_space = gymnasium.spaces.Box(-10, 10, (OBSERVATION,))
+        action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+            return self.observation_space.sample(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, Any]:
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    model = getattr(module, algorithm)(
+        "MlpPolicy",
+        Noise(),
+        policy_kwargs={"net_arch": [256, 256]},
+        learning_rate=3e-4,
+        batch_size=BATCH,
+        buffer_size=10_000,
+        learning_starts=1_000,
+        device="cpu",
+    )
+    model.learn(1_010)
+    return model
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """For libraries that start as many threads as there are cores."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize(("algorithm", "seeds"), [("SAC", 1), ("SAC", 8), ("TD3", 1), ("TD3", 8)])
+def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
+    """Replay's sample and update, as the peers' ``train`` has both."""
+    if benchmark.disabled:
+        pytest.skip("peers are only there to be measured against")
+    sb3, sbx = (peer(library, algorithm) for library in ("stable_baselines3", "sbx"))
+    agent = new_agent(algorithm.lower(), seeds, compiled=True)
+    replay = ReplayBuffer(10_000, OBSERVATION, ACTION, range(seeds), CPU)
+    zero = torch.zeros(seeds, dtype=torch.bool)
+    for _ in range(1_010):
+        observation = torch.randn(seeds, OBSERVATION)
+        replay.add(observation, torch.rand(seeds, ACTION), zero.float(), observation, zero, zero)
+
+    def updates() -> None:
+        for _ in range(20):
+            agent.update(replay.sample(BATCH))
+
+    run = SideBySide(benchmark, updates, rounds=15)
+    # The peers compile a program for each number of updates in a call.
+    for model in (sb3, sbx):
+        model.train(batch_size=BATCH, gradient_steps=20)
+    run.beside("sb3", lambda: seconds(lambda: sb3.train(batch_size=BATCH, gradient_steps=20)))
+    run.beside("sbx", lambda: seconds(lambda: sbx.train(batch_size=BATCH, gradient_steps=20)))
+    if run.run():
+        mine = seeds * 20 / run.median
+        for other, full_name in (("sbx", "SBX"), ("sb3", "stable-baselines3")):
+            goal = {"sbx": "1.15" if seeds == 1 else "1.3", "sb3": "1"}[other]
+            theirs = 20 / run.of(other)
+            note(
+                benchmark,
+                f"{algorithm.lower()}, S = {seeds}, compiled, with the replay's sample",
+                f"{mine:.0f} seed-updates/s",
+                mine / theirs,
+                f"times {full_name}'s {theirs:.0f}/s",
+                goal,
+            )

@@ -1,0 +1,127 @@
+"""The floating-point operations that an update needs, from the shapes of its matrix products.
+
+A product of [B, n] and [n, m] takes 2 B n m operations. Counted is what the mathematics asks for
+and nothing else: products whose result nobody uses, element-wise work and optimisers are not in
+it, so a share of the roofline computed from these numbers flatters nobody.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from agents.diffusion import FREQUENCIES, TIME_CODE
+from agents.diffusion_agent import DiffusionConfig
+from agents.diffusion_pg import DiffusionPGConfig
+from agents.diffusion_ql import DiffusionQLConfig
+from agents.protocol import AgentConfig
+from agents.qsm import QSMConfig
+from agents.sac import SACConfig
+from agents.td3 import TD3Config
+
+
+def products(sizes: Sequence[int]) -> int:
+    """Multiplications of one row through a multilayer perceptron."""
+    return sum(a * b for a, b in itertools.pairwise(sizes))
+
+
+class Work:
+    """Operations of one seed's update: batch B of observations and actions of given sizes."""
+
+    def __init__(self, config: AgentConfig, observation: int, action: int, batch: int) -> None:
+        self.config = config
+        self.rows = 2 * batch
+        self.observation, self.action = observation, action
+        self.hidden = list(config.hidden_sizes)
+        critic = [observation + action, *self.hidden, 1]
+        self.critic_forward = products(critic)
+        self.critic_inner = products(critic[1:])
+        """From the value back to the first hidden layer."""
+        self.critic_to_action = self.critic_inner + action * self.hidden[0]
+
+    def per_update(self) -> float:
+        """Of critic, actor and target together."""
+        match self.config:
+            case QSMConfig():
+                rows = self.target() + self.score_matching()
+            case DiffusionQLConfig():
+                rows = self.target() + self.backpropagated_sampler()
+            case DiffusionPGConfig():
+                rows = self.target() + self.likelihood_ratio()
+            case SACConfig():
+                rows = self.actor_critic(heads=2, critics=2, delay=1)
+            case TD3Config():
+                rows = self.actor_critic(heads=1, critics=1, delay=self.config.policy_delay)
+            case _:
+                raise TypeError(f"no count of operations for {type(self.config).__name__}")
+        return self.rows * (rows + self.critic_update())
+
+    def critic_update(self) -> float:
+        """Both critics forward, and back to the weights; both targets forward."""
+        backward = self.critic_forward + self.critic_inner
+        return 2 * (self.critic_forward + backward) + 2 * self.critic_forward
+
+    # Diffusion policies
+
+    @property
+    def steps(self) -> int:
+        assert isinstance(self.config, DiffusionConfig)
+        return self.config.diffusion_steps
+
+    @property
+    def denoiser(self) -> int:
+        """One call, with the observation's part of the first layer already there."""
+        return products([self.action, *self.hidden, self.action])
+
+    @property
+    def denoiser_inner(self) -> int:
+        return products([*self.hidden, self.action])
+
+    @property
+    def conditioning(self) -> int:
+        return self.observation * self.hidden[0]
+
+    @property
+    def time_codes(self) -> float:
+        """Of all steps, shared by the whole batch."""
+        once = products([2 * FREQUENCIES, TIME_CODE, TIME_CODE, self.hidden[0]])
+        return self.steps * once / (self.rows / 2)
+
+    def target(self) -> float:
+        """The sampler's run for the next actions."""
+        return self.steps * self.denoiser + self.conditioning + self.time_codes
+
+    def score_matching(self) -> float:
+        """grad_a Q of both critics, and one denoiser call forward and back to the weights."""
+        gradient = 2 * (self.critic_forward + self.critic_to_action)
+        call = self.denoiser + self.conditioning + self.time_codes
+        return gradient + 2 * call + self.denoiser_inner + self.time_codes
+
+    def backpropagated_sampler(self) -> float:
+        """The sampler forward, both critics, and back through every step."""
+        climb = 2 * (self.critic_forward + self.critic_to_action)
+        forward = self.steps * self.denoiser + self.conditioning + self.time_codes
+        to_actions = self.steps * self.denoiser_inner + (
+            (self.steps - 1) * self.action * self.hidden[0]
+        )
+        return climb + 2 * forward + to_actions + self.time_codes
+
+    def likelihood_ratio(self) -> float:
+        """K chains forward, their Q, and each step back to the weights."""
+        assert isinstance(self.config, DiffusionPGConfig)
+        chains = self.config.chains
+        call = self.steps * (2 * self.denoiser + self.denoiser_inner)
+        shared = 2 * self.conditioning + 3 * self.time_codes
+        return chains * (call + 2 * self.critic_forward) + shared
+
+    # One-step policies
+
+    def actor_critic(self, heads: int, critics: int, delay: int) -> float:
+        """The next actions, and every ``delay``-th time the actor through so many critics."""
+        actor = [self.observation, *self.hidden, heads * self.action]
+        forward, inner = products(actor), products(actor[1:])
+        climb = critics * (self.critic_forward + self.critic_to_action)
+        return forward + (2 * forward + inner + climb) / delay
+
+
+def update_flops(config: AgentConfig, observation: int, action: int, batch: int) -> float:
+    """Floating-point operations of one seed's update."""
+    return Work(config, observation, action, batch).per_update()

@@ -1,0 +1,55 @@
+"""Writes reports/performance.md from what the benchmarks noted: the second half of ``make bench``.
+
+python tests/benchmarks/performance.py BENCHMARKS.json reports/performance.md
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
+
+INTRODUCTION = """\
+# Performance
+
+Written by `make bench`; nothing here is typed by hand.
+
+On {machine}, one thread a process; {versions}; commit {commit}.
+
+A *seed-update* is one update of critic, actor and target of one seed: 24 observations, 6 actions,
+batch 256, networks of 2 x 256. The *roofline* is the rate at which the floating-point operations
+that it needs would run if they were all products of 256 x 256 matrices; these are measured between
+the rounds of the work, in the same process. *Compiled* is what `--compile on` runs.
+
+| work | measured | ratio | | to reach |
+|---|---|---|---|---|
+"""
+
+
+def main(benchmarks: Path, page: Path) -> None:
+    """Write the page."""
+    measured: list[dict[str, Any]] = json.loads(benchmarks.read_text())["benchmarks"]
+    hardware = describe_hardware("cpu")
+    versions = describe_versions()
+    text = INTRODUCTION.format(
+        machine=", ".join(str(value) for value in hardware.values() if value),
+        versions=", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "numpy")),
+        commit=describe_commit(),
+    )
+    for benchmark in measured:
+        for row in benchmark["extra_info"].get("rows", ()):
+            text += (
+                f"| {row['work']} | {row['measured']} | {row['ratio']:.2f} | {row['of']} "
+                f"| {row['goal']} |\n"
+            )
+    page.write_text(text, encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    typer.run(main)

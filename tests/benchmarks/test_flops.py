@@ -1,0 +1,51 @@
+"""The count of an update's operations, against those that it really runs."""
+
+from typing import Any
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from agents.registry import BUILT_IN, find_agent
+from tests.benchmarks.flops import update_flops
+from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts the operations of every matrix product."""
+
+    flops = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self.flops += 2 * args[0].numel() * args[1].shape[-1]
+        assert name not in ("addmm", "baddbmm"), "not counted"
+        return function(*args, **(kwargs or {}))
+
+
+NAMES = [find_agent(path).name for path in BUILT_IN]
+WIDE = [(n, {"diffusion_steps": 20}) for n in NAMES if n.startswith(("qsm", "diffusion"))]
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((n, {}) for n in NAMES), *WIDE])
+def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, Any]) -> None:
+    agent, batch = new_agent(name, 1, **settings), new_batch(1)
+    updates = 4
+    with ProductCounter() as counter:
+        for _ in range(updates):
+            agent.update(batch)
+    needed = update_flops(agent.config, OBSERVATION, ACTION, BATCH)  # type: ignore[attr-defined]
+    # Unneeded ones may be run, but hardly any; those of one column are not run as products.
+    assert 0.99 * needed < counter.flops / updates < 1.02 * needed
+
+
+def test_more_seeds_are_as_much_work_each() -> None:
+    counts = []
+    for seeds in (1, 3):
+        agent, batch = new_agent("qsm", seeds, hidden_sizes=(32, 32)), new_batch(seeds)
+        with ProductCounter() as counter:
+            agent.update(batch)
+        counts.append(counter.flops / seeds)
+    assert counts[0] == pytest.approx(counts[1])

@@ -1,0 +1,110 @@
+"""What a training step costs beside its update: ``make bench``."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from envs import Lockstep
+from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.store import Cell
+from qsm_bench.training import Training
+from tests.benchmarks.workload import OBSERVATION, SideBySide, new_agent, new_batch, note, seconds
+
+WARMUP, STEPS = 300, 200
+
+
+def test_acting(benchmark: Any) -> None:
+    agent, batch = new_agent("qsm", 8), new_batch(8)
+    observation = torch.randn(8, 1, OBSERVATION)
+    run = SideBySide(benchmark, lambda: agent.act(observation, explore=True))
+    run.beside("update", lambda: seconds(lambda: agent.update(batch)))
+    if run.run():
+        note(
+            benchmark,
+            "acting, qsm, T = 5, S = 8, one observation each",
+            f"{1e3 * run.median:.2f} ms",
+            run.median / (run.median + run.of("update")),
+            "of acting and updating",
+            "under 0.15",
+        )
+
+
+class Clock:
+    """Adds up the time of calls by name, without what the calls inside them are counted for."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._inside: list[float] = []
+
+    def on(self, thing: Any, method: str, name: str) -> None:
+        """Count every call of that method."""
+        call: Callable[..., Any] = getattr(thing, method)
+
+        @wraps(call)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inside.append(0.0)
+            began = perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                took = perf_counter() - began
+                self.spent[name] = self.spent.get(name, 0.0) + took - self._inside.pop()
+                if self._inside:
+                    self._inside[-1] += took
+
+        setattr(thing, method, timed)
+
+
+def test_where_a_training_run_spends_its_time(benchmark: Any, tmp_path: Path) -> None:
+    experiment = Experiment(
+        name="profile",
+        agents=parse_agents("qsm"),
+        tasks=("walker-walk",),
+        seeds=4,
+        steps=100_000,
+        warmup_steps=WARMUP,
+        batch_size=256,
+        eval_every=100_000,
+        eval_episodes=1,
+        device="cpu",
+    )
+    training = Training(next(experiment.jobs()), Cell(tmp_path), checkpoint_every=100_000)
+    for _ in range(WARMUP + 10):
+        training._take_step()
+    clock = Clock()
+    environments = training.environments
+    assert isinstance(environments, Lockstep)
+    for environment in environments._envs:
+        clock.on(environment.unwrapped, "step", "physics and its Gymnasium adapter")
+    clock.on(environments, "finish", "flattening, rescaling and checking")
+    clock.on(training.replay, "add", "replay: insert")
+    clock.on(training.replay, "sample", "replay: sample")
+    clock.on(training.agent, "act", "acting")
+    clock.on(training.agent, "update", "update: the rest, noise and metrics")
+    clock.on(training.agent.critic_optimiser, "minimise", "update: critic, backward and step")  # type: ignore[attr-defined]
+    clock.on(training.agent.actor_optimiser, "minimise", "update: actor, backward and step")  # type: ignore[attr-defined]
+    clock.on(training.agent, "actor_loss", "update: actor, grad_a Q and denoiser")
+    clock.on(training, "_take_step", "the loop itself")
+    rounds = 1 if benchmark.disabled else STEPS
+    benchmark.pedantic(training._take_step, rounds=rounds)
+    training.close()
+    if benchmark.stats is None:
+        return
+    total = sum(clock.spent.values())
+    for name, spent in sorted(clock.spent.items(), key=lambda item: -item[1]):
+        if name:
+            work = f"walker-walk, qsm, S = 4: {name}"
+            note(benchmark, work, f"{1e3 * spent / STEPS:.2f} ms", spent / total, "of a step")
+    ours = ("flattening, rescaling and checking", "replay: insert", "replay: sample")
+    note(
+        benchmark,
+        "environment side on walker-walk (flatten, rescale, replay insert and sample)",
+        f"{1e3 * sum(clock.spent[name] for name in ours) / STEPS:.2f} ms",
+        sum(clock.spent[name] for name in ours) / total,
+        "of a step",
+        "under 0.1",
+    )

@@ -1,0 +1,100 @@
+"""What is measured, and what it is measured against: the same for every benchmark.
+
+Everything runs on one thread, set up as a job is. The yardstick is a float32 matrix product of
+256 x 256 x 256, measured between the rounds of the work, so that whatever else the machine does
+meets both alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from agents.acceleration import accelerate
+from agents.protocol import Agent, Batch
+from agents.registry import find_agent
+
+OBSERVATION, ACTION, BATCH = 24, 6, 256
+CPU = torch.device("cpu")
+SIDE = 256
+GEMM_FLOPS = 2 * SIDE**3
+
+
+def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any) -> Agent:
+    """An agent of the common size, ready to update."""
+    agent = find_agent(name).agent
+    built = agent(agent.config_class(**settings), OBSERVATION, ACTION, tuple(range(seeds)), CPU)
+    accelerate(built, CPU, compiled=compiled)
+    return built
+
+
+def new_batch(seeds: int) -> Batch:
+    """Made-up transitions of the common size."""
+    return Batch(
+        observation=torch.randn(seeds, BATCH, OBSERVATION),
+        action=torch.rand(seeds, BATCH, ACTION) * 2 - 1,
+        reward=torch.rand(seeds, BATCH),
+        discount=torch.full((seeds, BATCH), 0.99),
+        next_observation=torch.randn(seeds, BATCH, OBSERVATION),
+    )
+
+
+def seconds(call: Callable[[], Any], times: int = 1) -> float:
+    """Mean time of so many calls."""
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - began) / times
+
+
+def gemm_rate() -> float:
+    """Operations per second of the yardstick: the median of 20 products."""
+    a, b, out = (torch.randn(SIDE, SIDE) for _ in range(3))
+    return GEMM_FLOPS / statistics.median(
+        seconds(lambda: torch.mm(a, b, out=out)) for _ in range(20)
+    )
+
+
+class SideBySide:
+    """Measures a call with pytest-benchmark, and others in turn with it, round by round."""
+
+    def __init__(self, benchmark: Any, call: Callable[[], Any], *, rounds: int = 30) -> None:
+        self.benchmark = benchmark
+        self.call = call
+        self.rounds = rounds
+        self.others: dict[str, Callable[[], float]] = {"gemm": gemm_rate}
+        self.seen: dict[str, list[float]] = {}
+
+    def beside(self, name: str, measure: Callable[[], float]) -> None:
+        """Let ``measure()`` be called before every round; see ``of``."""
+        self.others[name] = measure
+
+    def run(self) -> bool:
+        """Measure; False where benchmarks are switched off, and the call was only tried."""
+
+        def between_rounds() -> None:
+            for name, measure in self.others.items():
+                self.seen.setdefault(name, []).append(measure())
+
+        self.benchmark.pedantic(
+            self.call, setup=between_rounds, rounds=self.rounds, warmup_rounds=5
+        )
+        return self.benchmark.stats is not None
+
+    @property
+    def median(self) -> float:
+        """Seconds of the call."""
+        return float(self.benchmark.stats.stats.median)
+
+    def of(self, name: str) -> float:
+        """The median of what was measured beside it."""
+        return statistics.median(self.seen[name])
+
+
+def note(benchmark: Any, work: str, measured: str, ratio: float, of: str, goal: str = "") -> None:
+    """Leave a row of reports/performance.md with the benchmark, and print it."""
+    row = {"work": work, "measured": measured, "ratio": ratio, "of": of, "goal": goal}
+    benchmark.extra_info.setdefault("rows", []).append(row)
+    print(f"\n{work}: {measured}; {ratio:.3g} {of}; to reach: {goal or '-'}")
