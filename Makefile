@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
 SUITE ?= smoke
 
-.PHONY: run test check regress bench clean
+.PHONY: run test check regress gate bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
@@ -21,6 +21,9 @@ check: $(VENV)/installed
 
 regress: $(VENV)/installed
 	$(BIN)/python -m qsm_bench regress
+
+gate: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/gate.py
 
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

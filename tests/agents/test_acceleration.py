@@ -62,6 +62,16 @@ def test_compiled_updates_are_the_plain_ones_but_for_rounding(path: str) -> None
 
 @pytest.mark.slow
 @needs_compiler
+def test_agents_of_one_class_do_not_share_a_program() -> None:
+    """They may be of other sizes, or settings, in one process."""
+    for settings in ({}, {"polyak": 0.5}, {"hidden_sizes": (8,)}):
+        plain, fast = (build("td3", **settings) for _ in range(2))
+        accelerate(fast, CPU, compiled=True)
+        assert_same_course(plain, fast)
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_compiled_update_takes_the_learning_rate_down_as_a_plain_one_does() -> None:
     """What changes from update to update is not frozen into the code."""
     plain, fast = (build("qsm", actor_decay_updates=6, learning_rate=1e-2) for _ in range(2))

@@ -59,7 +59,9 @@ def test_update(
     if run.run():
         per_seed = run.median / 2 / seeds
         flops = update_flops(agent.config, OBSERVATION, ACTION, BATCH)  # type: ignore[attr-defined]
-        steps = f", T = {agent.config.diffusion_steps}" * isinstance(agent, DiffusionAgent)  # type: ignore[attr-defined]
+        steps = ""
+        if isinstance(agent, DiffusionAgent):
+            steps = f", T = {agent.config.diffusion_steps}"
         note(
             benchmark,
             f"{name}{steps}, S = {seeds}, {'compiled' if compiled else 'as it stands'}",
