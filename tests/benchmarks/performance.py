@@ -37,7 +37,7 @@ def main(benchmarks: Path, page: Path) -> None:
     hardware = describe_hardware("cpu")
     versions = describe_versions()
     text = INTRODUCTION.format(
-        machine=", ".join(str(value) for value in hardware.values() if value),
+        machine="{cpu}, {cores} cores, {memory_gib} GiB".format(**hardware),
         versions=", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "numpy")),
         commit=describe_commit(),
     )
