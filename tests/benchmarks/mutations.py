@@ -1,6 +1,6 @@
 """Does the regression see what it is there for? Breaks copies of the code on purpose.
 
-    python tests/benchmarks/mutations.py [--repeats 10]
+    python tests/benchmarks/mutations.py [--repeats 10] [--only "noise schedule reversed"]
 
 Each mutation is a subtle fault, put into a copy of the packages; ``regress`` must raise an alarm
 there. The unbroken copy is run ``--repeats`` times with other seeds and must raise none. Takes
@@ -67,10 +67,15 @@ def copy_of_the_code(folder: Path) -> Path:
     return folder
 
 
-def main(repeats: Annotated[int, typer.Option(min=0)] = 10) -> None:
-    """Run all mutations, then the unbroken code; exit status 1 if any came out wrong."""
+def main(
+    repeats: Annotated[int, typer.Option(min=0)] = 10,
+    only: Annotated[list[str] | None, typer.Option(help="Mutations to run; default: all.")] = None,
+) -> None:
+    """Run the mutations, then the unbroken code; exit status 1 if any came out wrong."""
     wrong = 0
     for number, (name, (file, right, broken)) in enumerate(MUTATIONS.items()):
+        if only and name not in only:
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = copy_of_the_code(Path(temporary))
             text = (folder / file).read_text()
@@ -83,7 +88,10 @@ def main(repeats: Annotated[int, typer.Option(min=0)] = 10) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             alarm, table = regress(copy_of_the_code(Path(temporary)), 20_000 + 100 * repeat)
         wrong += alarm
-        print(f"unbroken, repeat {repeat}: {'FALSE ALARM' if alarm else 'no alarm'}\n{table}")
+        print(
+            f"unbroken, repeat {repeat}: {'FALSE ALARM' if alarm else 'no alarm'}\n{table}",
+            flush=True,
+        )
     raise SystemExit(bool(wrong))
 
 

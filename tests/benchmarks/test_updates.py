@@ -15,6 +15,7 @@ import torch
 from agents.diffusion_agent import DiffusionAgent
 from agents.replay import ReplayBuffer
 from tests.benchmarks.flops import update_flops
+from tests.benchmarks.peer import Peer
 from tests.benchmarks.workload import (
     ACTION,
     BATCH,
@@ -101,35 +102,6 @@ def test_score_matching_costs_the_same_for_any_number_of_steps(benchmark: Any) -
         )
 
 
-def peer(library: str, algorithm: str) -> Any:
-    """A peer's learner of the same sizes, its replay filled."""
-    gymnasium = pytest.importorskip("gymnasium")
-    module = pytest.importorskip(library)
-
-    class Noise(gymnasium.Env):  # type: ignore[misc]
-        observation_space = gymnasium.spaces.Box(-10, 10, (OBSERVATION,))
-        action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
-
-        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-            return self.observation_space.sample(), {}
-
-        def step(self, action: Any) -> tuple[Any, float, bool, bool, Any]:
-            return self.observation_space.sample(), 0.0, False, False, {}
-
-    model = getattr(module, algorithm)(
-        "MlpPolicy",
-        Noise(),
-        policy_kwargs={"net_arch": [256, 256]},
-        learning_rate=3e-4,
-        batch_size=BATCH,
-        buffer_size=10_000,
-        learning_starts=1_000,
-        device="cpu",
-    )
-    model.learn(1_010)
-    return model
-
-
 @pytest.fixture
 def one_core() -> Iterator[None]:
     """For libraries that start as many threads as there are cores."""
@@ -145,8 +117,10 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
     """Replay's sample and update, as the peers' ``train`` has both."""
     if benchmark.disabled:
         pytest.skip("peers are only there to be measured against")
-    jax = pytest.importorskip("jax")
-    sb3, sbx = (peer(library, algorithm) for library in ("stable_baselines3", "sbx"))
+    peers = {
+        "SBX": Peer("sbx", algorithm),
+        "stable-baselines3": Peer("stable_baselines3", algorithm),
+    }
     agent = new_agent(algorithm.lower(), seeds, compiled=True)
     replay = ReplayBuffer(10_000, OBSERVATION, ACTION, range(seeds), CPU)
     zero = torch.zeros(seeds, dtype=torch.bool)
@@ -159,29 +133,19 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
             agent.update(replay.sample(BATCH))
 
     run = SideBySide(benchmark, updates, rounds=15)
-
-    def train_sbx() -> None:
-        sbx.train(batch_size=BATCH, gradient_steps=20)
-        # What it returns from may still be running, on a thread of its own.
-        jax.block_until_ready((sbx.policy.qf_state.params, sbx.policy.actor_state.params))
-
-    def train_sb3() -> None:
-        sb3.train(batch_size=BATCH, gradient_steps=20)
-
-    # SBX compiles a program for each number of updates in a call.
-    train_sb3(), train_sbx()
-    run.beside("sb3", lambda: seconds(train_sb3))
-    run.beside("sbx", lambda: seconds(train_sbx))
+    for name, peer in peers.items():
+        run.beside(name, peer.seconds_per_update)
     if run.run():
         mine = seeds * 20 / run.median
-        for other, full_name in (("sbx", "SBX"), ("sb3", "stable-baselines3")):
-            goal = {"sbx": "1.15" if seeds == 1 else "1.3", "sb3": "1"}[other]
-            theirs = 20 / run.of(other)
+        for name in peers:
+            theirs = 1 / run.of(name)
             note(
                 benchmark,
                 f"{algorithm.lower()}, S = {seeds}, compiled, with the replay's sample",
                 f"{mine:.0f} seed-updates/s",
                 mine / theirs,
-                f"times {full_name}'s {theirs:.0f}/s",
-                goal,
+                f"times {name}'s {theirs:.0f}/s",
+                {"SBX": "1.15" if seeds == 1 else "1.3"}.get(name, "1"),
             )
+    for peer in peers.values():
+        peer.close()
