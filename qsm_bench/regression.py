@@ -173,7 +173,8 @@ def read_baseline(folder: Path) -> pd.DataFrame:
     try:
         about = json.loads((folder / "baseline.json").read_text())
         scores = pd.read_csv(folder / "baseline.csv")
-        recorded = about["protocol"]
+        # As jobs, so that a setting which came later is there with its default.
+        recorded = [_without_seeds(Job(**job, seeds=())) for job in about["protocol"]]
         _ = scores[["agent", "task", "seed", *SCORES]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -189,11 +190,11 @@ def read_baseline(folder: Path) -> pd.DataFrame:
 
 def protocol() -> list[dict[str, Any]]:
     """Everything that decides the scores, but the seeds."""
-    return [
-        job.model_dump(mode="json", exclude={"seeds"})
-        for experiment in experiments(1, 0)
-        for job in experiment.jobs()
-    ]
+    return [_without_seeds(job) for experiment in experiments(1, 0) for job in experiment.jobs()]
+
+
+def _without_seeds(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude={"seeds"})
 
 
 def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:

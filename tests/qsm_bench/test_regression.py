@@ -92,6 +92,15 @@ def test_a_baseline_of_other_settings_is_refused(tmp_path: Path) -> None:
         regression.read_baseline(tmp_path)
 
 
+def test_a_setting_that_came_later_has_its_default_in_a_baseline(tmp_path: Path) -> None:
+    regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(6), 3))
+    file = tmp_path / "baseline.json"
+    about = json.loads(file.read_text())
+    assert [job.pop("compiled") for job in about["protocol"]] == [False] * len(about["protocol"])
+    file.write_text(json.dumps(about))
+    assert len(regression.read_baseline(tmp_path)) == 3 * len(about["protocol"])
+
+
 @pytest.mark.parametrize("damage", ["", "{", '{"protocol": []'])
 def test_a_baseline_that_cannot_be_read_is_one_clear_line(tmp_path: Path, damage: str) -> None:
     regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(6), 3))
