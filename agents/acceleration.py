@@ -1,13 +1,20 @@
 """Faster ways to run an agent's pure update: compiled, and replayed as a CUDA graph.
 
-Both wrap ``agent.step``, a function of (parameters, batch, noise) whose state lives in tensors that
-it changes in place; an agent that has no ``step`` runs as it is. Neither is needed for a correct
-result: compiled numbers are the eager ones up to the order of floating-point operations.
+Both wrap ``agent.step`` of an agent whose class says ``pure_step = True``: a function of
+(parameters, batch, noise, switches) that draws no random numbers and keeps all that changes in
+tensors, which it changes in place. Python numbers that such a step reads are built into its
+program. Neither is needed for a correct result: compiled numbers are the plain ones up to the
+order of operations.
 """
 
 import copy
+import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -17,20 +24,26 @@ from torch import Tensor
 from agents.protocol import Agent
 
 
-def why_not_compiled() -> str | None:
-    """What this machine lacks to compile updates, if it lacks something."""
+def why_not_compiled(device: str = "cpu") -> str | None:
+    """What this machine lacks to compile updates for a device, if it lacks something."""
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return f"torch {torch.__version__} cannot trace a gradient: 2.11 or later can"
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        return "there is no C++ compiler (g++)"
+    if device.startswith("cuda"):
+        return None if find_spec("triton") else "triton is not installed"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        return f"there is no C++ compiler ({compiler})"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's header files (Python.h) are not installed"
     return None
 
 
 def accelerate(agent: Agent, device: torch.device, *, compiled: bool) -> None:
     """Wrap the agent's ``step``: compiled if asked for, and on a GPU captured in CUDA graphs."""
-    step: Callable[..., dict[str, Tensor]] | None = getattr(agent, "step", None)
-    if step is None:
+    # A subclass has to say it for itself: what it adds may not be pure.
+    if not vars(type(agent)).get("pure_step"):
         return
+    step: Callable[..., dict[str, Tensor]] = agent.step  # type: ignore[attr-defined]
     if compiled:
         # The gradients and the optimiser are part of the one graph that is compiled.
         torch._dynamo.config.trace_autograd_ops = True
@@ -41,7 +54,7 @@ def accelerate(agent: Agent, device: torch.device, *, compiled: bool) -> None:
             options={"guard_filter_fn": _of_the_inputs},
         )
     if device.type == "cuda":
-        step = CapturedStep(agent, step)
+        step = CapturedStep(agent, step, device)
     agent.step = step  # type: ignore[attr-defined]
 
 
@@ -60,6 +73,7 @@ def _with_code_of_its_own(method: Any) -> Any:
         function.__defaults__,
         function.__closure__,
     )
+    copied.__kwdefaults__ = function.__kwdefaults__
     return MethodType(copied, method.__self__)
 
 
@@ -75,28 +89,32 @@ def _of_the_inputs(guards: Sequence[Any]) -> list[bool]:
 class CapturedStep:
     """A step that is recorded once as a CUDA graph and then replayed, one launch an update.
 
-    There is one graph for every combination of the arguments that are no tensors.
+    There is one graph for every combination of shapes and of arguments that are no tensors.
     """
 
     WARM_UPS = 3
     """Runs before the capture, as CUDA's libraries allocate their workspaces in the first."""
 
-    def __init__(self, agent: Agent, step: Callable[..., dict[str, Tensor]]) -> None:
+    def __init__(
+        self, agent: Agent, step: Callable[..., dict[str, Tensor]], device: torch.device
+    ) -> None:
         self.agent = agent
         self.step = step
+        self.device = device
         self.graphs: dict[
             tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Tensor]]
         ] = {}
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        key = tuple(x for x in _leaves(inputs) if not isinstance(x, Tensor))
-        if key not in self.graphs:
-            self.graphs[key] = self._capture(inputs)
-        graph, held, outputs = self.graphs[key]
-        given = [x for x in _leaves(inputs) if isinstance(x, Tensor)]
-        torch._foreach_copy_(held, given)
-        graph.replay()
-        return {name: value.clone() for name, value in outputs.items()}
+        leaves = list(_leaves(inputs))
+        key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+        with torch.cuda.device(self.device):
+            if key not in self.graphs:
+                self.graphs[key] = self._capture(inputs)
+            graph, held, outputs = self.graphs[key]
+            torch._foreach_copy_(held, [x for x in leaves if isinstance(x, Tensor)])
+            graph.replay()
+            return {name: value.clone() for name, value in outputs.items()}
 
     def _capture(
         self, inputs: tuple[Any, ...]
@@ -118,10 +136,14 @@ class CapturedStep:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What nested tuples hold, in order."""
+    """What nested tuples hold, in order. Raises TypeError for another container."""
     if isinstance(value, tuple):
         for item in value:
             yield from _leaves(item)
+    elif isinstance(value, list | dict | set):
+        raise TypeError(
+            f"a pure step takes tensors and tuples of them, not a {type(value).__name__}"
+        )
     else:
         yield value
 

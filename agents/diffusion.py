@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from agents.networks import MLP, Linear, mish
 from agents.streams import SeedStreams
@@ -84,8 +85,9 @@ class ConditionedDenoiser:
         if isinstance(t, int):
             time = self.time_part[:, t - 1 : t]
         else:
-            index = (t - 1).unsqueeze(-1).expand(-1, -1, self.time_part.shape[-1])
-            time = self.time_part.gather(1, index)
+            # As a product: the gradient of an index adds up in no fixed order on a GPU.
+            chosen = functional.one_hot(t - 1, self.time_part.shape[1]).to(self.time_part)
+            time = torch.bmm(chosen, self.time_part)
         hidden = action @ self.weight + self.observation_part + time
         out: Tensor = self.denoiser.rest(mish(hidden))
         return out

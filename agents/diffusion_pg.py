@@ -52,6 +52,7 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
     """Likelihood-ratio policy gradient over the sampler's steps (eq. 9)."""
 
     name = "diffusion_pg"
+    pure_step = True
     config_class = DiffusionPGConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "diffusion_pg_literal": {"chains": 1, "baseline": "none", "scale_advantage": False},

@@ -64,6 +64,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     """Backpropagation of the critic's value through the sampler (Diffusion-QL's actor)."""
 
     name = "diffusion_ql"
+    pure_step = True
     config_class = DiffusionQLConfig
 
     def __init__(

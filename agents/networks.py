@@ -64,7 +64,7 @@ class _NarrowAffine(torch.autograd.Function):
         ctx.save_for_backward(x, w)
         if w.shape[-1] == 1:
             return (x * w.mT).sum(dim=-1, keepdim=True) + b
-        return (w.mT @ x.mT).mT + b
+        return torch.bmm(w.mT, x.mT).mT + b
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,6 +85,7 @@ class Linear(nn.Module):
         self, inputs: int, outputs: int, streams: SeedStreams, twins: int = 1, fan_in: int = 0
     ) -> None:
         super().__init__()
+        self.twins = twins
         bound = 1.0 / math.sqrt(fan_in or inputs)
 
         def start(rows: int) -> nn.Parameter:
@@ -95,12 +96,15 @@ class Linear(nn.Module):
         self.bias = start(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Of twins, as many take part as there is input for: the first alone, or both.
-        weight, bias = self.weight[: len(x)], self.bias[: len(x)]
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.twins > 1 and self.twins * len(x) == len(weight):
+            # The first of the twins alone.
+            weight, bias = weight[: len(x)], bias[: len(x)]
         if weight.shape[-1] < NARROW:
             out: Tensor = _NarrowAffine.apply(bias, x, weight)  # type: ignore[no-untyped-call]
             return out
-        return x @ weight + bias
+        return torch.bmm(x, weight) + bias
 
 
 class MLP(nn.Module):

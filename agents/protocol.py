@@ -67,7 +67,9 @@ class AgentConfig:
 class Agent(Protocol):
     """A trainer of S independent policies in lockstep.
 
-    Constructed as ``Agent(config, observation_size, action_size, seeds, device)``.
+    Constructed as ``Agent(config, observation_size, action_size, seeds, device)``. A class that
+    says ``pure_step = True`` has its method ``step`` compiled, or captured in a CUDA graph, and
+    promises what ``agents.acceleration`` asks of it.
     """
 
     name: ClassVar[str]

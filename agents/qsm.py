@@ -72,6 +72,7 @@ class QSM(DiffusionAgent[QSMConfig]):
     """Q-score matching."""
 
     name = "qsm"
+    pure_step = True
     config_class = QSMConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "qsm_normalized": {"target_scale": "normalized"},

@@ -68,6 +68,7 @@ class SAC(Learner):
     """Soft actor-critic."""
 
     name: ClassVar[str] = "sac"
+    pure_step: ClassVar[bool] = True
     config_class: ClassVar[type[SACConfig]] = SACConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sac_reference": {

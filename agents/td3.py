@@ -42,6 +42,7 @@ class TD3(Learner):
     """Twin delayed DDPG."""
 
     name: ClassVar[str] = "td3"
+    pure_step: ClassVar[bool] = True
     config_class: ClassVar[type[TD3Config]] = TD3Config
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

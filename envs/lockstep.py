@@ -64,7 +64,7 @@ class Lockstep:
         self.action_size = self._envs[0].action_space.shape[0]  # type: ignore[index]
         self._running = np.zeros(count, bool)
         self._all = np.ones(count, bool)
-        self._begun = np.zeros((0, 0), np.float32), self._running
+        self._begun: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
 
     def reset(self, index: int, seed: int) -> NDArray[np.float32]:
         """Begin a new episode in environment `index`.
@@ -104,8 +104,10 @@ class Lockstep:
         self._begun = actions, active
 
     def finish(self) -> Step:
-        """The results of the step that `begin` began."""
-        actions, active = self._begun
+        """The results of the step that `begin` began. Raises RuntimeError if there is none."""
+        if self._begun is None:
+            raise RuntimeError("no step was begun")
+        (actions, active), self._begun = self._begun, None
         step = Step(
             np.zeros((self.count, self.observation_size), np.float32),
             np.zeros(self.count, np.float32),

@@ -1,6 +1,7 @@
 """Environments of one task spread over processes, which step while the caller does other work."""
 
 import multiprocessing
+import signal
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,12 +34,13 @@ class ParallelLockstep:
         for rows in self._rows:
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, self.task.name, len(rows)), daemon=True
+                target=_serve, args=(theirs, self.task, len(rows)), daemon=True
             )
             process.start()
             theirs.close()
             self._ends.append(mine)
             self._processes.append(process)
+        self._begun = False
         self.observation_size, self.action_size = self._answers(self._ends)[0]
 
     def reset(self, index: int, seed: int) -> NDArray[np.float32]:
@@ -55,12 +57,16 @@ class ParallelLockstep:
         if actions.shape != (self.count, self.action_size):
             expected = (self.count, self.action_size)
             raise ValueError(f"actions have shape {actions.shape} instead of {expected}")
+        self._begun = True
         for end, rows in zip(self._ends, self._rows, strict=True):
             with suppress(ConnectionError):  # which the answer tells
                 end.send(("step", (actions[rows], None if active is None else active[rows])))
 
     def finish(self) -> Step:
-        """The results of the step that `begin` began."""
+        """The results of the step that `begin` began. Raises RuntimeError if there is none."""
+        if not self._begun:
+            raise RuntimeError("no step was begun")
+        self._begun = False
         return Step(*map(np.concatenate, zip(*self._answers(self._ends), strict=True)))
 
     def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
@@ -91,8 +97,10 @@ class ParallelLockstep:
         return answers
 
 
-def _serve(end: Connection, task: str, count: int) -> None:
+def _serve(end: Connection, task: Task, count: int) -> None:
     """Answer the calls that come through the pipe until it is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the job saves itself first, then closes the pipe
     with suppress(EOFError, KeyboardInterrupt, ConnectionError):
         try:
             environments = Lockstep(task, count)

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ RESULTS, REPORTS = Path("results"), Path("reports")
 DEFAULT_STEPS = 1_000_000
 
 WORTH_COMPILING = 50_000
-"""Updates from which compiling, up to 40 s, is won back: see reports/performance.md."""
+"""Updates from which compiling, up to a minute, is won back: see reports/performance.md."""
 
 WATCH_SECONDS = 2.0
 
@@ -95,23 +96,23 @@ def run(
 ) -> None:
     """Train every agent on every task, or go on where an earlier run of this name was cut off."""
     from qsm_bench.experiment import Experiment, parse_agents
+    from qsm_bench.store import ExperimentStore
 
     protocol = _protocol(suite, tasks)
-    steps = steps or protocol.steps
-    warmup_steps = warmup_steps or protocol.warmup_steps
     experiment = Experiment(
         name=protocol.name if name is None else name,
         agents=parse_agents(agents, settings or ()),
         tasks=protocol.tasks,
         seeds=seeds or protocol.seeds,
-        steps=steps,
-        warmup_steps=warmup_steps,
+        steps=steps or protocol.steps,
+        warmup_steps=warmup_steps or protocol.warmup_steps,
         batch_size=batch_size,
         eval_every=eval_every or protocol.eval_every,
         eval_episodes=eval_episodes or protocol.eval_episodes,
         device=_device(device),
-        compiled=_compiled(compiled, steps - warmup_steps),
     )
+    earlier = ExperimentStore(results, experiment.name)
+    experiment = replace(experiment, compiled=_compiled(compiled, experiment, earlier))
     jobs = list(experiment.jobs())
     _check_tasks(experiment.tasks)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
@@ -444,13 +445,17 @@ def _check_tasks(tasks: tuple[str, ...]) -> None:
             raise UserError(str(error)) from error
 
 
-def _compiled(asked: str, updates: int) -> bool:
+def _compiled(asked: str, experiment: "Experiment", earlier: "ExperimentStore") -> bool:
     """Whether updates are compiled. Raises UserError if they must be and cannot."""
     from agents.acceleration import why_not_compiled
 
+    if asked == "auto" and earlier.file.exists():
+        # What was begun goes on as it was.
+        return bool(earlier.read().get("compiled", False))
+    updates = experiment.steps - experiment.warmup_steps
     if asked == "off" or (asked == "auto" and updates < WORTH_COMPILING):
         return False
-    reason = why_not_compiled()
+    reason = why_not_compiled(experiment.device)
     if reason and asked == "on":
         raise UserError(f"--compile on: {reason}; use auto or off")
     return reason is None

@@ -10,6 +10,7 @@ import torch
 from agents.replay import ReplayBuffer
 from envs import Lockstep
 from qsm_bench.experiment import Job
+from qsm_bench.process import settle
 from qsm_bench.training import build_agent
 
 ENVIRONMENT_STEPS, UPDATES = 50, 10
@@ -25,8 +26,11 @@ class Cost:
 
 
 def calibrate(job: Job) -> Cost:
-    """Time a few environment steps, actions and updates of ``job`` on one thread."""
-    torch.set_num_threads(1)
+    """Time a few environment steps, actions and updates of ``job`` on one thread.
+
+    Updates are timed as they stand: compiling them would take longer than the rest together.
+    """
+    settle()
     seeds = len(job.seeds)
     environments = Lockstep(job.task, seeds)
     sizes = environments.observation_size, environments.action_size

@@ -241,6 +241,7 @@ class ExperimentStore:
             "eval_every": experiment.eval_every,
             "eval_episodes": experiment.eval_episodes,
             "device": experiment.device,
+            "compiled": experiment.compiled,
             "command": command,
         }
         with _writing(self.folder):

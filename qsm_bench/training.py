@@ -189,7 +189,7 @@ class Training:
         """In this process where it computes the updates too; on a GPU, in as many as have cores."""
         if self.device.type == "cpu":
             return Lockstep(self.job.task, count)
-        return ParallelLockstep(self.job.task, count, min(count, os.cpu_count() or 1))
+        return ParallelLockstep(self.job.task, count, min(count, len(os.sched_getaffinity(0))))
 
     def _note_diverged(self) -> None:
         for row in (~self.sound).nonzero().flatten().tolist():

@@ -30,6 +30,7 @@ PROTOCOL = (
     "action_repeat",
     "seeds",
     "device",
+    "compiled",
 )
 
 

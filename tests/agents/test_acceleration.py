@@ -13,6 +13,7 @@ from agents.acceleration import CapturedStep, accelerate, why_not_compiled
 from agents.protocol import Agent, Batch
 from agents.qsm import ActorNoise
 from agents.registry import BUILT_IN, find_agent
+from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch
 
 SEEDS = (3, 4)
@@ -101,11 +102,24 @@ def test_without_being_asked_the_cpu_runs_the_step_as_it_stands() -> None:
     assert agent.step == step  # type: ignore[attr-defined]
 
 
-def test_an_agent_without_a_step_is_left_alone() -> None:
-    class Bare:
+def test_only_a_class_that_says_its_step_is_pure_is_touched() -> None:
+    """What a subclass adds may not be: a Python number that changes would be frozen."""
+
+    class Derived(TD3):
         pass
 
-    accelerate(Bare(), CPU, compiled=True)  # type: ignore[arg-type]
+    class Bare:
+        step = 7
+
+    for agent in (Derived(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()):
+        step = agent.step
+        accelerate(agent, CPU, compiled=True)  # type: ignore[arg-type]
+        assert agent.step == step
+
+
+def test_a_step_is_given_tensors_and_tuples_alone() -> None:
+    with pytest.raises(TypeError, match="not a dict"):
+        list(acceleration._leaves(({"noise": torch.zeros(1)},)))
 
 
 def test_arguments_are_taken_apart_and_copied_with_their_types() -> None:

@@ -2,12 +2,13 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.networks import MLP, Linear, TwinCritic, mish
+from agents.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish
 from agents.optimiser import Adam, polyak_update
 from agents.streams import SeedStreams
 
@@ -35,6 +36,28 @@ def test_each_member_of_a_linear_layer_is_torchs_linear() -> None:
     for member in range(2):
         own = nn.functional.linear(x[member], layer.weight[member].T, layer.bias[member, 0])
         torch.testing.assert_close(layer(x)[member], own)
+
+
+@pytest.mark.parametrize("outputs", [1, 6])
+def test_the_gradient_of_a_narrow_layer_is_the_finite_difference(outputs: int) -> None:
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+
+    arguments = normal(1, outputs), normal(5, 4), normal(4, outputs)
+    assert torch.autograd.gradcheck(_NarrowAffine.apply, arguments)
+
+
+def test_the_first_critic_is_the_first_of_the_twins() -> None:
+    critic = TwinCritic(3, 2, (8, 8), streams(0, 1))
+    observation, action = torch.randn(2, 5, 3), torch.rand(2, 5, 2)
+    torch.testing.assert_close(critic.first(observation, action), critic(observation, action)[0])
+
+
+def test_a_network_refuses_input_for_another_number_of_seeds() -> None:
+    network = MLP((4, 8, 2), streams(0, 1, 2))
+    for seeds in (1, 2, 4):
+        with pytest.raises(RuntimeError):
+            network(torch.randn(seeds, 5, 4))
 
 
 def test_initial_weights_fill_their_range_and_differ_between_seeds_and_twins() -> None:

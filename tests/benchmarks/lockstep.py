@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.process import settle
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
@@ -60,8 +60,7 @@ def main(
     blocks: Annotated[int, typer.Option()] = 12,
 ) -> None:
     """Measure and print the ratios."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    settle()
     for agent in agents.split(","):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary)

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import numpy as np
 import psutil
-import torch
 import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.process import settle
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
@@ -32,7 +32,7 @@ def main(
     steps: Annotated[int, typer.Option(min=2000)] = 200_000,
 ) -> None:
     """Run one small job and watch its process."""
-    torch.set_num_threads(1)
+    settle()
     (job,) = Experiment(
         name="long-life",
         agents=parse_agents(f"{agent}[hidden_sizes=[16]]"),

@@ -27,6 +27,7 @@ from envs import Lockstep, find_task, make
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
+from qsm_bench.process import settle
 from qsm_bench.store import CsvLog, ExperimentStore, Manifest
 
 
@@ -116,8 +117,7 @@ def main(
     results: Annotated[Path, typer.Option()] = Path("results"),
 ) -> None:
     """Train and evaluate the peer on one task, with the protocol of the experiment NAME."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    settle()
     store = ExperimentStore(results, name)
     asked = store.read()
     found = find_task(task)

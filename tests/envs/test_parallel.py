@@ -2,11 +2,12 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from envs import Environments, Lockstep, ParallelLockstep, TaskError
+from envs import Environments, Lockstep, ParallelLockstep, TaskError, find_task
 
 COUNT = 5
 
@@ -39,6 +40,35 @@ def test_errors_come_back_and_the_processes_go_on() -> None:
         environments.step(actions)
     assert environments.reset(1, 0).shape == (environments.observation_size,)
     environments.close()
+
+
+def test_a_step_that_was_not_begun_is_an_error_and_no_wait() -> None:
+    for environments in (Lockstep("four-goals", 2), ParallelLockstep("four-goals", 2, 1)):
+        with pytest.raises(RuntimeError, match="no step was begun"):
+            environments.finish()
+        environments.close()
+
+
+def test_a_task_goes_to_the_processes_with_its_action_repeat() -> None:
+    task = replace(find_task("four-goals"), action_repeat=3)
+    here, there = Lockstep(task, 1), ParallelLockstep(task, 1, 1)
+    actions = np.full((1, here.action_size), 0.5, np.float32)
+    for environments in (here, there):
+        environments.reset(0, 1)
+    for mine, theirs in zip(here.step(actions), there.step(actions), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    here.close()
+    there.close()
+
+
+def test_being_asked_to_stop_is_for_the_job_and_not_for_its_environments() -> None:
+    environments = ParallelLockstep("four-goals", 2, 2)
+    for process in environments._processes:
+        assert process.pid
+        os.kill(process.pid, signal.SIGTERM)
+    assert environments.reset(1, 0).shape == (environments.observation_size,)
+    environments.close()
+    assert not any(process.is_alive() for process in environments._processes)
 
 
 def test_no_more_processes_than_environments() -> None:

@@ -96,6 +96,7 @@ def make_cell(
         "eval_every": 5_000,
         "eval_episodes": episodes,
         "device": "cpu",
+        "compiled": False,
         "status": "finished",
         "reason": None,
         "step": steps[-1],

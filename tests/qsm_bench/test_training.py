@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from agents.acceleration import why_not_compiled
 from agents.replay import ReplayBuffer
-from envs import Lockstep
+from envs import Lockstep, ParallelLockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
@@ -307,3 +308,31 @@ def test_a_job_all_of_whose_seeds_diverge_comes_to_its_end(tmp_path: Path) -> No
     assert training.last_return is None
     rows = list(csv.DictReader(Cell(tmp_path).evaluations_file.read_text().splitlines()))
     assert [row["return"] for row in rows if row["step"] == "45"] == ["nan"] * 4
+
+
+def test_environments_in_other_processes_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(AGENTS[-1], task="four-goals")
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    train(job, here)
+    monkeypatch.setattr(
+        Training, "_environments", lambda self, count: ParallelLockstep(job.task, count, 2)
+    )
+    train(job, there)
+    assert written(there) == written(here)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_not_compiled() is not None, reason="nothing can be compiled here")
+def test_a_compiled_job_cut_off_and_gone_on_is_uncut(tmp_path: Path) -> None:
+    job = make_job(AGENTS[-1]).model_copy(update={"compiled": True})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    assert train(job, whole)
+    assert not train(job, cut, stop_at=WARMUP + 7)
+    assert train(job, cut)
+    assert written(cut) == written(whole)
