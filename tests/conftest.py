@@ -1,5 +1,8 @@
 """Settings of every test: one thread, repeatable randomness, no deadlines on a shared machine."""
 
+import signal
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -12,3 +15,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_process() -> Iterator[None]:
+    """What a job or a benchmark sets in its process is undone after it has run in this one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(1)

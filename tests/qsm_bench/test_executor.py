@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-import torch
 from filelock import FileLock
 
 from qsm_bench import executor, worker
@@ -175,14 +174,27 @@ def test_a_job_that_dies_on_its_second_start_is_recorded_anew(
     assert "signal SIGKILL" in manifest.reason
 
 
+@pytest.fixture
+def jobs() -> Callable[[], list[psutil.Process]]:
+    """The processes that a test has started and that still run."""
+    before = psutil.Process().children()
+
+    def running() -> list[psutil.Process]:
+        here = [p for p in psutil.Process().children() if p not in before]
+        return [p for p in here if p.status() != psutil.STATUS_ZOMBIE]
+
+    return running
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_jobs_run_as_many_at_a_time_as_there_are_workers(cells: list[Cell], workers: int) -> None:
+def test_jobs_run_as_many_at_a_time_as_there_are_workers(
+    cells: list[Cell], workers: int, jobs: Callable[[], list[psutil.Process]]
+) -> None:
     most = 0
 
     def watch() -> None:
         nonlocal most
-        running = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-        most = max(most, len(running))
+        most = max(most, len(jobs()))
 
     run_scripts(cells, ["import time; time.sleep(0.3)" + FINISH] * 3, workers, watch)
     assert most == workers
@@ -190,7 +202,9 @@ def test_jobs_run_as_many_at_a_time_as_there_are_workers(cells: list[Cell], work
 
 
 def test_an_interrupt_ends_every_job_even_a_stubborn_one(
-    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+    cells: list[Cell],
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: Callable[[], list[psutil.Process]],
 ) -> None:
     monkeypatch.setattr(executor, "GRACE_SECONDS", 0.5)
 
@@ -202,7 +216,7 @@ def test_an_interrupt_ends_every_job_even_a_stubborn_one(
     with pytest.raises(KeyboardInterrupt):
         run_scripts(cells, [STUBBORN] * 3, workers=2, watch=watch)
     assert time.monotonic() - began < 10
-    assert psutil.Process().children() == []
+    assert jobs() == []
     assert cells[2].read_manifest().status == "pending"
 
 
@@ -221,16 +235,6 @@ def test_a_job_that_had_to_be_killed_is_not_left_running(
     with pytest.raises(KeyboardInterrupt):
         run_scripts(cells[:1], [STUBBORN], watch=watch)
     assert cells[0].read_manifest().status != "running"
-
-
-@pytest.fixture(autouse=True)
-def _own_process() -> Iterator[None]:
-    """What a job sets in its process is undone after it has run in this one."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    torch.set_flush_denormal(False)
 
 
 def work(cell: Cell) -> int:
