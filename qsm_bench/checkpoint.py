@@ -15,6 +15,8 @@ import torch
 from agents.replay import ReplayBuffer
 from qsm_bench.errors import UserError
 
+FORMAT = 2
+"""Of a state. 1, up to November 2026: torch's own optimisers, and updates after each step."""
 CHUNK = 4096
 """Replay records that are read or written at a time."""
 
@@ -46,7 +48,7 @@ class Checkpoint:
         try:
             checksum = self._append(replay)
             buffer = io.BytesIO()
-            log = {"replay_added": replay.added, "replay_checksum": checksum}
+            log = {"format": FORMAT, "replay_added": replay.added, "replay_checksum": checksum}
             torch.save(state | log, buffer)
             with temporary.open("wb") as file:
                 file.write(buffer.getbuffer())
@@ -174,4 +176,9 @@ def read_state(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {reason}") from error
     if not isinstance(state, dict) or not isinstance(state.get("replay_added", 0), int):
         raise UserError(f"{file} is not a checkpoint's state")
+    if state.get("format", 1) != FORMAT:
+        raise UserError(
+            f"{file} is of format {state.get('format', 1)}, and this version of qsm_bench reads "
+            f"format {FORMAT}: use the version that its manifest names"
+        )
     return state

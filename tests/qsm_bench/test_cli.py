@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qsm_bench import cli, executor
-from qsm_bench.checkpoint import read_state
+from qsm_bench.checkpoint import FORMAT, read_state
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.store import Cell, ExperimentStore, load_results
 from tests.qsm_bench.processes import ForkedJob, crowding
@@ -313,7 +313,7 @@ def test_evaluating_what_is_no_longer_installed_is_one_line(
         manifest["job"]["task"] = value
     else:
         cell.checkpoint.mkdir()
-        torch.save({"agent": {}, "step": 0}, cell.checkpoint / "state.pt")
+        torch.save({"format": FORMAT, "agent": {}, "step": 0}, cell.checkpoint / "state.pt")
     cell.manifest_file.write_text(json.dumps(manifest))
     arguments = (f"--agent={manifest['job']['agent']}", "--task=bimodal-bandit")
     assert_refused(call("evaluate", "there", *arguments), "nowhere")

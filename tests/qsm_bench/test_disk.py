@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 
 from envs import find_suite
 from qsm_bench import cli, executor
-from qsm_bench.checkpoint import Checkpoint
+from qsm_bench.checkpoint import FORMAT, Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.progress import cell_state
 from qsm_bench.store import Cell, ExperimentStore, Manifest, load_results
 from qsm_bench.training import Training
-from tests.qsm_bench.jobs import AGENTS, kill, make_job, train, uncut, written
+from tests.qsm_bench.jobs import AGENTS, WARMUP, kill, make_job, train, uncut, written
 from tests.qsm_bench.processes import ForkedJob
 
 QSM, *_, TD3 = AGENTS
@@ -146,6 +146,17 @@ def test_a_thousand_damages_are_found(
     begun: Path, checkpoints: dict[int, bytes], name: str, damage: Damage
 ) -> None:
     assert_found(begun, checkpoints, name, damage)
+
+
+def test_a_checkpoint_of_another_format_says_which_it_needs(tmp_path: Path) -> None:
+    job = make_job()
+    assert not train(job, tmp_path, stop_at=WARMUP + 3)
+    for file in (tmp_path / "checkpoint").glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        torch.save(state | {"format": 1}, file)
+    with pytest.raises(UserError) as refused:
+        train(job, tmp_path)
+    assert_one_line(refused.value, "is of format 1", f"reads format {FORMAT}")
 
 
 @pytest.mark.parametrize("name", ["state.pt", "replay.f32"])

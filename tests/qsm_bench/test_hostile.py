@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsm_bench import cli
-from qsm_bench.checkpoint import Checkpoint, read_state
+from qsm_bench.checkpoint import FORMAT, Checkpoint, read_state
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment, Job, parse_agents
 from qsm_bench.report import write_report
@@ -92,6 +92,8 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, name: str, write: Any) -> Non
 def test_a_checkpoint_of_something_else_is_one_line(tmp_path: Path, state: Any) -> None:
     cell = Cell(tmp_path)
     cell.checkpoint.mkdir()
+    if isinstance(state, dict):
+        state |= {"format": FORMAT}
     torch.save(state, cell.checkpoint / "state.pt")
     (cell.checkpoint / "replay.f32").touch()
     with pytest.raises(UserError) as refused:
