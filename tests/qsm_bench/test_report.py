@@ -8,7 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -605,7 +605,12 @@ def number_in(cell: str) -> float:
     return float(found[1].replace(",", ""))
 
 
-def browse(page_file: Path, width: int, probe: str = "() => null") -> tuple[Any, list[str]]:
+def browse(
+    page_file: Path,
+    width: int,
+    probe: str = "() => null",
+    media: Literal["screen", "print"] = "screen",
+) -> tuple[Any, list[str]]:
     """What a script finds in a page, and everything the browser complains about or asks for."""
     messages: list[str] = []
     with sync_playwright() as driver:
@@ -614,6 +619,7 @@ def browse(page_file: Path, width: int, probe: str = "() => null") -> tuple[Any,
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(error.message))
         page.on("request", lambda request: messages.append(request.url))
+        page.emulate_media(media=media)
         page.goto(page_file.as_uri())
         found = page.evaluate(probe)
         browser.close()
@@ -644,6 +650,22 @@ def test_the_page_works_in_a_browser(full: Path, width: int) -> None:
     assert all(opened and restored for opened, restored in seen["enlarged"])
     assert seen["overflow"] <= 0
     assert seen["unnamed"] == 0
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_nothing_is_cut_off_on_paper(full: Path) -> None:
+    """A4 has 718 pixels between Chromium's margins."""
+    ends, messages = browse(
+        full / "index.html",
+        718,
+        """() => [...document.querySelectorAll("table, svg, pre, p")].map(
+            (part) => part.getBoundingClientRect().right)""",
+        media="print",
+    )
+    assert messages == []
+    assert len(ends) > 20
+    assert max(ends) <= 718
 
 
 @pytest.mark.slow
