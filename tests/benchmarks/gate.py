@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.diffusion_agent import DiffusionAgent
 from agents.networks import Linear, mish
 from agents.streams import SeedStreams
 from qsm_bench.process import settle
@@ -29,6 +28,7 @@ from tests.benchmarks.workload import (
     BATCH,
     GEMM_FLOPS,
     OBSERVATION,
+    actor_update,
     gemm_rate,
     new_agent,
     new_batch,
@@ -61,14 +61,6 @@ def update(name: str, seeds: int) -> Callable[[], float]:
     agent, batch = new_agent(name, seeds), new_batch(seeds)
     seconds(lambda: agent.update(batch), 4)
     return lambda: seconds(lambda: agent.update(batch), 2)
-
-
-def actor_update(steps: int) -> Callable[[], float]:
-    agent, batch = new_agent("qsm", 1, diffusion_steps=steps), new_batch(1)
-    assert isinstance(agent, DiffusionAgent)
-    noise = agent.draw_actor_noise(BATCH)
-    minimise: Any = agent.actor_optimiser.minimise
-    return lambda: seconds(lambda: minimise(agent.actor_loss(batch, noise)[0]))
 
 
 PARTS = {
@@ -115,7 +107,11 @@ def ratios() -> Iterator[tuple[str, Callable[[], float], Callable[[float], bool]
     together, alone = update("qsm", 8), update("qsm", 1)
     yield text, partial(ratio, lambda: together() / 8, alone), SEED_IN_LOCKSTEP.__ge__
     text = f"qsm, actor update at T = 20 over T = 5, at most {MORE_STEPS}"
-    yield text, partial(ratio, actor_update(20), actor_update(5)), MORE_STEPS.__ge__
+    yield (
+        text,
+        partial(ratio, partial(seconds, actor_update(20)), partial(seconds, actor_update(5))),
+        MORE_STEPS.__ge__,
+    )
 
 
 def ratio(mine: Callable[[], float], other: Callable[[], float]) -> float:

@@ -10,12 +10,10 @@ import torch
 
 from agents import diffusion_agent
 from envs import Lockstep
-from qsm_bench.experiment import Experiment, parse_agents
-from qsm_bench.store import Cell
-from qsm_bench.training import Training
+from tests.benchmarks.lockstep import prepared
 from tests.benchmarks.workload import OBSERVATION, SideBySide, new_agent, new_batch, note, seconds
 
-WARMUP, STEPS = 300, 200
+STEPS = 200
 
 
 def test_acting(benchmark: Any) -> None:
@@ -62,21 +60,7 @@ class Clock:
 
 
 def test_where_a_training_run_spends_its_time(benchmark: Any, tmp_path: Path) -> None:
-    experiment = Experiment(
-        name="profile",
-        agents=parse_agents("qsm"),
-        tasks=("walker-walk",),
-        seeds=4,
-        steps=100_000,
-        warmup_steps=WARMUP,
-        batch_size=256,
-        eval_every=100_000,
-        eval_episodes=1,
-        device="cpu",
-    )
-    training = Training(next(experiment.jobs()), Cell(tmp_path), checkpoint_every=100_000)
-    for _ in range(WARMUP + 10):
-        training._take_step()
+    training = prepared("qsm", "walker-walk", 4, 0, tmp_path / "cell")
     clock = Clock()
     environments = training.environments
     assert isinstance(environments, Lockstep)

@@ -6,7 +6,7 @@ the shapes (``flops.py``), would run if they were all products of 256 x 256 x 25
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from agents.diffusion_agent import DiffusionAgent
 from agents.replay import ReplayBuffer
 from tests.benchmarks.flops import update_flops
+from tests.benchmarks.peer import UPDATES as PEERS_UPDATES
 from tests.benchmarks.peer import Peer
 from tests.benchmarks.workload import (
     ACTION,
@@ -22,6 +23,7 @@ from tests.benchmarks.workload import (
     CPU,
     OBSERVATION,
     SideBySide,
+    actor_update,
     new_agent,
     new_batch,
     note,
@@ -74,12 +76,6 @@ def test_update(
 
 
 def test_score_matching_costs_the_same_for_any_number_of_steps(benchmark: Any) -> None:
-    def actor_update(steps: int) -> Callable[[], Any]:
-        agent = new_agent("qsm", 1, diffusion_steps=steps)
-        assert isinstance(agent, DiffusionAgent)
-        batch, noise = new_batch(1), agent.draw_actor_noise(BATCH)
-        return lambda: agent.actor_optimiser.minimise(agent.actor_loss(batch, noise)[0])
-
     few, many = actor_update(5), actor_update(20)
 
     def after_itself() -> float:
@@ -129,14 +125,14 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
         replay.add(observation, torch.rand(seeds, ACTION), zero.float(), observation, zero, zero)
 
     def updates() -> None:
-        for _ in range(20):
+        for _ in range(PEERS_UPDATES):
             agent.update(replay.sample(BATCH))
 
     run = SideBySide(benchmark, updates, rounds=15)
     for name, peer in peers.items():
         run.beside(name, peer.seconds_per_update)
     if run.run():
-        mine = seeds * 20 / run.median
+        mine = seeds * PEERS_UPDATES / run.median
         for name in peers:
             theirs = 1 / run.of(name)
             note(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from agents.acceleration import accelerate
+from agents.diffusion_agent import DiffusionAgent
 from agents.protocol import Agent, Batch
 from agents.registry import find_agent
 
@@ -39,6 +40,15 @@ def new_batch(seeds: int) -> Batch:
         discount=torch.full((seeds, BATCH), 0.99),
         next_observation=torch.randn(seeds, BATCH, OBSERVATION),
     )
+
+
+def actor_update(steps: int) -> Callable[[], Any]:
+    """QSM's actor update alone, of one seed, at that many diffusion steps."""
+    agent, batch = new_agent("qsm", 1, diffusion_steps=steps), new_batch(1)
+    assert isinstance(agent, DiffusionAgent)
+    noise = agent.draw_actor_noise(BATCH)
+    minimise = agent.actor_optimiser.minimise
+    return lambda: minimise(agent.actor_loss(batch, noise)[0])
 
 
 def seconds(call: Callable[[], Any], times: int = 1) -> float:
