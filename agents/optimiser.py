@@ -47,14 +47,15 @@ class Adam:
         torch._foreach_lerp_(self.first_moments, gradients, 1 - FIRST_DECAY)
         torch._foreach_mul_(self.second_moments, SECOND_DECAY)
         torch._foreach_addcmul_(self.second_moments, gradients, gradients, 1 - SECOND_DECAY)
-        # The moments began at zero; these are the corrections for it.
-        first = step_size / (1 - FIRST_DECAY**self.updates)
-        second = (1 - SECOND_DECAY**self.updates).sqrt()
+        # The moments began at zero; these are the corrections for it. As exponentials, and not as
+        # powers, torch computes them once when it compiles, and not at every parameter again.
+        first = step_size / (1 - (self.updates * math.log(FIRST_DECAY)).exp())
+        second = (1 - (self.updates * math.log(SECOND_DECAY)).exp()).sqrt()
+        # Of step_size m / (sqrt(v) / second + EPSILON), with a division less.
         moves = torch._foreach_sqrt(self.second_moments)
-        torch._foreach_div_(moves, second.to(moves[0].dtype))
-        torch._foreach_add_(moves, EPSILON)
+        torch._foreach_add_(moves, (EPSILON * second).to(moves[0].dtype))
         torch._foreach_reciprocal_(moves)
-        torch._foreach_mul_(moves, first.to(moves[0].dtype))
+        torch._foreach_mul_(moves, (first * second).to(moves[0].dtype))
         torch._foreach_addcmul_(self.parameters, self.first_moments, moves, -1.0)
 
     def _step_size(self) -> Tensor:

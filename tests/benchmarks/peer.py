@@ -1,7 +1,8 @@
 """A peer's learner in a process of its own, set up as the peer itself would be.
 
-It shares a core with what it is compared with, and works when it is asked to: each number of
-updates that comes in on standard input is made, and the seconds that they took go out.
+It shares a core with what it is compared with, and works when it is asked to: for each line of two
+numbers on standard input it makes so many calls of so many updates each, and the seconds that they
+took go out.
 """
 
 import os
@@ -10,7 +11,9 @@ import sys
 import time
 from typing import Any
 
-OBSERVATION, ACTION, BATCH, UPDATES = 24, 6, 256, 20
+OBSERVATION, ACTION, BATCH = 24, 6, 256
+UPDATES = 20
+"""Updates between two looks at the clock."""
 
 
 class Peer:
@@ -25,11 +28,15 @@ class Peer:
         )
         self.seconds_per_update()  # once it is warm
 
-    def seconds_per_update(self) -> float:
-        """Let it make some updates, replay's sample included. Raises EOFError if it has died."""
+    def seconds_per_update(self, *, at_once: int = 1) -> float:
+        """Let it make some updates, replay's sample included. Raises EOFError if it has died.
+
+        By default each is a call of its own, as in a run of one update per environment step, which
+        is what both libraries' SAC does if nothing else is said, and this project's agents do.
+        """
         assert self.process.stdin
         assert self.process.stdout
-        print(UPDATES, file=self.process.stdin, flush=True)
+        print(UPDATES // at_once, at_once, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
             raise EOFError(f"{self.process.args} ended")
@@ -85,10 +92,13 @@ def main(library: str, algorithm: str) -> None:
             # What it returns from may still be running.
             jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
 
-    train(UPDATES)  # SBX compiles a program for each number of updates in a call
+    for updates in (1, UPDATES):
+        train(updates)  # SBX compiles a program for each number of updates in a call
     for line in sys.stdin:
+        calls, updates = map(int, line.split())
         began = time.perf_counter()
-        train(int(line))
+        for _ in range(calls):
+            train(updates)
         print(time.perf_counter() - began, flush=True)
 
 

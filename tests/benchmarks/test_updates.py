@@ -7,6 +7,7 @@ the shapes (``flops.py``), would run if they were all products of 256 x 256 x 25
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,16 +132,17 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
     run = SideBySide(benchmark, updates, rounds=15)
     for name, peer in peers.items():
         run.beside(name, peer.seconds_per_update)
+        run.beside(f"{name} at once", partial(peer.seconds_per_update, at_once=PEERS_UPDATES))
     if run.run():
         mine = seeds * PEERS_UPDATES / run.median
         for name in peers:
-            theirs = 1 / run.of(name)
+            one, many = 1 / run.of(name), 1 / run.of(f"{name} at once")
             note(
                 benchmark,
                 f"{algorithm.lower()}, S = {seeds}, compiled, with the replay's sample",
                 f"{mine:.0f} seed-updates/s",
-                mine / theirs,
-                f"times {name}'s {theirs:.0f}/s",
+                mine / one,
+                f"times {name}'s {one:.0f}/s ({many:.0f}/s at {PEERS_UPDATES} updates a call)",
                 {"SBX": "1.15" if seeds == 1 else "1.3"}.get(name, "1"),
             )
     for peer in peers.values():
