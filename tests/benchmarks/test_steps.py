@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import pytest
 import torch
 
 from agents import diffusion_agent
@@ -36,7 +37,8 @@ def test_acting(benchmark: Any) -> None:
 class Clock:
     """Adds up the time of calls by name, without what the calls inside them are counted for."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
         self.spent: dict[str, float] = {}
         self._inside: list[float] = []
 
@@ -56,12 +58,14 @@ class Clock:
                 if self._inside:
                     self._inside[-1] += took
 
-        setattr(thing, method, timed)
+        self.monkeypatch.setattr(thing, method, timed)
 
 
-def test_where_a_training_run_spends_its_time(benchmark: Any, tmp_path: Path) -> None:
+def test_where_a_training_run_spends_its_time(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = prepared("qsm", "walker-walk", 4, 0, tmp_path / "cell")
-    clock = Clock()
+    clock = Clock(monkeypatch)
     environments = training.environments
     assert isinstance(environments, Lockstep)
     for environment in environments._envs:
