@@ -65,7 +65,7 @@ class Schedule:
         return float(self._root_beta[t]) if t > 1 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch 2.11 asks for its hash where it compiles
 class ConditionedDenoiser:
     """A denoiser whose work that is the same for every diffusion step is already done."""
 

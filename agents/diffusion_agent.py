@@ -92,6 +92,9 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         self.action_size = action_size
         self.stream = stream
         self.schedule = Schedule(config.diffusion_steps, device)
+        # What it is added to can be differentiated by. So can what requires_grad_() is called on,
+        # but torch 2.11 does not compile that.
+        self.zero = torch.zeros((), device=device, requires_grad=True)
         self.denoiser = Denoiser(
             observation_size,
             action_size,
@@ -177,7 +180,7 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
 
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
         """grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
-        action = action.detach().requires_grad_()
+        action = action.detach() + self.zero
         value = self.differentiated_value(self.critic(observation, action))
         return torch.autograd.grad(value.sum(), action)[0]
 
