@@ -64,7 +64,7 @@ class Training:
         self.evaluation_environments = self._environments(len(job.seeds) * job.eval_episodes)
         sizes = self.environments.observation_size, self.environments.action_size
         self.agent = build_agent(job, *sizes)
-        accelerate(self.agent, self.device, compiled=job.compiled)
+        accelerate(self.agent, self.device, seeds=len(job.seeds), compiled=job.compiled)
         self.replay = ReplayBuffer(
             job.replay_capacity,
             *sizes,

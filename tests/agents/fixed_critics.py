@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from agents.diffusion import Denoiser
 from agents.diffusion_agent import Noise
@@ -81,6 +82,11 @@ def perturb(network: nn.Module, scale: float = 0.3) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """The tensors of a nested state, in its order."""
+    return [value for value in pytree.tree_leaves(state) if isinstance(value, Tensor)]
 
 
 def make_batch(

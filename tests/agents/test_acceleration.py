@@ -1,20 +1,19 @@
 """Compiled and captured updates give the numbers of plain ones."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from agents import acceleration
-from agents.acceleration import CapturedStep, accelerate, why_not_compiled
+from agents import seed_by_seed
+from agents.acceleration import accelerate, why_not_compiled
+from agents.captured_step import CapturedStep
 from agents.protocol import Agent, Batch
-from agents.qsm import ActorNoise
 from agents.registry import BUILT_IN, find_agent
+from agents.seed_by_seed import SeedBySeed
 from agents.td3 import TD3, TD3Config
-from tests.agents.fixed_critics import CPU, make_batch
+from tests.agents.fixed_critics import CPU, make_batch, tensors
 
 SEEDS = (3, 4)
 
@@ -28,14 +27,6 @@ def build(path: str, device: torch.device = CPU, **settings: Any) -> Agent:
     agent = find_agent(path).agent
     config = agent.config_class(**{"hidden_sizes": (24, 24), **settings})
     return agent(config, 3, 2, SEEDS, device)
-
-
-def tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict | list):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from tensors(value)
 
 
 def assert_same_course(plain: Agent, fast: Agent, device: torch.device = CPU) -> None:
@@ -57,7 +48,20 @@ def assert_same_course(plain: Agent, fast: Agent, device: torch.device = CPU) ->
 @pytest.mark.parametrize("path", BUILT_IN)
 def test_compiled_updates_are_the_plain_ones_but_for_rounding(path: str) -> None:
     plain, fast = build(path), build(path)
-    accelerate(fast, CPU, compiled=True)
+    accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
+    assert_same_course(plain, fast)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("path", ["agents.qsm:QSM", "agents.td3:TD3"])
+def test_compiled_updates_of_one_seed_after_another_are_the_plain_ones(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seed_by_seed, "LARGE", 0)
+    plain, fast = build(path), build(path)
+    accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
+    assert isinstance(fast.step, SeedBySeed)  # type: ignore[attr-defined]
     assert_same_course(plain, fast)
 
 
@@ -67,7 +71,7 @@ def test_agents_of_one_class_do_not_share_a_program() -> None:
     """They may be of other sizes, or settings, in one process."""
     for settings in ({}, {"polyak": 0.5}, {"hidden_sizes": (8,)}):
         plain, fast = (build("td3", **settings) for _ in range(2))
-        accelerate(fast, CPU, compiled=True)
+        accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
         assert_same_course(plain, fast)
 
 
@@ -76,7 +80,7 @@ def test_agents_of_one_class_do_not_share_a_program() -> None:
 def test_a_compiled_update_takes_the_learning_rate_down_as_a_plain_one_does() -> None:
     """What changes from update to update is not frozen into the code."""
     plain, fast = (build("qsm", actor_decay_updates=6, learning_rate=1e-2) for _ in range(2))
-    accelerate(fast, CPU, compiled=True)
+    accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
     assert_same_course(plain, fast)
     before = [p.clone() for p in fast.denoiser.parameters()]  # type: ignore[attr-defined]
     fast.update(make_batch(len(SEEDS), 32, 3, 2, torch.float32))
@@ -90,7 +94,7 @@ def test_a_compiled_update_takes_the_learning_rate_down_as_a_plain_one_does() ->
 def test_captured_updates_are_the_plain_ones(path: str, compiled: bool) -> None:
     device = torch.device("cuda")
     plain, fast = build(path, device), build(path, device)
-    accelerate(fast, device, compiled=compiled)
+    accelerate(fast, device, seeds=len(SEEDS), compiled=compiled)
     assert isinstance(fast.step, CapturedStep)  # type: ignore[attr-defined]
     assert_same_course(plain, fast, device)
 
@@ -98,7 +102,7 @@ def test_captured_updates_are_the_plain_ones(path: str, compiled: bool) -> None:
 def test_without_being_asked_the_cpu_runs_the_step_as_it_stands() -> None:
     agent = build("td3")
     step = agent.step  # type: ignore[attr-defined]
-    accelerate(agent, CPU, compiled=False)
+    accelerate(agent, CPU, seeds=len(SEEDS), compiled=False)
     assert agent.step == step  # type: ignore[attr-defined]
 
 
@@ -113,25 +117,8 @@ def test_only_a_class_that_says_its_step_is_pure_is_touched() -> None:
 
     for agent in (Derived(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()):
         step = agent.step
-        accelerate(agent, CPU, compiled=True)  # type: ignore[arg-type]
+        accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)  # type: ignore[arg-type]
         assert agent.step == step
-
-
-def test_a_step_is_given_tensors_and_tuples_alone() -> None:
-    with pytest.raises(TypeError, match="not a dict"):
-        list(acceleration._leaves(({"noise": torch.zeros(1)},)))
-
-
-def test_arguments_are_taken_apart_and_copied_with_their_types() -> None:
-    noise = ActorNoise(torch.tensor([1]), torch.tensor([2.0]))
-    inputs = (noise, (torch.tensor([3.0]), True))
-    copied = acceleration._cloned(inputs)
-    assert isinstance(copied[0], ActorNoise)
-    for mine, theirs in zip(
-        acceleration._leaves(inputs), acceleration._leaves(copied), strict=True
-    ):
-        assert mine == theirs
-        assert mine is True or mine is not theirs
 
 
 def test_restoring_a_state_moves_no_parameter_or_moment_to_other_memory() -> None:

@@ -27,7 +27,7 @@ def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any)
     """An agent of the common size, ready to update."""
     agent = find_agent(name).agent
     built = agent(agent.config_class(**settings), OBSERVATION, ACTION, tuple(range(seeds)), CPU)
-    accelerate(built, CPU, compiled=compiled)
+    accelerate(built, CPU, seeds=seeds, compiled=compiled)
     return built
 
 

@@ -1,0 +1,82 @@
+"""An update of S seeds as S updates of one seed each, of the same agent.
+
+That is how a CPU best runs a compiled update of large networks: one seed's numbers come through the
+core's cache once, where every layer of all seeds together would push the one before it out.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agents.learner import Count, Learner
+from agents.optimiser import Adam
+from agents.protocol import Agent
+from agents.streams import SeedStreams
+
+LARGE = 2_000_000
+"""Parameters of all seeds from which updating them in turn is faster; both take as long at three
+quarters of it, and at half of it the batch is 4 % faster (SAC with 8, 4 and 2 seeds)."""
+
+Step = Callable[..., dict[str, Tensor]]
+"""Of (agent, *inputs)."""
+
+
+class SeedBySeed:
+    """A pure step of S seeds that calls ``step`` once for each."""
+
+    def __init__(self, agent: Learner, seeds: int, step: Step) -> None:
+        self.agents = [_of_one_seed(agent, seed, seeds) for seed in range(seeds)]
+        self.step = step
+        # All seeds have made the same number of updates, so there is one count of them.
+        self.counts = [part.updates for part in _parts(agent) if isinstance(part, Adam)]
+
+    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
+        before = [count.clone() for count in self.counts]
+        leaves, structure = pytree.tree_flatten(inputs)
+        metrics = []
+        for seed, agent in enumerate(self.agents):
+            torch._foreach_copy_(self.counts, before)
+            own = [x[seed : seed + 1] if isinstance(x, Tensor) else x for x in leaves]
+            metrics.append(self.step(agent, *pytree.tree_unflatten(own, structure)))
+        return {name: torch.cat([each[name] for each in metrics]) for name in metrics[0]}
+
+
+def is_large(agent: Agent) -> TypeGuard[Learner]:
+    """Whether seed by seed is faster, and the agent's parts are such that can be told apart."""
+    if not isinstance(agent, Learner):
+        return False
+    parts = _parts(agent)
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    size = sum(p.numel() for network in networks for p in network.parameters())
+    return size >= LARGE and all(
+        isinstance(part, nn.Module | Adam | SeedStreams | Count) for part in parts
+    )
+
+
+def _parts(agent: Learner) -> list[Any]:
+    return [getattr(agent, name) for name in agent.parts]
+
+
+def _of_one_seed(agent: Learner, seed: int, seeds: int) -> Learner:
+    """The agent once more, its parameters and moments being views of that seed's in the whole's."""
+
+    def view(members: Tensor) -> Tensor:
+        # Member m belongs to seed m mod S: see agents.networks.
+        return members.detach().view(-1, seeds, *members.shape[1:])[:, seed]
+
+    instead: dict[int, Any] = {}
+    for part in _parts(agent):
+        if isinstance(part, nn.Module):
+            for p in part.parameters():
+                instead[id(p)] = nn.Parameter(view(p), p.requires_grad)
+        elif isinstance(part, Adam):
+            for moment in (*part.first_moments, *part.second_moments):
+                instead[id(moment)] = view(moment)
+            instead[id(part.updates)] = part.updates
+        else:  # a pure step uses no streams and counts nothing on the host
+            instead[id(part)] = part
+    return copy.deepcopy(agent, instead)
