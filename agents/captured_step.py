@@ -31,9 +31,8 @@ class CapturedStep:
         ] = {}
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        leaves, structure = pytree.tree_flatten(inputs)
-        kinds = ((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-        key = (structure, *kinds)
+        leaves = pytree.tree_leaves(inputs)
+        key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
         with torch.cuda.device(self.device):
             if key not in self.graphs:
                 self.graphs[key] = self._capture(inputs)
