@@ -18,8 +18,8 @@ from agents.protocol import Agent
 from agents.streams import SeedStreams
 
 LARGE = 2_000_000
-"""Parameters of all seeds together from which updating them in turn is faster. SAC's networks of
-2 x 256 are updated 5 % faster at once with 2 seeds, as fast with 4 (1.5 million), slower with 8."""
+"""Parameters of all seeds together from which updating them in turn is faster. For SAC, 2 x 256, it
+is slower with 2 seeds, as fast with 4 (1.5 million parameters) and faster with 8."""
 
 Step = Callable[..., dict[str, Tensor]]
 """Of (agent, *inputs)."""
