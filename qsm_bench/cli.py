@@ -187,7 +187,7 @@ def report(
 ) -> None:
     """Write reports/NAME/: index.html (one file), report.md, figures and their numbers."""
     from qsm_bench.report import write_report
-    from qsm_bench.store import load_results
+    from qsm_bench.results import load_results
 
     page = write_report(load_results(results, _safe(name)), reports / name)
     print(f"{page}\n{page.with_name('report.md')}")
@@ -205,7 +205,7 @@ def compare(
 ) -> None:
     """Compare two experiments cell by cell and overall: two commits, two machines."""
     from qsm_bench.report.compare import write_comparison
-    from qsm_bench.store import load_results
+    from qsm_bench.results import load_results
 
     page, verdict = write_comparison(
         load_results(results, _safe(first)),

@@ -21,8 +21,10 @@ from agents.registry import find_agent
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job
+from qsm_bench.files import write_atomically
+from qsm_bench.results import load_results
 from qsm_bench.statistics import normalised, permutation_test
-from qsm_bench.store import Cell, ExperimentStore, load_results, write_atomically
+from qsm_bench.store import Cell, ExperimentStore
 
 FALSE_ALARMS = 0.01
 """Over the whole family of tests."""

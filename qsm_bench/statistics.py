@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qsm_bench.errors import UserError
-from qsm_bench.store import Results
+from qsm_bench.results import Results
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

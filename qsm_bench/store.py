@@ -11,15 +11,12 @@ results/<experiment>/<agent>/<task>/manifest.json     what ran, and how it went
                                     checkpoint/       agent state and replay log
 """
 
-import csv
-import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 from zlib import crc32
 
@@ -28,14 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qsm_bench.errors import UserError, near
 from qsm_bench.experiment import Experiment, Job
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-RESULTS = Path("results")
-
-EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
-SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
+from qsm_bench.files import write_atomically
 
 FORMAT = 1
 """Of the folder's files. A store of a later one is refused; files of before it had a name are 1."""
@@ -253,116 +243,6 @@ class ExperimentStore:
         return cells
 
 
-class CsvLog:
-    """A table that only grows; each append reaches the disk whole, and the rest can be cut off."""
-
-    def __init__(self, file: Path, size: int = 0, checksum: int | None = None) -> None:
-        """Continue ``file`` from its first ``size`` bytes: rows after a checkpoint come again.
-
-        Raises UserError, and leaves the file as it is, if those are not there, or not the same.
-        """
-        self.file = file.open("ab+", buffering=0)
-        self.size = size
-        """Bytes written so far."""
-        there = self.file.seek(0, os.SEEK_END)
-        self.file.seek(0)
-        self.checksum = crc32(self.file.read(size)) if 0 < size <= there else 0
-        """Of those."""
-        if not 0 <= size <= there or checksum not in (None, self.checksum):
-            self.file.close()
-            fault = "is damaged: it has other rows" if size <= there else "has fewer rows"
-            raise UserError(f"{file} {fault} than its checkpoint counts")
-        self.file.truncate(size)
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows of the same columns; the first ones ever bring the header."""
-        data = as_csv(list(rows), header=self.size == 0).encode()
-        written = 0
-        while written < len(data):
-            written += self.file.write(data[written:])
-        self.size += len(data)
-        self.checksum = crc32(data, self.checksum)
-
-    def sync(self) -> None:
-        """Wait until what was written is on the disk."""
-        os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything statistics and reports read."""
-
-    name: str
-    experiment: dict[str, Any]
-    cells: list[dict[str, Any]]
-    """The manifests, flat: the job's fields beside the rest."""
-    evaluations: "pd.DataFrame"
-    """agent, task, seed, step, episode, return, length."""
-    training: "pd.DataFrame"
-    """agent, task, seed, step, wall_clock, training_return, metrics."""
-    diagnostics: "pd.DataFrame"
-    """agent, task, seed, step, measures; of the agents that show them."""
-    slices: "pd.DataFrame"
-    """agent, task, seed, step, state, action, q, share: the critic along an action axis."""
-
-
-def load_results(root: Path, name: str) -> Results:
-    """Read an experiment, finished or not. Raises UserError if there is none of that name."""
-    store = ExperimentStore(root, name)
-    experiment = store.read()
-    cells = list(store.cells())
-    manifests = [cell.read_manifest() for cell in cells]
-    return Results(
-        name=name,
-        experiment=experiment,
-        cells=[
-            {**m.job.model_dump(mode="json"), **m.model_dump(mode="json", exclude={"job"})}
-            for m in manifests
-        ],
-        evaluations=_table([c.evaluations_file for c in cells], manifests, EVALUATION_COLUMNS),
-        training=_table(
-            [c.training_file for c in cells],
-            manifests,
-            ("seed", "step", "wall_clock", "training_return"),
-        ),
-        diagnostics=_table([c.diagnostics_file for c in cells], manifests, ("seed", "step")),
-        slices=_table([c.slices_file for c in cells], manifests, SLICE_COLUMNS),
-    )
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
-    """Rows of the same columns as text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_atomically(file: Path, text: str, *, sync: bool = False) -> None:
-    """Replace ``file`` by ``text``: a reader sees the old one or the new one, whole.
-
-    With ``sync``, so does one who comes after the machine has lost its power.
-    """
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as out:
-            out.write(text)
-            if sync:
-                out.flush()
-                os.fsync(out.fileno())
-        temporary.replace(file)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Tell in one line why a folder cannot be written."""
@@ -385,40 +265,6 @@ def _refuse_later(file: Path, content: Any) -> None:
 def _as_folder(name: str) -> str:
     folder = quote(name, safe=" []=,.+-_:")
     return folder if folder.strip(".") else folder.replace(".", "%2E")
-
-
-def _table(
-    files: Sequence[Path], manifests: Sequence[Manifest], columns: Sequence[str]
-) -> "pd.DataFrame":
-    import pandas as pd
-
-    tables = []
-    for file, manifest in zip(files, manifests, strict=True):
-        text = _rows(file, manifest)
-        if text:
-            try:
-                table = pd.read_csv(io.BytesIO(text))
-            except ValueError as error:
-                raise UserError(f"{file} cannot be read: {error}") from error
-            table.insert(0, "agent", manifest.job.agent)
-            table.insert(1, "task", manifest.job.task)
-            tables.append(table)
-    if not tables:
-        return pd.DataFrame(columns=["agent", "task", *columns])
-    return pd.concat(tables, ignore_index=True)
-
-
-def _rows(file: Path, manifest: Manifest) -> bytes:
-    """A table's text: a finished cell's as it was written, another's up to its last whole row."""
-    try:
-        text = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    if manifest.status != "finished":
-        return text[: text.rfind(b"\n") + 1]
-    if crc32(text) != manifest.checksums.get(file.name, crc32(text)):
-        raise UserError(f"{file} is damaged: it is not what its job wrote")
-    return text
 
 
 def _text(file: Path) -> str:

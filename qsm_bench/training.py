@@ -23,7 +23,9 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
-from qsm_bench.store import Cell, CsvLog, as_csv, write_atomically
+from qsm_bench.files import write_atomically
+from qsm_bench.store import Cell
+from qsm_bench.tables import CsvLog, as_csv
 
 LOG_EVERY = 1_000
 """Steps between rows of training.csv; metrics in a row are means over them."""

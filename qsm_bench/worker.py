@@ -25,8 +25,9 @@ from envs import TaskError
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
+from qsm_bench.files import write_atomically
 from qsm_bench.process import settle
-from qsm_bench.store import Cell, Manifest, write_atomically
+from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
 
 FAILED, INTERRUPTED = 1, 3

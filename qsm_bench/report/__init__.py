@@ -8,8 +8,8 @@ from qsm_bench.report.document import Document, write_document
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
 from qsm_bench.report.wording import count
+from qsm_bench.results import Results
 from qsm_bench.statistics import Analysis, agents_of, tasks_of
-from qsm_bench.store import Results
 
 
 def write_report(results: Results, folder: Path, published: Published | None = None) -> Path:

@@ -15,6 +15,7 @@ from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
 from qsm_bench.report.scores import BOOTSTRAP
 from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
+from qsm_bench.results import Results
 from qsm_bench.statistics import (
     FALSE_ALARMS,
     Analysis,
@@ -24,7 +25,6 @@ from qsm_bench.statistics import (
     judge,
     tasks_of,
 )
-from qsm_bench.store import Results
 
 SAME, UNSEEN = "the same numbers", "no difference seen"
 

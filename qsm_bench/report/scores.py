@@ -11,6 +11,7 @@ from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
+from qsm_bench.results import Results
 from qsm_bench.statistics import (
     AREA,
     AT_END,
@@ -25,7 +26,6 @@ from qsm_bench.statistics import (
     performance_profiles,
     tasks_of,
 )
-from qsm_bench.store import Results
 
 FEW_SEEDS, FEW_TASKS = 5, 3
 """Below these a reader is warned."""

@@ -28,7 +28,8 @@ from qsm_bench.environment import describe_commit, describe_hardware, describe_v
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.process import settle
-from qsm_bench.store import CsvLog, ExperimentStore, Manifest
+from qsm_bench.store import ExperimentStore, Manifest
+from qsm_bench.tables import CsvLog
 
 
 class Algorithm(StrEnum):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qsm_bench.store import SLICE_COLUMNS, Results
+from qsm_bench.results import SLICE_COLUMNS, Results
 
 Returns = Callable[[str, str, int, int], float]
 """Mean return of an agent on a task for a seed at a step."""

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from qsm_bench import cli, executor
 from qsm_bench.checkpoint import FORMAT, read_state
 from qsm_bench.experiment import Experiment, parse_agents
-from qsm_bench.store import Cell, ExperimentStore, load_results
+from qsm_bench.results import load_results
+from qsm_bench.store import Cell, ExperimentStore
 from tests.qsm_bench.processes import ForkedJob, crowding
 
 TINY = ("--seeds=2", "--steps=60", "--warmup-steps=10", "--batch-size=8", "--eval-every=25")

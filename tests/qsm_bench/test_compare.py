@@ -11,8 +11,8 @@ import pytest
 from qsm_bench import statistics
 from qsm_bench.errors import UserError
 from qsm_bench.report.compare import SAME, UNSEEN, Change, write_comparison
+from qsm_bench.results import Results
 from qsm_bench.statistics import FALSE_ALARMS, compare, pairs
-from qsm_bench.store import Results
 from tests.qsm_bench.synthetic import made_up_returns, make_results
 
 AGENTS, TASKS = ("qsm", "td3"), ("a", "b", "c")

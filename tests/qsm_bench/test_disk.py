@@ -28,7 +28,8 @@ from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.progress import cell_state
-from qsm_bench.store import Cell, ExperimentStore, Manifest, load_results
+from qsm_bench.results import load_results
+from qsm_bench.store import Cell, ExperimentStore, Manifest
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import AGENTS, WARMUP, kill, make_job, train, uncut, written
 from tests.qsm_bench.processes import ForkedJob

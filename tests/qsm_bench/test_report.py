@@ -33,7 +33,7 @@ from qsm_bench.report.document import (
     Warnings,
     write_document,
 )
-from qsm_bench.store import Results
+from qsm_bench.results import Results
 from tests.qsm_bench.synthetic import make_results, with_diagnostics
 
 SECTIONS = [

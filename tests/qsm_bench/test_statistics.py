@@ -17,6 +17,7 @@ from rliable import metrics
 
 from qsm_bench import statistics
 from qsm_bench.errors import UserError
+from qsm_bench.results import Results
 from qsm_bench.statistics import (
     AREA,
     AT_END,
@@ -40,7 +41,6 @@ from qsm_bench.statistics import (
     probability_of_improvement,
     task_curves,
 )
-from qsm_bench.store import Results
 from tests.qsm_bench.synthetic import make_results
 
 TABLES = (aggregates, performance_profiles, aggregate_curves, final_scores, pairs)

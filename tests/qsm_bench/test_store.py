@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.files import write_atomically
 from qsm_bench.progress import cell_state
-from qsm_bench.store import Cell, CsvLog, ExperimentStore, load_results, write_atomically
+from qsm_bench.results import load_results
+from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.tables import CsvLog
 from tests.qsm_bench.processes import exit_status, fork
 
 
