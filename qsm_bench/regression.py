@@ -23,7 +23,8 @@ from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job
 from qsm_bench.files import write_atomically
 from qsm_bench.results import load_results
-from qsm_bench.statistics import normalised, permutation_test
+from qsm_bench.statistics.selection import normalised
+from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
 
 FALSE_ALARMS = 0.01

@@ -9,7 +9,8 @@ from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
 from qsm_bench.report.wording import count
 from qsm_bench.results import Results
-from qsm_bench.statistics import Analysis, agents_of, tasks_of
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.selection import agents_of, tasks_of
 
 
 def write_report(results: Results, folder: Path, published: Published | None = None) -> Path:

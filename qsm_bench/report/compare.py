@@ -16,15 +16,10 @@ from qsm_bench.report.folder import replacing
 from qsm_bench.report.scores import BOOTSTRAP
 from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
 from qsm_bench.results import Results
-from qsm_bench.statistics import (
-    FALSE_ALARMS,
-    Analysis,
-    FloatArray,
-    agents_of,
-    bootstrap,
-    judge,
-    tasks_of,
-)
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.estimates import bootstrap
+from qsm_bench.statistics.selection import FloatArray, agents_of, tasks_of
+from qsm_bench.statistics.significance import FALSE_ALARMS, judge
 
 SAME, UNSEEN = "the same numbers", "no difference seen"
 

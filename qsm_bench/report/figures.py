@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qsm_bench.report.wording import interval, number
-from qsm_bench.statistics import AREA, AT_END, STATISTICS
+from qsm_bench.statistics.estimates import STATISTICS
+from qsm_bench.statistics.selection import AREA, AT_END
 
 INK, PAPER = "#1c1e21", "#fefefe"
 """Colours that stand for the page's own, where a figure is part of one."""

@@ -10,7 +10,8 @@ from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import NONE, count, listed, number
 from qsm_bench.results import Results
-from qsm_bench.statistics import Analysis, agents_of
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.selection import agents_of
 
 MEASURES = {
     "score_gradient_cosine": "cosine of score and action gradient",

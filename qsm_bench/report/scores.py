@@ -12,20 +12,17 @@ from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warn
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
 from qsm_bench.results import Results
-from qsm_bench.statistics import (
-    AREA,
-    AT_END,
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.estimates import (
     CONFIDENCE,
-    FALSE_ALARMS,
     REPLICATIONS,
     STATISTICS,
-    Analysis,
-    Comparison,
     aggregate_curves,
     final_scores,
     performance_profiles,
-    tasks_of,
 )
+from qsm_bench.statistics.selection import AREA, AT_END, Comparison, tasks_of
+from qsm_bench.statistics.significance import FALSE_ALARMS
 
 FEW_SEEDS, FEW_TASKS = 5, 3
 """Below these a reader is warned."""

@@ -18,14 +18,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from qsm_bench import statistics
-from qsm_bench.statistics import (
-    CONFIDENCE,
+from qsm_bench.statistics import estimates
+from qsm_bench.statistics.estimates import CONFIDENCE, STATISTICS, aggregate, bootstrap
+from qsm_bench.statistics.selection import FloatArray
+from qsm_bench.statistics.significance import (
     FALSE_ALARMS,
-    STATISTICS,
-    FloatArray,
-    aggregate,
-    bootstrap,
     detectable_improvement,
     holm,
     permutation_test,
@@ -129,7 +126,7 @@ def tables(simulations: int) -> Iterator[str]:
         seen = pool.map(seen_improvement, worlds, seeds_of, [simulations] * len(cases))
         yield (
             f"Coverage of the {CONFIDENCE:.0%} stratified bootstrap intervals, {len(MEANS)} tasks, "
-            f"{simulations:,} simulated experiments each with {statistics.REPLICATIONS:,} "
+            f"{simulations:,} simulated experiments each with {estimates.REPLICATIONS:,} "
             "replications:"
         )
         yield from table(
@@ -185,10 +182,10 @@ def main(
     simulations: Annotated[int, typer.Option(help="Simulated experiments of each case.")] = 500,
     replications: Annotated[
         int, typer.Option(help="Bootstrap replications of each.")
-    ] = statistics.REPLICATIONS,
+    ] = estimates.REPLICATIONS,
 ) -> None:
     """Rewrite the tables of docs/statistics.md."""
-    statistics.REPLICATIONS = replications
+    estimates.REPLICATIONS = replications
     text = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qsm_bench import statistics
 from qsm_bench.report import write_report
+from qsm_bench.statistics import estimates
 from tests.benchmarks.workload import note, seconds
 from tests.qsm_bench.synthetic import make_results
 
@@ -35,7 +35,7 @@ def test_report(benchmark: Any, tmp_path: Path) -> None:
     half = min(cpu_seconds(5, tmp_path / "five") for _ in range(2))
     note(
         benchmark,
-        f"report of 5 agents x 6 tasks x 10 seeds x 100 evaluations, {statistics.REPLICATIONS:,} "
+        f"report of 5 agents x 6 tasks x 10 seeds x 100 evaluations, {estimates.REPLICATIONS:,} "
         "bootstrap replications",
         f"{min(taken):.1f} s of one core",
         min(taken) / half,

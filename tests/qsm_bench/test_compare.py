@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qsm_bench import statistics
 from qsm_bench.errors import UserError
 from qsm_bench.report.compare import SAME, UNSEEN, Change, write_comparison
 from qsm_bench.results import Results
-from qsm_bench.statistics import FALSE_ALARMS, compare, pairs
+from qsm_bench.statistics import estimates
+from qsm_bench.statistics.selection import select_runs
+from qsm_bench.statistics.significance import FALSE_ALARMS, pairs
 from tests.qsm_bench.synthetic import made_up_returns, make_results
 
 AGENTS, TASKS = ("qsm", "td3"), ("a", "b", "c")
@@ -21,7 +22,7 @@ AGENTS, TASKS = ("qsm", "td3"), ("a", "b", "c")
 @pytest.fixture(scope="module", autouse=True)
 def _few_replications() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "REPLICATIONS", 40)
+        patch.setattr(estimates, "REPLICATIONS", 40)
         yield
 
 
@@ -87,7 +88,7 @@ def test_a_cells_row_holds_its_means_and_their_difference() -> None:
 def test_verdicts_are_those_of_the_agents_as_a_pair() -> None:
     before, after = experiment("before"), experiment("after", shift=40, noise=50)
     change = Change(before, after)
-    table = pairs(compare(change.analysis.results))
+    table = pairs(select_runs(change.analysis.results))
     labels = set(change.labels["qsm"])
     (pair,) = [r for r in table.to_dict("records") if {r["better"], r["worse"]} == labels]
     row = change.overall.set_index("agent").loc["qsm"]
@@ -144,7 +145,7 @@ def test_the_same_two_experiments_give_the_same_page(tmp_path: Path) -> None:
 def test_equal_agents_are_told_apart_at_most_at_the_stated_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(statistics, "REPLICATIONS", 2)
+    monkeypatch.setattr(estimates, "REPLICATIONS", 2)
     rng = np.random.default_rng(0)
 
     def noise(*_: object) -> float:

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import sync_playwright
 
 from envs import task_names
-from qsm_bench import report, statistics
+from qsm_bench import report
 from qsm_bench.errors import UserError
 from qsm_bench.published import published_scores
 from qsm_bench.report import write_report
@@ -34,6 +34,7 @@ from qsm_bench.report.document import (
     write_document,
 )
 from qsm_bench.results import Results
+from qsm_bench.statistics import estimates
 from tests.qsm_bench.synthetic import make_results, with_diagnostics
 
 SECTIONS = [
@@ -55,7 +56,7 @@ HOSTILE = "<script>alert(1)</script>", "a|b [x](//h/y)", "`c` *d* _e_ $f$ &amp; 
 @pytest.fixture(scope="module", autouse=True)
 def _few_replications() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "REPLICATIONS", 40)
+        patch.setattr(estimates, "REPLICATIONS", 40)
         yield
 
 
@@ -690,7 +691,7 @@ def test_a_console_error_or_something_from_the_network_would_be_seen(
 def test_a_large_report_takes_less_than_a_minute_of_one_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "REPLICATIONS", 2_000)
+    monkeypatch.setattr(estimates, "REPLICATIONS", 2_000)
     agents = ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")
     results = make_results(agents, tuple("abcdef"), seeds=10, evaluations=100, episodes=1)
     began = time.process_time()

@@ -15,31 +15,35 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pandas.testing import assert_frame_equal
 from rliable import metrics
 
-from qsm_bench import statistics
 from qsm_bench.errors import UserError
 from qsm_bench.results import Results
-from qsm_bench.statistics import (
-    AREA,
-    AT_END,
+from qsm_bench.statistics import estimates, significance
+from qsm_bench.statistics.estimates import (
     STATISTICS,
-    Comparison,
-    Curves,
-    FloatArray,
     aggregate_curves,
     aggregates,
     bootstrap,
-    compare,
-    detectable_improvement,
     final_scores,
-    holm,
     interquartile_mean,
-    judge,
-    learning_curves,
-    pairs,
     performance_profiles,
+    task_curves,
+)
+from qsm_bench.statistics.selection import (
+    AREA,
+    AT_END,
+    Comparison,
+    Curves,
+    FloatArray,
+    learning_curves,
+    select_runs,
+)
+from qsm_bench.statistics.significance import (
+    detectable_improvement,
+    holm,
+    judge,
+    pairs,
     permutation_test,
     probability_of_improvement,
-    task_curves,
 )
 from tests.qsm_bench.synthetic import make_results
 
@@ -49,7 +53,7 @@ TABLES = (aggregates, performance_profiles, aggregate_curves, final_scores, pair
 @pytest.fixture(scope="module", autouse=True)
 def _few_replications() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "REPLICATIONS", 40)
+        patch.setattr(estimates, "REPLICATIONS", 40)
         yield
 
 
@@ -157,7 +161,7 @@ def test_scores_are_returns_mapped_from_the_range_of_their_task() -> None:
 
 
 def test_the_aggregate_curve_ends_at_the_interquartile_mean_of_the_last_evaluation() -> None:
-    comparison = compare(make_results(seeds=5))
+    comparison = select_runs(make_results(seeds=5))
     iqm = aggregates(comparison).query("statistic == 'IQM' and measured == @AT_END")
     ends = aggregate_curves(comparison).groupby("agent", sort=False).last()
     assert_allclose(ends["value"], iqm.set_index("agent")["value"][ends.index])
@@ -215,7 +219,7 @@ def test_a_single_seed_has_a_value_and_no_interval() -> None:
 def test_the_interval_of_many_seeds_is_that_of_the_central_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(statistics, "REPLICATIONS", 2_000)
+    monkeypatch.setattr(estimates, "REPLICATIONS", 2_000)
     scores = np.random.default_rng(0).normal(size=(200, 2))
     _, low, high = bootstrap(mean, scores)
     error = np.sqrt(scores.var(axis=0).mean() / scores.size)
@@ -418,7 +422,7 @@ def test_a_pair_with_too_few_runs_is_unattainable_whatever_others_have() -> None
 @given(two_agents(seeds=25, tasks=1))
 def test_a_verdict_is_always_attainable(runs: tuple[FloatArray, FloatArray]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "bootstrap", without_interval)
+        patch.setattr(significance, "bootstrap", without_interval)
         row = pairs(comparison_of({"a": runs[0].T, "b": runs[1].T})).iloc[0]
     assert row["attainable"] or not row["verdict"]
 
@@ -476,7 +480,7 @@ def test_equal_returns_tie_in_any_order_and_number(x: list[float], y: list[float
 def test_agents_without_a_task_in_common_are_no_pair() -> None:
     table = pairs(comparison_of({"a": [[1, 2], None], "b": [None, [1, 2]]}))
     assert table.empty
-    assert list(table.columns) == list(pairs(compare(make_results())).columns)
+    assert list(table.columns) == list(pairs(select_runs(make_results())).columns)
 
 
 # Invariances
@@ -484,7 +488,7 @@ def test_agents_without_a_task_in_common_are_no_pair() -> None:
 
 @pytest.mark.parametrize("order", [("td3", "qsm", "sac"), ("sac", "td3", "qsm")])
 def test_the_order_of_agents_changes_no_number(order: tuple[str, ...]) -> None:
-    expected, other = compare(make_results()), compare(make_results(agents=order))
+    expected, other = select_runs(make_results()), select_runs(make_results(agents=order))
     for table, keys in (
         (aggregates, ["agent", "measured", "statistic"]),
         (performance_profiles, ["agent", "score"]),
@@ -502,7 +506,7 @@ def test_the_order_of_agents_changes_no_number(order: tuple[str, ...]) -> None:
 def test_seeds_may_be_numbered_in_any_order() -> None:
     results = make_results(seeds=4)
     renumbered = results.evaluations.assign(seed=3 - results.evaluations["seed"])
-    first, second = compare(results), compare(replace(results, evaluations=renumbered))
+    first, second = select_runs(results), select_runs(replace(results, evaluations=renumbered))
     exact = ["better", "worse", "wins", "ties", "probability", "p", "verdict"]
     assert_frame_equal(pairs(first)[exact], pairs(second)[exact], check_exact=True)
     assert_allclose(aggregates(first)["value"], aggregates(second)["value"])
@@ -519,13 +523,15 @@ def test_the_unit_of_returns_does_not_matter(factor: float) -> None:
         ),
     )
     for table in (aggregates, performance_profiles, aggregate_curves, pairs):
-        assert_frame_equal(table(compare(results)), table(compare(scaled)), check_exact=True)
+        assert_frame_equal(
+            table(select_runs(results)), table(select_runs(scaled)), check_exact=True
+        )
 
 
 def test_the_same_results_give_the_same_bits_whatever_the_order_of_rows() -> None:
     results = make_results()
     rows = results.evaluations.sort_values(["episode", "step", "seed"], ascending=False)
-    first, second = compare(results), compare(replace(results, evaluations=rows))
+    first, second = select_runs(results), select_runs(replace(results, evaluations=rows))
     assert first.left_out == second.left_out
     for table in TABLES:
         assert_frame_equal(table(first), table(second), check_exact=True)
@@ -535,7 +541,7 @@ def test_the_same_results_give_the_same_bits_whatever_the_order_of_rows() -> Non
 
 
 def test_a_finished_experiment_leaves_nothing_out() -> None:
-    comparison = compare(make_results())
+    comparison = select_runs(make_results())
     assert comparison.left_out == ()
     assert comparison.aggregate_tasks == comparison.tasks
     assert len(final_scores(comparison)) == 27
@@ -549,12 +555,12 @@ def test_without_any_evaluation_there_is_nothing_to_report() -> None:
         results.evaluations[:1],
     ):
         with pytest.raises(UserError, match="'made-up' has no evaluations yet"):
-            compare(replace(results, evaluations=evaluations))
+            select_runs(replace(results, evaluations=evaluations))
 
 
 def test_a_failed_cell_is_named_with_its_reason_and_not_compared() -> None:
     results = change(make_results(), "sac", "walker-walk", status="failed", reason="disk full")
-    comparison = compare(results)
+    comparison = select_runs(results)
     assert ("sac", "walker-walk") not in comparison.runs
     assert comparison.aggregate_tasks == ("cartpole-swingup", "cheetah-run")
     assert comparison.left_out == (
@@ -568,14 +574,14 @@ def test_a_task_on_which_all_failed_is_named() -> None:
     results = make_results(agents=["qsm", "sac"], tasks=["a", "b"])
     for agent in ("qsm", "sac"):
         results = change(results, agent, "b", status="failed")
-    assert compare(results).tasks == ("a",)
-    assert compare(results).left_out == ("qsm on b: it failed.", "sac on b: it failed.")
+    assert select_runs(results).tasks == ("a",)
+    assert select_runs(results).left_out == ("qsm on b: it failed.", "sac on b: it failed.")
 
 
 def test_a_cell_that_was_never_run_is_named() -> None:
     results = make_results(agents=["qsm", "sac"], tasks=["a", "b"])
     cells = [c for c in results.cells if (c["agent"], c["task"]) != ("sac", "b")]
-    comparison = compare(drop(replace(results, cells=cells), agent="sac", task="b"))
+    comparison = select_runs(drop(replace(results, cells=cells), agent="sac", task="b"))
     assert comparison.left_out == (
         "sac on b: it was not run.",
         "b from the aggregates: no run of sac.",
@@ -583,7 +589,7 @@ def test_a_cell_that_was_never_run_is_named() -> None:
 
 
 def test_an_agent_without_runs_is_named_and_does_not_empty_the_aggregates() -> None:
-    comparison = compare(drop(make_results(tasks=["a"]), agent="td3"))
+    comparison = select_runs(drop(make_results(tasks=["a"]), agent="td3"))
     assert comparison.agents == ("qsm", "sac")
     assert comparison.aggregate_tasks == ("a",)
     assert comparison.left_out == (
@@ -595,7 +601,7 @@ def test_an_agent_without_runs_is_named_and_does_not_empty_the_aggregates() -> N
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_one_return_that_is_not_finite_takes_its_seed_out(value: float) -> None:
     where = {"agent": "sac", "task": "a", "seed": 1, "step": 10_000, "episode": 1}
-    comparison = compare(diverge(make_results(tasks=["a"], episodes=2), value, **where))
+    comparison = select_runs(diverge(make_results(tasks=["a"], episodes=2), value, **where))
     assert comparison.runs["sac", "a"].seeds == (0, 2)
     assert comparison.left_out == ("sac on a, seed 1: a return is not finite.",)
     assert np.isfinite(aggregates(comparison)["value"]).all()
@@ -604,7 +610,7 @@ def test_one_return_that_is_not_finite_takes_its_seed_out(value: float) -> None:
 
 def test_a_cell_whose_seeds_all_diverged_does_not_hold_others_back() -> None:
     results = drop(make_results(tasks=["a"]), agent="sac", step=[10_000, 15_000, 20_000])
-    comparison = compare(diverge(results, agent="sac"))
+    comparison = select_runs(diverge(results, agent="sac"))
     assert list(comparison.steps("a")) == [5_000, 10_000, 15_000, 20_000]
     assert comparison.agents == ("qsm", "td3")
     assert [f"sac on a, seed {seed}: a return is not finite." for seed in range(3)] == list(
@@ -613,17 +619,17 @@ def test_a_cell_whose_seeds_all_diverged_does_not_hold_others_back() -> None:
 
 
 def test_if_all_runs_diverged_the_tables_are_empty_and_have_their_columns() -> None:
-    comparison = compare(diverge(make_results(tasks=["a"]), task="a"))
+    comparison = select_runs(diverge(make_results(tasks=["a"]), task="a"))
     assert comparison.agents == comparison.tasks == ()
     assert len(comparison.left_out) == 9 + 3
     for table in TABLES:
         assert table(comparison).empty
-        assert list(table(comparison)) == list(table(compare(make_results(tasks=["a"]))))
+        assert list(table(comparison)) == list(table(select_runs(make_results(tasks=["a"]))))
 
 
 def test_a_running_cell_is_compared_as_far_as_it_is_and_the_rest_is_named() -> None:
     results = drop(make_results(tasks=["a", "b"]), agent="sac", task="a", step=[15_000, 20_000])
-    comparison = compare(change(results, "sac", "a", status="running"))
+    comparison = select_runs(change(results, "sac", "a", status="running"))
     assert list(comparison.steps("a")) == [5_000, 10_000]
     assert list(comparison.steps("b")) == [5_000, 10_000, 15_000, 20_000]
     why = "not every agent and seed has a complete evaluation there"
@@ -637,14 +643,14 @@ def test_a_running_cell_is_compared_as_far_as_it_is_and_the_rest_is_named() -> N
 
 def test_an_experiment_that_all_agents_are_still_running_says_how_far_it_is() -> None:
     results = drop(make_results(tasks=["a"]), step=20_000)
-    (sentence,) = compare(results).left_out
+    (sentence,) = select_runs(results).left_out
     assert sentence.startswith("a, after step 15,000 of 20,000: ")
 
 
 def test_an_evaluation_counts_once_all_its_episodes_are_there() -> None:
     results = make_results(agents=["sac"], tasks=["a"], seeds=3, episodes=2)
     for rows in range(6, len(results.evaluations) + 1):
-        comparison = compare(replace(results, evaluations=results.evaluations[:rows]))
+        comparison = select_runs(replace(results, evaluations=results.evaluations[:rows]))
         assert list(comparison.steps("a")) == [5_000 * (i + 1) for i in range(rows // 6)]
         assert comparison.runs["sac", "a"].seeds == (0, 1, 2)
 
@@ -653,7 +659,7 @@ def test_a_row_that_breaks_off_does_not_count() -> None:
     results = make_results(agents=["sac"], tasks=["a"])
     evaluations = results.evaluations.astype({"length": float})
     evaluations.loc[evaluations.index[-1], ["return", "length"]] = 1.0, np.nan
-    comparison = compare(replace(results, evaluations=evaluations))
+    comparison = select_runs(replace(results, evaluations=evaluations))
     assert list(comparison.steps("a")) == [5_000, 10_000, 15_000]
     (sentence,) = comparison.left_out
     assert sentence.startswith("a, after step 15,000 of 20,000: ")
@@ -661,7 +667,7 @@ def test_a_row_that_breaks_off_does_not_count() -> None:
 
 def test_a_gap_in_one_agents_evaluations_is_named() -> None:
     results = drop(make_results(tasks=["a"]), agent="sac", seed=0, step=[5_000, 15_000])
-    comparison = compare(results)
+    comparison = select_runs(results)
     assert list(comparison.steps("a")) == [10_000, 20_000]
     (sentence,) = comparison.left_out
     assert sentence.startswith("a, at step 5,000, 15,000: ")
@@ -670,14 +676,14 @@ def test_a_gap_in_one_agents_evaluations_is_named() -> None:
 def test_agents_never_evaluated_at_the_same_step_are_not_compared() -> None:
     results = make_results(agents=["qsm", "sac"], tasks=["a", "b"])
     results = drop(results, agent="qsm", task="a", step=[5_000, 10_000])
-    comparison = compare(drop(results, agent="sac", task="a", step=[15_000, 20_000]))
+    comparison = select_runs(drop(results, agent="sac", task="a", step=[15_000, 20_000]))
     assert comparison.tasks == ("b",)
     assert comparison.left_out == ("a: its agents were never evaluated at the same step.",)
 
 
 def test_unequal_seeds_are_balanced_and_the_spare_ones_named() -> None:
     results = drop(make_results(tasks=["a", "b"]), agent="sac", task="a", seed=[1, 2])
-    comparison = compare(results)
+    comparison = select_runs(results)
     assert comparison.scores("sac").shape == (1, 2)
     assert comparison.scores("qsm").shape == (3, 2)
     assert comparison.left_out == (
@@ -693,7 +699,7 @@ def test_a_task_without_a_range_is_compared_by_returns_alone() -> None:
     for agent in ("qsm", "sac", "td3"):
         results = change(results, agent, "b", score_range=None)
     results = drop(results, agent="sac", task="b", seed=2)
-    comparison = compare(results)
+    comparison = select_runs(results)
     assert comparison.aggregate_tasks == ("a",)
     assert set(aggregates(comparison)["seeds"]) == {3}
     assert set(pairs(comparison)["tasks"]) == {2}
@@ -709,7 +715,7 @@ def test_a_task_without_a_range_is_compared_by_returns_alone() -> None:
 
 
 def test_one_seed_on_one_task_has_values_without_intervals_or_verdicts() -> None:
-    comparison = compare(make_results(tasks=["a"], seeds=1))
+    comparison = select_runs(make_results(tasks=["a"], seeds=1))
     for table in (aggregates, performance_profiles, aggregate_curves):
         assert table(comparison)["value"].notna().all()
         assert table(comparison)[["low", "high"]].isna().all(axis=None)
@@ -747,7 +753,7 @@ def test_whatever_is_not_compared_is_named(fates: list[str]) -> None:
         if fate == "late":
             results = drop(results, **cell, step=STEPS[0])
     assume(len(results.evaluations))
-    comparison = compare(results)
+    comparison = select_runs(results)
 
     def named(*beginnings: str) -> bool:
         return any(sentence.startswith(beginnings) for sentence in comparison.left_out)
@@ -793,7 +799,7 @@ def without_interval(
 def test_equal_agents_get_any_verdict_in_at_most_one_experiment_of_twenty(
     seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "bootstrap", without_interval)
+    monkeypatch.setattr(significance, "bootstrap", without_interval)
     rng = np.random.default_rng(seeds)
     experiments, alarms = 1_000, 0
     for _ in range(experiments):

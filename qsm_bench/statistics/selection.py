@@ -1,0 +1,280 @@
+"""Which runs of an experiment are compared, at which steps, and what has to be left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsm_bench.errors import UserError
+from qsm_bench.results import Results
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+CellKey = tuple[str, str]
+"""An agent's label and a task's name."""
+ScoreRange = tuple[float, float]
+AT_END, AREA = "at the end", "area under the curve"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The evaluations of one cell: mean return over an evaluation's episodes."""
+
+    seeds: tuple[int, ...]
+    steps: IntArray
+    """[steps]"""
+    returns: FloatArray
+    """[seeds, steps], raw; NaN where a run diverged."""
+
+    def select(self, seeds: Sequence[int], steps: IntArray) -> "Curves":
+        """The part with these seeds and steps, all of which must be there."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        columns = np.searchsorted(self.steps, steps)
+        return Curves(tuple(seeds), steps, self.returns[rows][:, columns])
+
+    def finite_seeds(self) -> tuple[int, ...]:
+        """The seeds without a NaN or infinity."""
+        rows = zip(self.seeds, self.returns, strict=True)
+        return tuple(seed for seed, returns in rows if np.isfinite(returns).all())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which runs are compared at which steps, and what had to be left out.
+
+    On each task all agents are compared at the same steps: those at which every cell with runs to
+    compare was evaluated. In a finished experiment that is all of them.
+    """
+
+    agents: tuple[str, ...]
+    """The agents with at least one run to compare, in the order they were asked for."""
+    tasks: tuple[str, ...]
+    """The tasks with at least one run to compare."""
+    runs: Mapping[CellKey, Curves]
+    """Finite curves at the common steps of their task."""
+    score_ranges: Mapping[str, ScoreRange | None]
+    left_out: tuple[str, ...]
+    """One sentence for everything that is not in ``runs``, the aggregates or a pair."""
+
+    def shared_tasks(self, *agents: str) -> tuple[str, ...]:
+        """The tasks on which all of ``agents`` have runs."""
+        return tuple(t for t in self.tasks if all((a, t) in self.runs for a in agents))
+
+    @property
+    def aggregate_tasks(self) -> tuple[str, ...]:
+        """The tasks that aggregates are over: every agent has runs, and the range is known."""
+        return tuple(t for t in self.shared_tasks(*self.agents) if self.score_ranges[t])
+
+    def steps(self, task: str) -> IntArray:
+        """The steps at which ``task`` is compared."""
+        return next(runs.steps for (_, t), runs in self.runs.items() if t == task)
+
+    def balanced(self, agent: str, tasks: Sequence[str]) -> list[FloatArray]:
+        """Raw returns [seeds, steps] on each task, the same number of seeds on each.
+
+        rliable wants as many runs on one task as on another. Runs on different tasks are
+        independent, so where one task has fewer, the lowest-numbered seeds of the others serve.
+        """
+        curves = [self.runs[agent, task].returns for task in tasks]
+        count = min(len(c) for c in curves)
+        return [c[:count] for c in curves]
+
+    def final_returns(self, agent: str, tasks: Sequence[str]) -> FloatArray:
+        """Raw returns of the last evaluation, [seeds, tasks]."""
+        return np.stack([c[:, -1] for c in self.balanced(agent, tasks)], axis=1)
+
+    def scores(self, agent: str, when: str = AT_END) -> FloatArray:
+        """Normalised scores on the aggregate tasks, [seeds, tasks]."""
+        tasks = self.aggregate_tasks
+        columns = [
+            normalised(c, self.score_ranges[task])
+            for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
+        ]
+        return np.stack([c[:, -1] if when == AT_END else c.mean(axis=1) for c in columns], axis=1)
+
+    def score_curves(self, agent: str) -> tuple[IntArray, FloatArray]:
+        """Steps that all aggregate tasks have, and normalised scores [seeds, tasks, steps]."""
+        tasks = self.aggregate_tasks
+        steps = _common([self.steps(task) for task in tasks])
+        return steps, np.stack(
+            [
+                normalised(c, self.score_ranges[task])[:, np.searchsorted(self.steps(task), steps)]
+                for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
+            ],
+            axis=1,
+        )
+
+
+def normalised(returns: FloatArray, score_range: ScoreRange | None) -> FloatArray:
+    """Map ``score_range`` to [0, 1] linearly; values outside it stay outside."""
+    if score_range is None:
+        raise ValueError("a task without a score range has no normalised scores")
+    low, high = score_range
+    return (returns - low) / (high - low)
+
+
+def learning_curves(results: Results) -> dict[CellKey, Curves]:
+    """The complete evaluations of every cell that has any.
+
+    An evaluation is complete when every seed of the cell that was ever evaluated has all its
+    episodes; what a running job is just writing is not, down to a row that breaks off.
+    """
+    curves = {}
+    cells = {(c["agent"], c["task"]): c for c in results.cells}
+    whole_rows = results.evaluations.dropna(subset=["length"])
+    for key, rows in whole_rows.groupby(["agent", "task"], sort=False):
+        agent, task = str(key[0]), str(key[1])
+        returns = rows.groupby(["seed", "step"])["return"]
+        table = returns.mean().where(returns.count() == returns.size()).unstack("step")
+        episodes = cells[agent, task]["eval_episodes"]
+        complete = (returns.size().unstack("step") >= episodes).all(axis=0).to_numpy()
+        if complete.any():
+            curves[agent, task] = Curves(
+                tuple(int(seed) for seed in table.index),
+                table.columns.to_numpy(dtype=np.int64)[complete],
+                table.to_numpy(dtype=np.float64)[:, complete],
+            )
+    return curves
+
+
+def select_runs(results: Results) -> Comparison:
+    """Select the runs to compare. Raises UserError if there is no evaluation at all."""
+    curves = learning_curves(results)
+    if not curves:
+        raise UserError(
+            f"experiment {results.name!r} has no evaluations yet: there is nothing to report "
+            "before the first one"
+        )
+    runs: dict[CellKey, Curves] = {}
+    left_out: list[str] = []
+    for task in tasks_of(results):
+        task_runs, reasons = _select_runs(task, curves, results)
+        runs |= task_runs
+        left_out += reasons
+    comparison = Comparison(
+        agents=tuple(a for a in agents_of(results) if any(a == agent for agent, _ in runs)),
+        tasks=tuple(t for t in tasks_of(results) if any(t == task for _, task in runs)),
+        runs=runs,
+        score_ranges=_score_ranges(results),
+        left_out=(),
+    )
+    left_out += _left_out_of_aggregates(comparison, results)
+    left_out += _left_out_of_balance(comparison)
+    return replace(comparison, left_out=tuple(left_out))
+
+
+def agents_of(results: Results) -> list[str]:
+    """The agents' labels: as asked for, then any other on disk."""
+    return list(
+        dict.fromkeys([*results.experiment["agents"], *(c["agent"] for c in results.cells)])
+    )
+
+
+def tasks_of(results: Results) -> list[str]:
+    """The tasks' names: as asked for, then any other on disk."""
+    return list(dict.fromkeys([*results.experiment["tasks"], *(c["task"] for c in results.cells)]))
+
+
+def _select_runs(
+    task: str, curves: Mapping[CellKey, Curves], results: Results
+) -> tuple[dict[CellKey, Curves], list[str]]:
+    """The runs to compare on one task, and a sentence for everything on it that cannot be."""
+    cells = {cell["agent"]: cell for cell in results.cells if cell["task"] == task}
+    finite: dict[CellKey, Curves] = {}
+    reasons = []
+    for agent in agents_of(results):
+        cell, curve = cells.get(agent), curves.get((agent, task))
+        if cell is None:
+            reasons.append(f"{agent} on {task}: it was not run.")
+        elif cell["status"] == "failed":
+            why = f" ({cell['reason']})" if cell["reason"] else ""
+            reasons.append(f"{agent} on {task}: it failed{why}.")
+        elif curve is None:
+            reasons.append(f"{agent} on {task}: no complete evaluation.")
+        else:
+            seeds = curve.finite_seeds()
+            for seed in sorted({*cell["seeds"], *curve.seeds} - {*seeds}):
+                why = "a return is not finite" if seed in curve.seeds else "no evaluation"
+                reasons.append(f"{agent} on {task}, seed {seed}: {why}.")
+            if seeds:
+                finite[agent, task] = curve.select(seeds, curve.steps)
+    steps = _common([curve.steps for curve in finite.values()])
+    if finite and not len(steps):
+        return {}, [*reasons, f"{task}: its agents were never evaluated at the same step."]
+    if finite:
+        due = {step for curve in finite.values() for step in curve.steps.tolist()}
+        due |= {step for agent, _ in finite for step in _schedule(cells[agent])}
+        reasons += _left_out_steps(task, steps.tolist(), sorted(due))
+    return {key: curve.select(curve.seeds, steps) for key, curve in finite.items()}, reasons
+
+
+def _schedule(cell: Mapping[str, Any]) -> list[int]:
+    """The steps at which a cell is evaluated once it has finished."""
+    return [*range(cell["eval_every"], cell["steps"], cell["eval_every"]), cell["steps"]]
+
+
+def _left_out_steps(task: str, steps: Sequence[int], due: Sequence[int]) -> list[str]:
+    """Sentences for the steps that evaluations were made at, or should be, and not compared at."""
+    why = "not every agent and seed has a complete evaluation there"
+    last, end = steps[-1], due[-1]
+    gaps = [f"{step:,}" for step in due if step < last and step not in steps]
+    reasons = [f"{task}, at step {', '.join(gaps)}: {why}."] if gaps else []
+    return [*reasons, f"{task}, after step {last:,} of {end:,}: {why}."] if end > last else reasons
+
+
+def _left_out_of_aggregates(comparison: Comparison, results: Results) -> list[str]:
+    reasons = []
+    for agent in agents_of(results):
+        if agent not in comparison.agents:
+            reasons.append(f"{agent}: it has no run to compare.")
+    shared = comparison.shared_tasks(*comparison.agents)
+    for task in comparison.tasks:
+        if task not in shared:
+            absent = [a for a in comparison.agents if (a, task) not in comparison.runs]
+            reasons.append(f"{task} from the aggregates: no run of {', '.join(absent)}.")
+        elif not comparison.score_ranges[task]:
+            reasons.append(f"{task} from the aggregates: the range of its scores is not known.")
+    common = _common([comparison.steps(task) for task in comparison.aggregate_tasks])
+    for task in comparison.aggregate_tasks:
+        if count := len(comparison.steps(task)) - len(common):
+            reasons.append(
+                f"{task} from the aggregate learning curve, {count} evaluations: not every task "
+                "has one at the same step."
+            )
+    return reasons
+
+
+def _left_out_of_balance(comparison: Comparison) -> list[str]:
+    """Sentences for the seeds that ``Comparison.balanced`` cannot use, wherever it is called."""
+    uses = [("the aggregates", agent, comparison.aggregate_tasks) for agent in comparison.agents]
+    for pair in combinations(comparison.agents, 2):
+        for agent, other in (pair, pair[::-1]):
+            uses.append((f"the pair with {other}", agent, comparison.shared_tasks(*pair)))
+    without: dict[tuple[str, str, int], list[str]] = {}
+    for use, agent, tasks in uses:
+        counts = {task: len(comparison.runs[agent, task].seeds) for task in tasks}
+        for task, count in counts.items():
+            if count > (least := min(counts.values())):
+                without.setdefault((agent, task, least), []).append(use)
+    return [
+        f"{agent} on {task}, seed "
+        f"{', '.join(map(str, comparison.runs[agent, task].seeds[least:]))} from "
+        f"{', '.join(names)}: another task has only {least}, and each must count with as many."
+        for (agent, task, least), names in without.items()
+    ]
+
+
+def _score_ranges(results: Results) -> dict[str, ScoreRange | None]:
+    ranges: dict[str, ScoreRange | None] = {}
+    for cell in results.cells:
+        low, high = cell["score_range"] or (0.0, 0.0)
+        ranges[cell["task"]] = (low, high) if high > low else None
+    return ranges
+
+
+def _common(steps: Sequence[IntArray]) -> IntArray:
+    return reduce(np.intersect1d, steps) if steps else np.array([], dtype=np.int64)
