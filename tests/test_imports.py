@@ -4,12 +4,17 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("agents", "envs", "qsm_bench")
 
 one_way = pytest.mark.parametrize(
     ("package", "forbidden"),
@@ -76,3 +81,40 @@ def test_the_command_line_starts_without_torch() -> None:
     loaded = loaded_after_importing("qsm_bench.cli")
     assert "qsm_bench" in loaded
     assert "torch" not in loaded
+
+
+def dynamically_imported_names(source: str) -> Iterator[str]:
+    """The top-level packages that `source` names as text to a function that imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = ast.unparse(node.func).rpartition(".")[2]
+            if function in ("_import", "import_module") and isinstance(node.args[0].value, str):
+                yield node.args[0].value.partition(".")[0]
+
+
+def test_everything_that_is_imported_is_installed_without_extras() -> None:
+    """A development environment hides a missing dependency; this does not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    sources = [p.read_text("utf-8") for name in PACKAGES for p in (ROOT / name).rglob("*.py")]
+    imported = {
+        name
+        for source in sources
+        for name in (*imported_names(source), *dynamically_imported_names(source))
+    } - {*PACKAGES, *sys.stdlib_module_names}
+    assert {"torch", "shimmy", "dm_control"} <= imported
+    distributions = packages_distributions()
+    undeclared = {
+        name
+        for name in imported
+        if not declared & {canonicalize_name(d) for d in distributions.get(name, [name])}
+    }
+    assert undeclared == set()
+
+
+def test_tasks_bring_what_their_modules_import() -> None:
+    """The extras that shimmy and Gymnasium have for them, and only the tasks' own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = {r.name: r.extras for r in map(Requirement, project["dependencies"])}
+    assert extras["shimmy"] == {"dm-control"}
+    assert extras["gymnasium"] == {"mujoco"}
