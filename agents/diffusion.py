@@ -4,7 +4,7 @@ Time t runs from T (pure noise, a^T) down to 1; a^0 is the action. Index t here 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.networks import MLP, Linear, mish
+from agents.protocol import Initialization
 from agents.streams import SeedStreams
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
@@ -108,13 +109,17 @@ class Denoiser(nn.Module):
         hidden_sizes: Sequence[int],
         steps: int,
         streams: SeedStreams,
+        initialization: Initialization = "uniform",
     ) -> None:
         super().__init__()
         self.frequencies = nn.Parameter(0.2 * streams.normal(1, FREQUENCIES))
-        self.time_mlp = MLP((2 * FREQUENCIES, TIME_CODE, TIME_CODE), streams, activation=mish)
+        self.time_mlp = MLP(
+            (2 * FREQUENCIES, TIME_CODE, TIME_CODE), streams, initialization, activation=mish
+        )
         self.inputs = [action_size, observation_size, TIME_CODE]
-        self.first = Linear(sum(self.inputs), hidden_sizes[0], streams)
-        self.rest = MLP((*hidden_sizes, action_size), streams, activation=mish)
+        # One layer of all three inputs, for its initial weights, too.
+        self.first = Linear(sum(self.inputs), hidden_sizes[0], streams, initialization)
+        self.rest = MLP((*hidden_sizes, action_size), streams, initialization, activation=mish)
         self.register_buffer(
             "index", torch.arange(steps, device=streams.device).float().view(1, -1, 1)
         )
@@ -140,17 +145,36 @@ class Denoiser(nn.Module):
         )
 
 
-def sample(denoiser: Denoiser, schedule: Schedule, observation: Tensor, noise: Tensor) -> Tensor:
-    """Run the reverse process from noise to actions: [S, B, obs] -> [S, B, act] in [-1, 1].
+Draw = Callable[[Tensor, float, Tensor], Tensor]
+"""A Gaussian draw from its mean [S, B, act], standard deviation and standard normal noise."""
+
+
+def reparameterized(mean: Tensor, std: float, noise: Tensor) -> Tensor:
+    """The draw that gradients run through."""
+    return mean + std * noise
+
+
+def sample(
+    denoise: ConditionedDenoiser,
+    schedule: Schedule,
+    noise: Tensor,
+    draw: Draw = reparameterized,
+) -> Tensor:
+    """Run the reverse process from noise to actions [S, B, act] in [-1, 1].
 
     ``noise`` [S, T, B, act] is all the randomness: row 0 is a^T, the rest the z of the steps
-    t = T..2. Each step is clipped to the action box. Gradients run through every step.
+    t = T..2. Each step is clipped to the action box. Gradients run through every step that
+    ``draw`` lets them through.
     """
-    denoise = denoiser.given(observation)
     action = noise[:, 0]
     for row, t in enumerate(range(schedule.steps, 0, -1), start=1):
         action = schedule.mean(action, denoise(action, t), t)
         if t > 1:
-            action = action + schedule.std(t) * noise[:, row]
+            action = draw(action, schedule.std(t), noise[:, row])
         action = action.clamp(-1.0, 1.0)
     return action
+
+
+def explore(action: Tensor, std: float, noise: Tensor, draw: Draw = reparameterized) -> Tensor:
+    """Add exploration noise to sampled actions, within the action box: [S, B, act] all."""
+    return draw(action, std, noise).clamp(-1.0, 1.0)

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents import diagnostics
-from agents.diffusion import Denoiser, Schedule, sample
+from agents import diagnostics, diffusion
+from agents.diffusion import ConditionedDenoiser, Denoiser, Draw, Schedule, reparameterized
 from agents.learner import Learner, critic_loss
 from agents.networks import TwinCritic
 from agents.optimiser import Adam, polyak_update
@@ -101,9 +101,14 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
             config.hidden_sizes,
             config.diffusion_steps,
             stream("actor weights"),
+            config.initialization,
         )
         self.critic = TwinCritic(
-            observation_size, action_size, config.hidden_sizes, stream("critic weights")
+            observation_size,
+            action_size,
+            config.hidden_sizes,
+            stream("critic weights"),
+            config.initialization,
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
@@ -127,8 +132,10 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         """Sample actions, with exploration noise while training; [S, N, obs] -> [S, N, act]."""
         stream = self.explore_stream if explore else self.sample_stream
         shape = (observation.shape[1], self.action_size)
-        action = self.sample(observation, stream.normal(self.config.diffusion_steps, *shape))
-        return self._explore(action, stream.normal(*shape)) if explore else action
+        chain = stream.normal(self.config.diffusion_steps, *shape)
+        if not explore:
+            return self.sample(observation, chain)
+        return self.executed(self.denoiser.given(observation), chain, stream.normal(*shape))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update of critic, actor and target; metrics are [S]."""
@@ -143,10 +150,8 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
     def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The update as a function of (parameters, batch, noise): it draws nothing itself."""
         with torch.no_grad():
-            next_action = sample(
-                self.next_denoiser(), self.schedule, batch.next_observation, noise.chain
-            )
-            next_action = self._explore(next_action, noise.exploration)
+            denoise = self.next_denoiser().given(batch.next_observation)
+            next_action = self.executed(denoise, noise.chain, noise.exploration)
             next_q = self.target_critic(batch.next_observation, next_action)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q.amin(dim=0))
@@ -170,7 +175,21 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
 
     def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
         """One action per observation: [S, B, obs] and noise [S, T, B, act] to [S, B, act]."""
-        return sample(self.denoiser, self.schedule, observation, noise)
+        return diffusion.sample(self.denoiser.given(observation), self.schedule, noise)
+
+    def executed(
+        self,
+        denoise: ConditionedDenoiser,
+        chain: Tensor,
+        exploration: Tensor,
+        draw: Draw = reparameterized,
+    ) -> Tensor:
+        """The actions executed while training: the sampler's, with exploration noise on top.
+
+        Noise [S, T, B, act] of the chain and [S, B, act] of the exploration -> [S, B, act].
+        """
+        action = diffusion.sample(denoise, self.schedule, chain, draw)
+        return diffusion.explore(action, self.config.exploration_noise, exploration, draw)
 
     def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
         """Mean Q of the twin critics: [S, N, obs] and [S, N, act] -> [S, N]."""
@@ -235,6 +254,3 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         return self.sample(states, noise).view(
             *observation.shape[:2], diagnostics.SAMPLES, self.action_size
         )
-
-    def _explore(self, action: Tensor, noise: Tensor) -> Tensor:
-        return (action + self.config.exploration_noise * noise).clamp(-1.0, 1.0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.protocol import Initialization
 from agents.streams import SeedStreams
 
 Activation = Callable[[Tensor], Tensor]
@@ -77,23 +78,33 @@ class _NarrowAffine(torch.autograd.Function):
 class Linear(nn.Module):
     """M affine maps as one batched matrix product: [M, B, inputs] -> [M, B, outputs].
 
-    Weights and biases start uniform in +-1/sqrt(fan_in) (torch's own default). ``members`` is a
-    multiple of the number of streams: member m belongs to seed m mod S.
+    Each member's weights and biases start as ``initialization`` says, from its own seed's stream.
+    ``members`` is a multiple of the number of streams: member m belongs to seed m mod S. ``heads``
+    is how many layers of equal size stand side by side in this one: each starts as one of its own.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, streams: SeedStreams, twins: int = 1, fan_in: int = 0
+        self,
+        inputs: int,
+        outputs: int,
+        streams: SeedStreams,
+        initialization: Initialization = "uniform",
+        *,
+        twins: int = 1,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         self.twins = twins
-        bound = 1.0 / math.sqrt(fan_in or inputs)
+        weight_bound = bias_bound = 1.0 / math.sqrt(inputs)
+        if initialization == "xavier":
+            weight_bound, bias_bound = math.sqrt(6.0 / (inputs + outputs // heads)), 0.0
 
-        def start(rows: int) -> nn.Parameter:
+        def start(rows: int, bound: float) -> nn.Parameter:
             drawn = [streams.uniform(rows, outputs, low=-bound, high=bound) for _ in range(twins)]
             return nn.Parameter(torch.cat(drawn))
 
-        self.weight = start(inputs)
-        self.bias = start(1)
+        self.weight = start(inputs, weight_bound)
+        self.bias = start(1, bias_bound)
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.weight
@@ -108,20 +119,33 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron of M members: [M, B, inputs] -> [M, B, outputs]; linear output."""
+    """A multilayer perceptron of M members: [M, B, inputs] -> [M, B, outputs]; linear output.
+
+    ``heads`` is how many outputs of equal size the last layer's are: see ``Linear``.
+    """
 
     def __init__(
         self,
         sizes: Sequence[int],
         streams: SeedStreams,
+        initialization: Initialization = "uniform",
         *,
         activation: Activation = functional.relu,
         twins: int = 1,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         self.activation = activation
         self.layers = nn.ModuleList(
-            Linear(inputs, outputs, streams, twins) for inputs, outputs in itertools.pairwise(sizes)
+            Linear(
+                inputs,
+                outputs,
+                streams,
+                initialization,
+                twins=twins,
+                heads=heads if layer == len(sizes) - 2 else 1,
+            )
+            for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,10 +168,11 @@ class TwinCritic(nn.Module):
         action_size: int,
         hidden_sizes: Sequence[int],
         streams: SeedStreams,
+        initialization: Initialization = "uniform",
     ) -> None:
         super().__init__()
         sizes = (observation_size + action_size, *hidden_sizes, 1)
-        self.mlp = MLP(sizes, streams, twins=2)
+        self.mlp = MLP(sizes, streams, initialization, twins=2)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         seeds, batch, _ = action.shape

@@ -6,7 +6,7 @@ one batched program, and S = 1 is not a special case.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -14,6 +14,9 @@ from torch import Tensor
 
 StateDict = dict[str, Any]
 """Nested dictionaries of tensors and numbers, as ``torch.load(weights_only=True)`` reads them."""
+
+Initialization = Literal["uniform", "xavier"]
+"""How the weights of a network begin: see ``AgentConfig.initialization``."""
 
 
 class Batch(NamedTuple):
@@ -43,6 +46,14 @@ class AgentConfig:
         tuple[Annotated[int, Field(gt=0)], ...],
         Field(min_length=1, description="Widths of the hidden layers of every network."),
     ] = (256, 256)
+    initialization: Annotated[
+        Initialization,
+        Field(
+            description="Initial weights of every network, with i inputs and o outputs of a layer. "
+            "uniform: weights and biases in +-1/sqrt(i) (torch's own). xavier: weights in "
+            "+-sqrt(6/(i + o)), biases zero."
+        ),
+    ] = "uniform"
     learning_rate: Annotated[
         float, Field(gt=0, description="Adam's step size, for every network.")
     ] = 3e-4

@@ -105,10 +105,17 @@ class SAC(Learner):
         self.config = config
         self.action_size = action_size
         self.actor = MLP(
-            (observation_size, *config.hidden_sizes, 2 * action_size), stream("actor weights")
+            (observation_size, *config.hidden_sizes, 2 * action_size),
+            stream("actor weights"),
+            config.initialization,
+            heads=2,
         )
         self.critic = TwinCritic(
-            observation_size, action_size, config.hidden_sizes, stream("critic weights")
+            observation_size,
+            action_size,
+            config.hidden_sizes,
+            stream("critic weights"),
+            config.initialization,
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         start = torch.full((len(seeds), 1), math.log(config.initial_temperature), device=device)

@@ -71,11 +71,17 @@ class TD3(Learner):
 
         self.config = config
         self.actor = MLP(
-            (observation_size, *config.hidden_sizes, action_size), stream("actor weights")
+            (observation_size, *config.hidden_sizes, action_size),
+            stream("actor weights"),
+            config.initialization,
         )
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic = TwinCritic(
-            observation_size, action_size, config.hidden_sizes, stream("critic weights")
+            observation_size,
+            action_size,
+            config.hidden_sizes,
+            stream("critic weights"),
+            config.initialization,
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)

@@ -10,12 +10,13 @@ at most FALSE_ALARMS, however the tests depend on each other, whatever the score
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from agents.registry import find_agent
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
@@ -176,8 +177,7 @@ def read_baseline(folder: Path) -> pd.DataFrame:
     try:
         about = json.loads((folder / "baseline.json").read_text())
         scores = pd.read_csv(folder / "baseline.csv")
-        # As jobs, so that a setting which came later is there with its default.
-        recorded = [_without_seeds(Job(**job, seeds=())) for job in about["protocol"]]
+        recorded = [_without_seeds(_completed(job)) for job in about["protocol"]]
         _ = scores[["agent", "task", "seed", *SCORES]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -194,6 +194,13 @@ def read_baseline(folder: Path) -> pd.DataFrame:
 def protocol() -> list[dict[str, Any]]:
     """Everything that decides the scores, but the seeds."""
     return [_without_seeds(job) for experiment in experiments(1, 0) for job in experiment.jobs()]
+
+
+def _completed(job: dict[str, Any]) -> Job:
+    """A recorded job in which a setting that came later is there with its default."""
+    agent = find_agent(job["agent_name"]).agent
+    config = TypeAdapter(agent.config_class).validate_python(job["settings"])
+    return Job(**{**job, "settings": asdict(config)}, seeds=())
 
 
 def _without_seeds(job: Job) -> dict[str, Any]:

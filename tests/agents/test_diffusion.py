@@ -102,7 +102,7 @@ def test_samples_stay_in_the_box_and_repeat_from_their_noise(steps: int) -> None
     schedule = Schedule(steps, CPU)
     observation = torch.randn(2, 8, 3)
     noise = 5 * torch.randn(2, steps, 8, 2)
-    action = sample(denoiser, schedule, observation, noise)
+    action = sample(denoiser.given(observation), schedule, noise)
     assert action.shape == (2, 8, 2)
     assert action.abs().max() <= 1.0
-    assert torch.equal(action, sample(denoiser, schedule, observation, noise))
+    assert torch.equal(action, sample(denoiser.given(observation), schedule, noise))

@@ -1,6 +1,7 @@
 """The batched networks against torch's own, member by member."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from agents.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish
 from agents.optimiser import Adam, polyak_update
+from agents.protocol import Initialization
+from agents.registry import BUILT_IN, find_agent
 from agents.streams import SeedStreams
 
 CPU = torch.device("cpu")
@@ -70,10 +73,84 @@ def test_initial_weights_fill_their_range_and_differ_between_seeds_and_twins() -
             assert not torch.equal(layer.weight[i], layer.weight[j])
 
 
-def test_a_seeds_initial_weights_do_not_depend_on_the_other_seeds() -> None:
-    alone, beside = MLP((3, 8, 1), streams(7)), MLP((3, 8, 1), streams(1, 7, 2))
+def test_xavier_weights_fill_their_range_and_biases_are_zero() -> None:
+    layer = Linear(64, 32, streams(0, 1), "xavier", twins=2)
+    bound = math.sqrt(6 / 96)
+    for member in layer.weight:
+        assert 0.98 * bound < member.max() <= bound
+        assert -bound <= member.min() < -0.98 * bound
+    assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("initialization", ["uniform", "xavier"])
+def test_a_seeds_initial_weights_do_not_depend_on_the_other_seeds(
+    initialization: Initialization,
+) -> None:
+    alone = MLP((3, 8, 1), streams(7), initialization)
+    beside = MLP((3, 8, 1), streams(1, 7, 2), initialization)
     for one, many in zip(alone.parameters(), beside.parameters(), strict=True):
         assert torch.equal(one[0], many[1])
+
+
+def spread(layer: Linear) -> float:
+    """Standard deviation of all weights of all members."""
+    return layer.weight.std().item()
+
+
+OBSERVATION, ACTION, WIDTH, MEMBERS = 24, 6, 256, tuple(range(8))
+
+
+@pytest.mark.parametrize("path", BUILT_IN)
+def test_initial_weights_of_every_network_have_the_spread_of_the_closed_form(path: str) -> None:
+    """Uniform: 1 / sqrt(3 i). Xavier: sqrt(2 / (i + o)). The ratio: sqrt(6 i / (i + o))."""
+    agent = find_agent(path).agent
+
+    def layers(initialization: str) -> dict[str, Linear]:
+        config = agent.config_class(initialization=initialization)
+        built: Any = agent(config, OBSERVATION, ACTION, MEMBERS, CPU)
+        return {
+            f"{part}.{name}": module
+            for part in built.parts
+            if isinstance(getattr(built, part), nn.Module)
+            for name, module in getattr(built, part).named_modules()
+            if isinstance(module, Linear)
+        }
+
+    uniform, xavier = layers("uniform"), layers("xavier")
+    expected = {
+        "critic.mlp.layers.0": (OBSERVATION + ACTION, WIDTH),
+        "critic.mlp.layers.1": (WIDTH, WIDTH),
+        "critic.mlp.layers.2": (WIDTH, 1),
+    }
+    if "denoiser.first" in uniform:
+        expected |= {
+            "denoiser.time_mlp.layers.0": (64, 128),
+            "denoiser.time_mlp.layers.1": (128, 128),
+            # Of the three inputs together, though they are multiplied apart.
+            "denoiser.first": (ACTION + OBSERVATION + 128, WIDTH),
+            "denoiser.rest.layers.0": (WIDTH, WIDTH),
+            "denoiser.rest.layers.1": (WIDTH, ACTION),
+        }
+    else:
+        expected |= {
+            "actor.layers.0": (OBSERVATION, WIDTH),
+            "actor.layers.1": (WIDTH, WIDTH),
+            # SAC's mean and log standard deviation are two layers of that size, side by side.
+            "actor.layers.2": (WIDTH, ACTION),
+        }
+    for name in set(uniform) - set(expected):
+        assert name.startswith("target_")
+        # Each target begins as its network.
+        online = xavier[name.removeprefix("target_")]
+        assert torch.equal(xavier[name].weight, online.weight)
+    for name, (inputs, outputs) in expected.items():
+        # Four standard errors of the spread of n uniform numbers, s sqrt(0.2 / n).
+        error = 4 * math.sqrt(0.2 / uniform[name].weight.numel())
+        assert spread(uniform[name]) == pytest.approx(1 / math.sqrt(3 * inputs), rel=error), name
+        assert uniform[name].bias.abs().max() > 0
+        closed = math.sqrt(2 / (inputs + outputs))
+        assert spread(xavier[name]) == pytest.approx(closed, rel=error), name
+        assert (xavier[name].bias == 0).all(), name
 
 
 def test_twin_critics_are_two_networks_of_each_seed() -> None:

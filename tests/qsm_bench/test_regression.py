@@ -96,7 +96,10 @@ def test_a_setting_that_came_later_has_its_default_in_a_baseline(tmp_path: Path)
     regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(6), 3))
     file = tmp_path / "baseline.json"
     about = json.loads(file.read_text())
-    assert [job.pop("compiled") for job in about["protocol"]] == [False] * len(about["protocol"])
+    for job in about["protocol"]:
+        assert job.pop("compiled") is False
+        # A setting of the agent's, too.
+        assert job["settings"].pop("polyak") == 0.005
     file.write_text(json.dumps(about))
     assert len(regression.read_baseline(tmp_path)) == 3 * len(about["protocol"])
 
