@@ -5,15 +5,22 @@ them:
 
     grad J = E[ Q(s, a^0) sum_{t=1..T} grad log pi_theta(a^{t-1} | a^t, s) ]             (eq. 9)
 
-Each factor is the Gaussian N(mu_theta(a^t, s, t), beta_t I) at the sample before its clip, held
-constant. The last step, which has no noise in the sampler, has the exploration noise, so that
-the executed action has a density.
+The chain that is graded is the one that is executed while training, drawn by the same sampler:
+
+    t = T..2    a^{t-1} = clip(u),  u ~ N(mu_theta(a^t, s, t), beta_t I)
+    t = 1       a^0     = clip(u),  u ~ N(clip(mu_theta(a^1, s, 1)), sigma^2 I)
+
+The last step has no noise in the sampler; there the exploration noise (sigma) is its density. Each
+factor of eq. 9 is the density of u, the sample before its clip, held constant: clipping it is part
+of what follows, as the task is. The sampler clips the last mean before noise is added, so an entry
+of that mean outside the action box has no gradient in the last factor: moving it changes no action.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -77,16 +84,16 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
         The log-density is that of the chain's internal actions given a^T, up to a constant; its
         gradient runs through the means alone, never through a sample.
         """
+        log_densities: list[Tensor] = []
+
+        def draw(mean: Tensor, std: float, noise: Tensor) -> Tensor:
+            drawn = (mean + std * noise).detach()
+            log_densities.append(-((drawn - mean) / std).square().sum(dim=-1) / 2)
+            return drawn
+
         denoise = self.denoiser.given(observation, copies=self.config.chains)
-        action = noise[:, 0]
-        log_density = noise.new_zeros(action.shape[:2])
-        for row, t in enumerate(range(self.config.diffusion_steps, 0, -1), start=1):
-            std = self.schedule.std(t) if t > 1 else self.config.exploration_noise
-            mean = self.schedule.mean(action, denoise(action, t), t)
-            unclipped = (mean + std * noise[:, row]).detach()
-            log_density = log_density - ((unclipped - mean) / std).square().sum(dim=-1) / 2
-            action = unclipped.clamp(-1.0, 1.0)
-        return action, log_density
+        action = self.executed(denoise, noise[:, :-1], noise[:, -1], draw)
+        return action, torch.stack(log_densities).sum(dim=0)
 
     def advantage(self, q: Tensor) -> Tensor:
         """What weighs each chain's log-density, from its Q; [S, K, B] both."""

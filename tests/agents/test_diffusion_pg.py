@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from agents.diffusion_agent import Noise
 from agents.diffusion_pg import DiffusionPG, DiffusionPGConfig
 from tests.agents.fixed_critics import (
     CPU,
@@ -67,12 +68,26 @@ def written_log_density(agent: DiffusionPG, observation: Tensor, noise: Tensor) 
     action, log_density = noise[:, 0], torch.zeros(noise.shape[0], noise.shape[2])
     for t in range(steps, 0, -1):
         mean = plain_mean(action, agent.denoiser.given(observation)(action, t), t, steps)
-        std = math.sqrt(1 - alpha[t]) if t > 1 else agent.config.exploration_noise
+        std = math.sqrt(1 - alpha[t])
+        if t == 1:
+            # The sampler's last mean is clipped before the exploration noise is added.
+            mean, std = mean.clamp(-1, 1), agent.config.exploration_noise
         density = Normal(mean, std)
         drawn = (mean + std * noise[:, steps + 1 - t]).detach()
         log_density = log_density + density.log_prob(drawn).sum(dim=-1)
         action = drawn.clamp(-1, 1)
     return action, log_density
+
+
+def written_last_mean(agent: DiffusionPG, observation: Tensor, noise: Tensor) -> Tensor:
+    """mu_theta(a^1, s, 1), not clipped."""
+    steps = agent.config.diffusion_steps
+    alpha, _ = plain_schedule(steps)
+    action = noise[:, 0]
+    for t in range(steps, 1, -1):
+        mean = plain_mean(action, agent.denoiser.given(observation)(action, t), t, steps)
+        action = (mean + math.sqrt(1 - alpha[t]) * noise[:, steps + 1 - t]).clamp(-1, 1)
+    return plain_mean(action, agent.denoiser.given(observation)(action, 1), 1, steps).detach()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -172,24 +187,29 @@ def test_one_step_is_the_ordinary_gaussian_policy_gradient(settings: dict[str, A
 
 
 def expected_q(value: Value, theta: Tensor) -> Tensor:
-    """E[Q] of the T = 2 chain with eps = theta[t] + theta[2 + t] a, by quadrature."""
+    """E[Q] of the executed T = 2 chain with eps_t = theta[t-1] + theta[t+1] a, by quadrature."""
     alpha, _ = plain_schedule(2)
-    z = torch.linspace(-6, 6, 121, dtype=torch.float64)
+    z = torch.linspace(-6, 6, 301, dtype=torch.float64)
     weight = torch.softmax(-z.square() / 2, dim=0)
     a2 = z.view(-1, 1, 1)
     mean = plain_mean(a2, theta[1] + theta[3] * a2, 2, 2)
     a1 = (mean + math.sqrt(1 - alpha[2]) * z.view(1, -1, 1)).clamp(-1, 1)
-    mean = plain_mean(a1, theta[0] + theta[2] * a1, 1, 2)
+    mean = plain_mean(a1, theta[0] + theta[2] * a1, 1, 2).clamp(-1, 1)
     a0 = (mean + 0.3 * z.view(1, 1, -1)).clamp(-1, 1).unsqueeze(-1)
     return torch.einsum("ijk,i,j,k->", value(a0, a0), weight, weight, weight)
 
 
 @pytest.mark.parametrize("settings", [LITERAL, LEAVE_ONE_OUT], ids=["literal", "leave_one_out"])
 @pytest.mark.parametrize("value", [slope, parabola])
+@pytest.mark.parametrize(
+    ("offset", "tilt"),
+    [([0.3, -0.2], [0.5, 0.9]), ([-1.2, 0.4], [0.1, 0.5])],
+    ids=["means inside the box", "means on both sides of a bound"],
+)
 def test_two_steps_agree_with_a_finite_difference_of_expected_q(
-    value: Value, settings: dict[str, Any]
+    value: Value, offset: list[float], tilt: list[float], settings: dict[str, Any]
 ) -> None:
-    theta = torch.tensor([0.3, -0.2, 0.5, 0.9], dtype=torch.float64)
+    theta = torch.tensor([*offset, *tilt], dtype=torch.float64)
     h = 1e-3
     expected = torch.stack(
         [
@@ -197,8 +217,55 @@ def test_two_steps_agree_with_a_finite_difference_of_expected_q(
             for e in torch.eye(4, dtype=torch.float64)
         ]
     )
-    estimate = estimates(settings, value, [0.3, -0.2], [0.5, 0.9], 1000)
+    estimate = estimates(settings, value, offset, tilt, 1000)
     assert_unbiased(estimate, expected, 0.05)
+
+
+def test_a_last_mean_outside_the_box_has_no_gradient() -> None:
+    """Where every sample's mean is clipped, moving it changes no executed action."""
+    estimate = estimates(LITERAL, slope, [-9.0, 0.0], [0.0, 0.0], 10)
+    assert (estimate[:, [0, 2]] == 0).all()
+
+
+class Given:
+    """Random streams that hand out tensors made beforehand."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = list(tensors)
+
+    def normal(self, *shape: int) -> Tensor:
+        drawn = self.tensors.pop(0)
+        assert drawn.shape[1:] == shape
+        return drawn
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_what_is_graded_is_what_is_executed(steps: int) -> None:
+    """On the same noise, bit for bit: in acting, and in the critic's target."""
+    agent = build(chains=1, baseline="none", diffusion_steps=steps, exploration_noise=0.3)
+    perturb(agent.denoiser, 1.0)
+    batch = make_batch(2, 64, 3, 2, torch.float64)
+    noise = chain_noise(2, steps, 64, 2)
+    graded, _ = agent.sampled_chains(batch.next_observation, noise)
+
+    # In a third of the entries or so the last mean lies outside, where clipping it makes a
+    # difference.
+    unclipped = written_last_mean(agent, batch.next_observation, noise)
+    differs = graded != (unclipped + 0.3 * noise[:, -1]).clamp(-1, 1)
+    assert 0.05 < differs.double().mean() < 0.95
+
+    agent.explore_stream = Given(noise[:, :-1], noise[:, -1])
+    assert torch.equal(agent.act(batch.next_observation, explore=True), graded)
+
+    asked: list[Tensor] = []
+
+    def record(observation: Tensor, action: Tensor) -> Tensor:
+        asked.append(action)
+        return action.sum(dim=-1)
+
+    fix_critic(agent, record)
+    agent.step(batch, Noise(noise[:, :-1], noise[:, -1], chain_noise(2, steps, 64, 2)))
+    assert torch.equal(asked[0], graded)
 
 
 def test_climbing_q_equal_to_a_raises_the_actions() -> None:
