@@ -2,7 +2,7 @@
 
 from gymnasium import register
 
-from envs.errors import TaskError
+from envs.errors import EnvironmentDiedError, TaskError
 from envs.lockstep import Environments, Lockstep, Step
 from envs.parallel import ParallelLockstep
 from envs.suites import SUITES, Suite, find_suite
@@ -10,6 +10,7 @@ from envs.tasks import Task, find_task, make, task_names
 
 __all__ = [
     "SUITES",
+    "EnvironmentDiedError",
     "Environments",
     "Lockstep",
     "ParallelLockstep",

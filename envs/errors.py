@@ -1,4 +1,4 @@
-"""The one error of this package, and how it names what was probably meant."""
+"""The error of this package, and how it names what was probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -12,6 +12,10 @@ class TaskError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class EnvironmentDiedError(TaskError):
+    """The process of an environment ended, or was killed; begun anew, it may well live."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str) -> TaskError:

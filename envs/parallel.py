@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.errors import TaskError
+from envs.errors import EnvironmentDiedError, TaskError
 from envs.lockstep import Lockstep, Step
 from envs.tasks import Task, find_task
 
@@ -89,7 +89,7 @@ class ParallelLockstep:
                 answers.append(end.recv())
             except (EOFError, ConnectionError):
                 name = self.task.name
-                answers.append(TaskError(f"task {name!r}: its environment's process died"))
+                answers.append(EnvironmentDiedError(f"task {name!r}: its environment's process died"))
         # Only when every pipe is read, so that none holds an answer to another question.
         for answer in answers:
             if isinstance(answer, Exception):

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError
+from qsm_bench.process import REFUSED
 from qsm_bench.store import Cell, Status
 
 POLL_SECONDS = 0.2
@@ -30,8 +31,9 @@ def run_locally(
     """Run the cells' jobs; return those that did not finish, and why.
 
     A job that dies takes no other with it: it is started once more, from its checkpoint, and then
-    recorded as failed. ``watch`` is called several times a second. On KeyboardInterrupt the jobs
-    are asked to stop, save themselves, and the interrupt is raised again.
+    recorded as failed. One that cannot be done as it was asked would fail again: it is recorded at
+    once. ``watch`` is called several times a second. On KeyboardInterrupt the jobs are asked to
+    stop, save themselves, and the interrupt is raised again.
     """
     waiting = list(cells)
     running: dict[Cell, subprocess.Popen[bytes]] = {}
@@ -47,8 +49,9 @@ def run_locally(
                 except (OSError, UserError) as error:
                     unfinished[cell] = f"it cannot be started: {error}"
             for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                status, reason = _end(cell, running.pop(cell).returncode)
-                if status == "failed" and cell not in died:
+                exit_status = running.pop(cell).returncode
+                status, reason = _end(cell, exit_status)
+                if status == "failed" and exit_status != REFUSED and cell not in died:
                     died[cell] = reason
                     waiting.insert(0, cell)
                 elif status != "finished":

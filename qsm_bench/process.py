@@ -1,8 +1,15 @@
-"""How a process that computes updates is set up: one thread, and no needless work below torch."""
+"""A job's process: how it is set up, and what its exit status says.
+
+It is set up for one thread, and for no needless work below torch.
+"""
 
 import ctypes
 
 import torch
+
+FAILED, INTERRUPTED, REFUSED = 1, 3, 4
+"""Exit statuses of a job that raised, of one that stopped because it was asked to and is saved, and
+of one that cannot be done as it was asked: that one would fail again."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 

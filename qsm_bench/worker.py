@@ -21,17 +21,14 @@ import typer
 from filelock import FileLock, Timeout
 
 from agents.registry import AgentError
-from envs import TaskError
+from envs import EnvironmentDiedError, TaskError
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.files import write_atomically
-from qsm_bench.process import settle
+from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, settle
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
-
-FAILED, INTERRUPTED = 1, 3
-"""Exit statuses of a job that raised, and of one that was asked to stop."""
 
 
 class Progress:
@@ -147,13 +144,15 @@ def _run(
     except Exception as error:
         manifest.status = "failed"
         manifest.reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, (UserError, TaskError, AgentError)):
+        expected = isinstance(error, (UserError, TaskError, AgentError))
+        if expected:
             manifest.reason = str(error)
         elif isinstance(error, OSError) and error.strerror:
             manifest.reason = f"{error.filename or cell.folder}: {error.strerror}"
         traceback.print_exc()
         manifest.log_tail = cell.log_tail()
-        raise SystemExit(FAILED) from None
+        again = not expected or isinstance(error, EnvironmentDiedError)
+        raise SystemExit(FAILED if again else REFUSED) from None
     finally:
         if training:
             _note(training, manifest)

@@ -16,7 +16,9 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from qsm_bench import executor, worker
+from agents.registry import AgentError
+from envs import EnvironmentDiedError, TaskError
+from qsm_bench import executor, process, worker
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
@@ -26,7 +28,7 @@ from qsm_bench.progress import cell_state
 from qsm_bench.store import Cell, ExperimentStore, Manifest
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_job, poison
-from tests.qsm_bench.processes import crowding, exit_status, fork
+from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,6 +147,39 @@ def test_a_job_is_started_at_most_twice(cells: list[Cell], script: str, starts: 
     assert len(run_scripts(cells[:1], [script])) == starts
 
 
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [
+        (UserError("no"), 1),
+        (TaskError("no"), 1),
+        (AgentError("no"), 1),
+        (EnvironmentDiedError("its process died"), 2),
+        (MemoryError(), 2),
+        (OSError(28, "No space left"), 2),
+    ],
+)
+def test_what_would_fail_again_is_not_tried_again(
+    cells: list[Cell], error: Exception, starts: int
+) -> None:
+    begun = []
+
+    def start(cell: Cell, *arguments: Any) -> ForkedJob:
+        begun.append(cell)
+        return ForkedJob(cell, 10, "")
+
+    with (
+        patch.object(Training, "run", side_effect=error),
+        patch.object(executor, "_start", start),
+        patch.object(executor, "POLL_SECONDS", 0.01),
+    ):
+        unfinished = run_locally(
+            cells[:1], workers=1, checkpoint_every=10, command="", watch=lambda: None
+        )
+    assert len(begun) == starts
+    assert (cells[0].read_manifest().retried is None) == (starts == 1)
+    assert list(unfinished) == cells[:1]
+
+
 def test_what_did_not_finish_is_returned_with_its_reason(cells: list[Cell]) -> None:
     interrupt = FINISH.replace("finished", "interrupted")
     with (
@@ -258,17 +293,21 @@ def work(cell: Cell) -> int:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "status", "reason"),
     [
-        (ValueError("two\nlines"), "ValueError: two lines"),
-        (UserError("task 'x' has no end"), "task 'x' has no end"),
+        (ValueError("two\nlines"), process.FAILED, "ValueError: two lines"),
+        (UserError("task 'x' has no end"), process.REFUSED, "task 'x' has no end"),
     ],
 )
 def test_a_job_that_raises_says_why_and_logs_where(
-    cells: list[Cell], capsys: pytest.CaptureFixture[str], error: Exception, reason: str
+    cells: list[Cell],
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    status: int,
+    reason: str,
 ) -> None:
     with patch.object(Training, "run", side_effect=error):
-        assert work(cells[0]) == worker.FAILED
+        assert work(cells[0]) == status
     manifest = cells[0].read_manifest()
     assert (manifest.status, manifest.reason) == ("failed", reason)
     assert "Traceback" in capsys.readouterr().err
@@ -311,7 +350,7 @@ def test_a_finished_job_says_what_its_checkpoints_took_and_what_its_tables_are(
 
 def test_a_job_that_is_asked_to_stop_is_interrupted(cells: list[Cell]) -> None:
     with patch.object(Training, "run", side_effect=Interrupted):
-        assert work(cells[0]) == worker.INTERRUPTED
+        assert work(cells[0]) == process.INTERRUPTED
     assert cells[0].read_manifest().status == "interrupted"
 
 
@@ -325,7 +364,7 @@ def test_sigterm_stops_a_job_which_then_goes_on(cells: list[Cell]) -> None:
         take_step(self)
 
     with patch.object(Training, "_take_step", step):
-        assert work(cells[0]) == worker.INTERRUPTED
+        assert work(cells[0]) == process.INTERRUPTED
         assert cells[0].read_manifest().step == 15
         assert work(cells[0]) == 0
     assert next(count) == 31, "no step was taken twice"
@@ -348,7 +387,7 @@ def test_a_replay_log_goes_only_after_the_job_is_known_to_be_finished(cells: lis
 def test_a_cell_has_one_writer(cells: list[Cell], capsys: pytest.CaptureFixture[str]) -> None:
     before = cells[0].manifest_file.read_bytes()
     with FileLock(cells[0].lock_file):
-        assert work(cells[0]) == worker.FAILED
+        assert work(cells[0]) == process.FAILED
     assert cells[0].manifest_file.read_bytes() == before
     assert "being written by another process" in capsys.readouterr().err
 
