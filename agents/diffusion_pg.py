@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.diffusion_agent import DiffusionAgent, DiffusionConfig
+from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
 from agents.protocol import Batch
 
 

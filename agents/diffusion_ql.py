@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.diffusion import Denoiser
-from agents.diffusion_agent import DiffusionAgent, DiffusionConfig, Noise
-from agents.optimiser import polyak_update
+from agents.common.diffusion import Denoiser
+from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig, Noise
+from agents.common.optimizer import polyak_update
 from agents.protocol import Batch
 
 

@@ -80,7 +80,7 @@ class Agent(Protocol):
 
     Constructed as ``Agent(config, observation_size, action_size, seeds, device)``. A class that
     says ``pure_step = True`` has its method ``step`` compiled, or captured in a CUDA graph, and
-    promises what ``agents.acceleration`` asks of it.
+    promises what ``agents.speed.acceleration`` asks of it.
     """
 
     name: ClassVar[str]

@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
-from agents.diffusion_agent import DiffusionAgent, DiffusionConfig
+from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
 from agents.protocol import Batch
 
 

@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.learner import Learner, critic_loss
-from agents.networks import MLP, TwinCritic
-from agents.optimiser import Adam, polyak_update
+from agents.common.learner import Learner, critic_loss
+from agents.common.networks import MLP, TwinCritic
+from agents.common.optimizer import Adam, polyak_update
+from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch
-from agents.streams import SeedStreams
 
 
 @dataclass(frozen=True)

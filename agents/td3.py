@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.learner import Count, Learner, critic_loss
-from agents.networks import MLP, TwinCritic
-from agents.optimiser import Adam, polyak_update
+from agents.common.learner import Count, Learner, critic_loss
+from agents.common.networks import MLP, TwinCritic
+from agents.common.optimizer import Adam, polyak_update
+from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch
-from agents.streams import SeedStreams
 
 
 @dataclass(frozen=True)

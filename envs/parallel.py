@@ -89,7 +89,9 @@ class ParallelLockstep:
                 answers.append(end.recv())
             except (EOFError, ConnectionError):
                 name = self.task.name
-                answers.append(EnvironmentDiedError(f"task {name!r}: its environment's process died"))
+                answers.append(
+                    EnvironmentDiedError(f"task {name!r}: its environment's process died")
+                )
         # Only when every pipe is read, so that none holds an answer to another question.
         for answer in answers:
             if isinstance(answer, Exception):

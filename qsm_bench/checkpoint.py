@@ -12,8 +12,8 @@ from zlib import crc32
 
 import torch
 
-from agents.replay import ReplayBuffer
 from qsm_bench.errors import UserError
+from qsm_bench.replay import ReplayBuffer
 
 FORMAT = 2
 """Of a state. 1, up to November 2026: torch's own optimisers, and updates after each step."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.common.streams import derive_seed
 from agents.protocol import Agent
-from agents.streams import derive_seed
 from envs import Lockstep, make
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError

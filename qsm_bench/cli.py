@@ -447,7 +447,7 @@ def _check_tasks(tasks: tuple[str, ...]) -> None:
 
 def _compiled(asked: str, experiment: "Experiment", earlier: "ExperimentStore") -> bool:
     """Whether updates are compiled. Raises UserError if they must be and cannot."""
-    from agents.acceleration import why_not_compiled
+    from agents.speed.acceleration import why_not_compiled
 
     if asked == "auto" and earlier.file.exists():
         # What was begun goes on as it was.

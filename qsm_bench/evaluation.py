@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.common.streams import derive_seed
 from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
-from agents.streams import derive_seed
 from envs import Environments
 from qsm_bench.errors import UserError
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from agents.replay import ReplayBuffer
 from envs import Lockstep
 from qsm_bench.experiment import Job
 from qsm_bench.process import settle
+from qsm_bench.replay import ReplayBuffer
 from qsm_bench.training import build_agent
 
 ENVIRONMENT_STEPS, UPDATES = 50, 10

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from agents.acceleration import accelerate
+from agents.common.streams import SeedStreams, derive_seed
 from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.registry import find_agent
-from agents.replay import ReplayBuffer
-from agents.streams import SeedStreams, derive_seed
+from agents.speed.acceleration import accelerate
 from envs import Environments, Lockstep, ParallelLockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.files import write_atomically
+from qsm_bench.replay import ReplayBuffer
 from qsm_bench.store import Cell
 from qsm_bench.tables import CsvLog, as_csv
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agents.diffusion import Denoiser
-from agents.diffusion_agent import Noise
-from agents.optimiser import FIRST_DECAY, Adam
+from agents.common.diffusion import Denoiser
+from agents.common.diffusion_agent import Noise
+from agents.common.optimizer import FIRST_DECAY, Adam
 from agents.protocol import Batch
 
 CPU = torch.device("cpu")

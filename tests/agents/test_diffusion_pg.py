@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from agents.diffusion_agent import Noise
+from agents.common.diffusion_agent import Noise
 from agents.diffusion_pg import DiffusionPG, DiffusionPGConfig
 from tests.agents.fixed_critics import (
     CPU,

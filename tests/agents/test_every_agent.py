@@ -157,10 +157,10 @@ def test_unknown_agents_are_named_with_their_neighbours() -> None:
         find_agent("qms")
     with pytest.raises(AgentError, match="no module named 'nowhere'"):
         find_agent("nowhere:Agent")
-    with pytest.raises(AgentError, match=r"agents\.networks has no 'Agent'"):
-        find_agent("agents.networks:Agent")
+    with pytest.raises(AgentError, match=r"agents\.common\.networks has no 'Agent'"):
+        find_agent("agents.common.networks:Agent")
     with pytest.raises(AgentError, match="does not keep the protocol: it lacks name"):
-        find_agent("agents.networks:MLP")
+        find_agent("agents.common.networks:MLP")
 
 
 @pytest.mark.parametrize("name", AGENTS)

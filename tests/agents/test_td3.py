@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.networks import MLP
+from agents.common.networks import MLP
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import (
     CPU,

@@ -8,8 +8,8 @@ it, so a share of the roofline computed from these numbers flatters nobody.
 import itertools
 from collections.abc import Sequence
 
-from agents.diffusion import FREQUENCIES, TIME_CODE
-from agents.diffusion_agent import DiffusionConfig
+from agents.common.diffusion import FREQUENCIES, TIME_CODE
+from agents.common.diffusion_agent import DiffusionConfig
 from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
 from agents.protocol import AgentConfig

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.networks import Linear, mish
-from agents.streams import SeedStreams
+from agents.common.networks import Linear, mish
+from agents.common.streams import SeedStreams
 from qsm_bench.process import settle
 from tests.benchmarks.flops import update_flops
 from tests.benchmarks.workload import (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.diffusion import Schedule
+from agents.common.diffusion import Schedule
 from envs import linear_quadratic as lq
 
 SAMPLES = 4_000

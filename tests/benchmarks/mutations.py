@@ -21,22 +21,22 @@ ROOT = Path(__file__).parents[2]
 
 MUTATIONS = {
     "wrong sign on the n-step discount": (
-        "agents/replay.py",
+        "qsm_bench/replay.py",
         "take * self.discount**k * later_reward",
         "take * -(self.discount**k) * later_reward",
     ),
     "target network never updated": (
-        "agents/optimiser.py",
+        "agents/common/optimizer.py",
         "list(online.parameters()), rate)",
         "list(online.parameters()), 0.0)",
     ),
     "noise schedule reversed": (
-        "agents/diffusion.py",
+        "agents/common/diffusion.py",
         "torch.exp(-BETA_MIN / steps - slope)",
         "torch.exp(-BETA_MIN / steps - slope.flip(0))",
     ),
     "bootstraps past terminations": (
-        "agents/replay.py",
+        "qsm_bench/replay.py",
         "discount = self.discount * (1.0 - terminated)",
         "discount = self.discount * torch.ones_like(terminated)",
     ),

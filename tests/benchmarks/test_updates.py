@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from agents.diffusion_agent import DiffusionAgent
-from agents.replay import ReplayBuffer
+from agents.common.diffusion_agent import DiffusionAgent
+from qsm_bench.replay import ReplayBuffer
 from tests.benchmarks.flops import update_flops
 from tests.benchmarks.peer import UPDATES as PEERS_UPDATES
 from tests.benchmarks.peer import Peer

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from agents.acceleration import accelerate
-from agents.diffusion_agent import DiffusionAgent
+from agents.common.diffusion_agent import DiffusionAgent
 from agents.protocol import Agent, Batch
 from agents.registry import find_agent
+from agents.speed.acceleration import accelerate
 
 OBSERVATION, ACTION, BATCH = 24, 6, 256
 CPU = torch.device("cpu")

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agents.acceleration import why_not_compiled
-from agents.replay import ReplayBuffer
+from agents.speed.acceleration import why_not_compiled
 from envs import Lockstep, ParallelLockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
+from qsm_bench.replay import ReplayBuffer
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import (

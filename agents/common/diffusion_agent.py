@@ -13,13 +13,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents import diagnostics, diffusion
-from agents.diffusion import ConditionedDenoiser, Denoiser, Draw, Schedule, reparameterized
-from agents.learner import Learner, critic_loss
-from agents.networks import TwinCritic
-from agents.optimiser import Adam, polyak_update
+from agents import diagnostics
+from agents.common import diffusion
+from agents.common.diffusion import ConditionedDenoiser, Denoiser, Draw, Schedule, reparameterized
+from agents.common.learner import Learner, critic_loss
+from agents.common.networks import TwinCritic
+from agents.common.optimizer import Adam, polyak_update
+from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch
-from agents.streams import SeedStreams
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.replay import ReplayBuffer
+from qsm_bench.replay import ReplayBuffer
 
 CPU = torch.device("cpu")
 NOTHING, TERMINATED, TRUNCATED, BOTH = range(4)

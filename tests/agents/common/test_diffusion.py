@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.diffusion import BETA_MAX, BETA_MIN, Denoiser, Schedule, sample
-from agents.streams import SeedStreams
+from agents.common.diffusion import BETA_MAX, BETA_MIN, Denoiser, Schedule, sample
+from agents.common.streams import SeedStreams
 
 CPU = torch.device("cpu")
 

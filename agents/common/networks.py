@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.common.streams import SeedStreams
 from agents.protocol import Initialization
-from agents.streams import SeedStreams
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agents.common.streams import SeedStreams
 from agents.protocol import Batch
-from agents.streams import SeedStreams
 
 
 class ReplayBuffer:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from agents import seed_by_seed
-from agents.acceleration import accelerate, why_not_compiled
-from agents.captured_step import CapturedStep
 from agents.protocol import Agent, Batch
 from agents.registry import BUILT_IN, find_agent
-from agents.seed_by_seed import SeedBySeed
+from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.captured_step import CapturedStep
+from agents.speed.seed_by_seed import SeedBySeed
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 

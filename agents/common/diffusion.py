@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import MLP, Linear, mish
+from agents.common.networks import MLP, Linear, mish
+from agents.common.streams import SeedStreams
 from agents.protocol import Initialization
-from agents.streams import SeedStreams
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
 FREQUENCIES, TIME_CODE = 32, 128

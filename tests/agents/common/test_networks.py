@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish
-from agents.optimiser import Adam, polyak_update
+from agents.common.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish
+from agents.common.optimizer import Adam, polyak_update
+from agents.common.streams import SeedStreams
 from agents.protocol import Initialization
 from agents.registry import BUILT_IN, find_agent
-from agents.streams import SeedStreams
 
 CPU = torch.device("cpu")
 

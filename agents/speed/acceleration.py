@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.captured_step import CapturedStep
 from agents.protocol import Agent
-from agents.seed_by_seed import SeedBySeed, is_large
+from agents.speed.captured_step import CapturedStep
+from agents.speed.seed_by_seed import SeedBySeed, is_large
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "cuda": {},

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agents.learner import Count, Learner
-from agents.optimiser import Adam
+from agents.common.learner import Count, Learner
+from agents.common.optimizer import Adam
+from agents.common.streams import SeedStreams
 from agents.protocol import Agent
-from agents.streams import SeedStreams
 
 LARGE = 2_000_000
 """Parameters of all seeds together from which updating them in turn is faster. For SAC, 2 x 256, it
@@ -65,7 +65,7 @@ def _of_one_seed(agent: Learner, seed: int, seeds: int) -> Learner:
     """The agent once more, its parameters and moments being views of that seed's in the whole's."""
 
     def view(members: Tensor) -> Tensor:
-        # Member m belongs to seed m mod S: see agents.networks.
+        # Member m belongs to seed m mod S: see agents.common.networks.
         return members.detach().view(-1, seeds, *members.shape[1:])[:, seed]
 
     instead: dict[int, Any] = {}

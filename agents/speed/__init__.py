@@ -1,0 +1,1 @@
+"""Other ways to run the same update, faster: compiled, seed by seed, as a CUDA graph."""
