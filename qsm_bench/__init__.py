@@ -5,7 +5,16 @@ use, so that the command line starts without loading torch.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what an editor and mypy see; ``_EXPORTS`` is where it comes from when it runs
+    from agents.common.diffusion import Denoiser, Schedule, sample
+    from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
+    from agents.common.learner import Learner, critic_loss
+    from agents.common.networks import MLP, Linear, TwinCritic, mish
+    from agents.common.optimizer import Adam, polyak_update
+    from agents.common.streams import SeedStreams, derive_seed
+    from agents.protocol import Agent, AgentConfig, Batch, StateDict
 
 _EXPORTS = {
     "Agent": "agents.protocol",
@@ -29,7 +38,27 @@ _EXPORTS = {
     "derive_seed": "agents.common.streams",
 }
 
-__all__ = list(_EXPORTS)
+__all__ = [
+    "MLP",
+    "Adam",
+    "Agent",
+    "AgentConfig",
+    "Batch",
+    "Denoiser",
+    "DiffusionAgent",
+    "DiffusionConfig",
+    "Learner",
+    "Linear",
+    "Schedule",
+    "SeedStreams",
+    "StateDict",
+    "TwinCritic",
+    "critic_loss",
+    "derive_seed",
+    "mish",
+    "polyak_update",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:
