@@ -5,15 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_atomically(file: Path, text: str, *, sync: bool = False) -> None:
+def write_atomically(file: Path, text: str | bytes, *, sync: bool = False) -> None:
     """Replace ``file`` by ``text``: a reader sees the old one or the new one, whole.
 
     With ``sync``, so does one who comes after the machine has lost its power.
     """
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w") as out:
-            out.write(text)
+        with temporary.open("wb") as out:
+            out.write(text.encode() if isinstance(text, str) else text)
             if sync:
                 out.flush()
                 os.fsync(out.fileno())

@@ -1,40 +1,79 @@
-"""Tables as CSV: rows as text, and a table that only grows."""
+"""Tables as CSV: rows as text, and a table that grows by rows and, seldom, by columns."""
 
 import csv
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
+from qsm_bench.files import write_atomically
 
 
 class CsvLog:
-    """A table that only grows; each append reaches the disk whole, and the rest can be cut off."""
+    """A table that only grows; each append reaches the disk whole, and the rest can be cut off.
 
-    def __init__(self, file: Path, size: int = 0, checksum: int | None = None) -> None:
-        """Continue ``file`` from its first ``size`` bytes: rows after a checkpoint come again.
+    Columns are known by name. A row with a new name adds a column at the right: the rows before
+    it are blank there. So the first columns of the table are, up to the blanks at the right,
+    always what they were, and a checkpoint that knows fewer columns can have its table back.
+    """
 
-        Raises UserError, and leaves the file as it is, if those are not there, or not the same.
+    def __init__(
+        self,
+        path: Path,
+        size: int = 0,
+        checksum: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        """Continue the file from its first ``size`` bytes: rows after a checkpoint come again.
+
+        ``size`` and ``checksum`` count the file as it was with ``columns``; without those, which
+        checkpoints up to November 2026 did not note, its columns are those it has. Raises
+        UserError, and leaves the file as it is, if it does not begin with that table.
         """
-        self.file = file.open("ab+", buffering=0)
-        self.size = size
+        self.path = path
+        self.size = 0
         """Bytes written so far."""
-        there = self.file.seek(0, os.SEEK_END)
-        self.file.seek(0)
-        self.checksum = crc32(self.file.read(size)) if 0 < size <= there else 0
+        self.checksum = 0
         """Of those."""
-        if not 0 <= size <= there or checksum not in (None, self.checksum):
+        self.columns: list[str] = []
+        self.file = path.open("ab+", buffering=0)
+        try:
+            if size:
+                self._go_back(size, checksum, columns)
+            self.file.truncate(self.size)
+        except BaseException:
             self.file.close()
-            fault = "is damaged: it has other rows" if size <= there else "has fewer rows"
-            raise UserError(f"{file} {fault} than its checkpoint counts")
-        self.file.truncate(size)
+            raise
+
+    def _go_back(self, size: int, checksum: int | None, columns: Sequence[str] | None) -> None:
+        text = self._text()
+        there = _header(text)
+        self.columns = there if columns is None else list(columns)
+        added = len(there) - len(self.columns)
+        if added > 0:
+            text = narrowed(text, added)
+        if not 0 <= size <= len(text):
+            raise UserError(f"{self.path} has fewer rows than its checkpoint counts")
+        if there[: len(self.columns)] != self.columns:
+            raise UserError(f"{self.path} is damaged: it has other columns than its checkpoint")
+        if checksum not in (None, crc32(text[:size])):
+            raise UserError(f"{self.path} is damaged: it has other rows than its checkpoint counts")
+        self.size, self.checksum = size, crc32(text[:size])
+        if added:
+            self._replace(text[:size])
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows of the same columns; the first ones ever bring the header."""
-        data = as_csv(list(rows), header=self.size == 0).encode()
+        """Write rows, each value in the column of its name; blank where a row has none."""
+        rows = list(rows)
+        new = [name for name in dict.fromkeys(chain(*rows)) if name not in self.columns]
+        if new and self.columns:
+            self._replace(widened(self._text()[: self.size], new))
+        self.columns += new
+        data = as_csv(rows, self.columns, header=self.size == 0).encode()
         written = 0
         while written < len(data):
             written += self.file.write(data[written:])
@@ -49,12 +88,52 @@ class CsvLog:
         """Close the file."""
         self.file.close()
 
+    def _text(self) -> bytes:
+        self.file.seek(0)
+        return self.file.read()
 
-def as_csv(rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
-    """Rows of the same columns as text."""
+    def _replace(self, text: bytes) -> None:
+        write_atomically(self.path, text, sync=True)
+        self.file.close()
+        self.file = self.path.open("ab+", buffering=0)
+        self.size, self.checksum = len(text), crc32(text)
+
+
+def as_csv(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), *, header: bool = True
+) -> str:
+    """Rows as text, in the given columns or in those of the first row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def widened(table: bytes, names: Sequence[str]) -> bytes:
+    """A table with more columns at the right, blank in all rows.
+
+    Rows are lines of numbers without quotes; only the header's names may have some.
+    """
+    header, *rows = table.splitlines(keepends=True)
+    more = as_csv([], names).encode()
+    blank = b"," * len(names) + b"\n"
+    wider = [header.rstrip(b"\n") + b"," + more, *(row.rstrip(b"\n") + blank for row in rows)]
+    return b"".join(wider)
+
+
+def narrowed(table: bytes, count: int) -> bytes:
+    """A table without its last ``count`` columns: what ``widened`` began with, byte for byte."""
+    header, *rows = table.splitlines(keepends=True)
+    kept = as_csv([], _header(header)[:-count]).encode()
+    return kept + b"".join(row.rstrip(b"\n").rsplit(b",", count)[0] + b"\n" for row in rows)
+
+
+def _header(table: bytes) -> list[str]:
+    """The names in a table's first line; none if that is no header."""
+    line = table[: table.find(b"\n") + 1].decode(errors="replace")
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []

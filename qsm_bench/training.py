@@ -23,6 +23,7 @@ from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.files import write_atomically
+from qsm_bench.metrics import Means
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.store import Cell
 from qsm_bench.tables import CsvLog, as_csv
@@ -86,8 +87,7 @@ class Training:
         self.episode_return = np.zeros(seeds)
         self.finished_returns: list[list[float]] = [[] for _ in job.seeds]
         """Returns of the training episodes that ended since the last row of training.csv."""
-        self.metric_sums: dict[str, Tensor] = {}
-        self.metric_updates = 0
+        self.metrics = Means()
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
         self.checkpoint_seconds = 0.0
@@ -176,7 +176,7 @@ class Training:
             self.observation[row] = self._reset(row)
         if self.step == self.job.warmup_steps:
             self.watched = self._spread_states()
-        if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.metric_updates:
+        if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.updates:
             self._log()
 
     def _update(self) -> None:
@@ -184,8 +184,7 @@ class Training:
         for name, value in metrics.items():
             if "loss" in name:
                 self.sound &= value.isfinite()
-            self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
-        self.metric_updates += 1
+        self.metrics.add(metrics)
 
     def _environments(self, count: int) -> Environments:
         """In this process where it computes the updates too; on a GPU, in as many as have cores."""
@@ -202,7 +201,7 @@ class Training:
         return self.environments.reset(row, seed)
 
     def _log(self) -> None:
-        means = {name: (s / self.metric_updates).tolist() for name, s in self.metric_sums.items()}
+        means = self.metrics.take()
         self.log.append(
             {
                 "seed": seed,
@@ -216,7 +215,6 @@ class Training:
             )
         )
         self.finished_returns = [[] for _ in self.job.seeds]
-        self.metric_sums, self.metric_updates = {}, 0
 
     def _evaluate(self, watch: Callable[[], None]) -> None:
         began = time.perf_counter()
@@ -312,10 +310,12 @@ class Training:
 
     def _open_tables(self, state: dict[str, Any]) -> None:
         """Cut the tables back to where ``state`` has them. Raises UserError if they do not fit."""
-        checksums = state.get("checksums", {})
+        # Up to November 2026 a table's columns were not noted: they are those of its header.
+        checksums, columns = state.get("checksums", {}), state.get("columns", {})
 
         def table(name: str, file: Path) -> CsvLog:
-            return CsvLog(file, state.get(f"{name}_size", 0), checksums.get(name))
+            size, known = state.get(f"{name}_size", 0), columns.get(name)
+            return CsvLog(file, size, checksums.get(name), known)
 
         self.evaluations = table("evaluations", self.cell.evaluations_file)
         self.log = table("training", self.cell.training_file)
@@ -332,8 +332,7 @@ class Training:
             "episode_start": self.episode_start.tolist(),
             "episode_return": self.episode_return.tolist(),
             "finished_returns": self.finished_returns,
-            "metric_sums": self.metric_sums,
-            "metric_updates": self.metric_updates,
+            "metrics": self.metrics.state_dict(),
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
@@ -342,6 +341,7 @@ class Training:
             "watched": self.watched,
             **{f"{name}_size": table.size for name, table in self._tables.items()},
             "checksums": {name: table.checksum for name, table in self._tables.items()},
+            "columns": {name: list(table.columns) for name, table in self._tables.items()},
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -363,8 +363,12 @@ class Training:
         self.episode_start = np.array(state["episode_start"])
         self.episode_return = np.array(state["episode_return"])
         self.finished_returns = state["finished_returns"]
-        self.metric_sums = {k: v.to(self.device) for k, v in state["metric_sums"].items()}
-        self.metric_updates = state["metric_updates"]
+        if "metrics" in state:
+            self.metrics.load_state_dict(state["metrics"], self.device)
+        else:  # of November 2026 or earlier: it counted no metric by itself
+            counts = dict.fromkeys(state["metric_sums"], state["metric_updates"])
+            old = {"sums": state["metric_sums"], "updates": counts}
+            self.metrics.load_state_dict(old, self.device)
         self.train_seconds = state["train_seconds"]
         self.evaluation_seconds = state["evaluation_seconds"]
         self.checkpoint_seconds = state.get("checkpoint_seconds", 0.0)
