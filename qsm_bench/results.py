@@ -9,11 +9,13 @@ from zlib import crc32
 
 from qsm_bench.errors import UserError
 from qsm_bench.store import ExperimentStore, Manifest
+from qsm_bench.tables import trusted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
+TRAINING_COLUMNS = ("seed", "step", "wall_clock", "training_return")
 SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
 
 
@@ -33,6 +35,8 @@ class Results:
     """agent, task, seed, step, measures; of the agents that show them."""
     slices: "pd.DataFrame"
     """agent, task, seed, step, state, action, q, share: the critic along an action axis."""
+    notes: tuple[str, ...] = ()
+    """What of the tables cannot be trusted and is left blank, a line for each."""
 
 
 def load_results(root: Path, name: str) -> Results:
@@ -41,6 +45,7 @@ def load_results(root: Path, name: str) -> Results:
     experiment = store.read()
     cells = list(store.cells())
     manifests = [cell.read_manifest() for cell in cells]
+    notes: list[str] = []
     return Results(
         name=name,
         experiment=experiment,
@@ -52,15 +57,20 @@ def load_results(root: Path, name: str) -> Results:
         training=_table(
             [c.training_file for c in cells],
             manifests,
-            ("seed", "step", "wall_clock", "training_return"),
+            TRAINING_COLUMNS,
+            notes,
         ),
         diagnostics=_table([c.diagnostics_file for c in cells], manifests, ("seed", "step")),
         slices=_table([c.slices_file for c in cells], manifests, SLICE_COLUMNS),
+        notes=tuple(notes),
     )
 
 
 def _table(
-    files: Sequence[Path], manifests: Sequence[Manifest], columns: Sequence[str]
+    files: Sequence[Path],
+    manifests: Sequence[Manifest],
+    columns: Sequence[str],
+    notes: list[str] | None = None,
 ) -> "pd.DataFrame":
     import pandas as pd
 
@@ -68,6 +78,10 @@ def _table(
     for file, manifest in zip(files, manifests, strict=True):
         text = _rows(file, manifest)
         if text:
+            if notes is not None:
+                text, blank = trusted(text, len(columns))
+                if blank:
+                    notes.append(untrusted(file, blank))
             try:
                 table = pd.read_csv(io.BytesIO(text))
             except ValueError as error:
@@ -78,6 +92,15 @@ def _table(
     if not tables:
         return pd.DataFrame(columns=["agent", "task", *columns])
     return pd.concat(tables, ignore_index=True)
+
+
+def untrusted(file: Path, rows: int) -> str:
+    """Say that the metrics in the last ``rows`` of a training table are left out."""
+    return (
+        f"{file}: the metrics in its last {rows:,} rows stand under no certain name, as "
+        "qsm_bench up to November 2026 wrote them; they are left out. Run the cell anew under "
+        "another --name to have them."
+    )
 
 
 def _rows(file: Path, manifest: Manifest) -> bytes:

@@ -130,6 +130,21 @@ def narrowed(table: bytes, count: int) -> bytes:
     return kept + b"".join(row.rstrip(b"\n").rsplit(b",", count)[0] + b"\n" for row in rows)
 
 
+def trusted(table: bytes, keys: int) -> tuple[bytes, int]:
+    """What can be trusted of a table, and in how many rows that is the first ``keys`` columns only.
+
+    Up to November 2026 a row held the metrics that had come since the row before, in the order in
+    which they came, under the header of the first row. So from the first row on that is longer or
+    shorter than the header nobody knows which metric a value is of: those rows are blank there.
+    """
+    header, *lines = table.splitlines(keepends=True)
+    width = len(_header(header))
+    first = next((k for k, line in enumerate(lines) if line.count(b",") + 1 != width), len(lines))
+    blank = b"," * (width - keys) + b"\n"
+    known = (b",".join(line.rstrip(b"\n").split(b",")[:keys]) + blank for line in lines[first:])
+    return b"".join([header, *lines[:first], *known]), len(lines) - first
+
+
 def _header(table: bytes) -> list[str]:
     """The names in a table's first line; none if that is no header."""
     line = table[: table.find(b"\n") + 1].decode(errors="replace")

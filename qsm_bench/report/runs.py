@@ -106,8 +106,9 @@ def _return_against_time(analysis: Analysis) -> pd.DataFrame:
 def trainers(results: Results, drawing: Drawing) -> Section:
     """What the diffusion trainers' policies and critics look like as they learn."""
     table = _measures(results)
+    notes = [Text(note) for note in results.notes]
     if table.empty:
-        return Section("Trainers' diagnostics", [Text("No agent has logged any.")])
+        return Section("Trainers' diagnostics", [Text("No agent has logged any."), *notes])
     blocks: list[Block] = [
         Text(
             "Measured at every evaluation, for every diffusion agent, at the same states of the "
@@ -154,7 +155,7 @@ def trainers(results: Results, drawing: Drawing) -> Section:
             "maxima of Q are modes, samples at the bounds where Q is low are overshoot.",
         )
     )
-    return Section("Trainers' diagnostics", blocks)
+    return Section("Trainers' diagnostics", [*blocks, *notes])
 
 
 def _measures(results: Results) -> pd.DataFrame:
