@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
 SUITE ?= smoke
 
-.PHONY: run test check regress gate bench clean
+.PHONY: run test check wheel regress gate bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
@@ -18,6 +18,14 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What a user gets: the wheel, built from the sdist, without extras, in an environment of its own.
+wheel: $(VENV)/installed
+	rm -rf build/dist build/plain
+	$(BIN)/python -m build --outdir build/dist
+	$(PYTHON) -m venv build/plain
+	build/plain/bin/pip install --quiet --constraint constraints.txt build/dist/*.whl
+	build/plain/bin/python tests/packaging/main_job.py
 
 regress: $(VENV)/installed
 	$(BIN)/python -m qsm_bench regress
@@ -33,7 +41,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/performance.py build/benchmarks.json reports/performance.md
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

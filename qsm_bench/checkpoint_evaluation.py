@@ -1,24 +1,24 @@
 """Evaluating a cell's last checkpoint, outside training."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.common.streams import derive_seed
 from agents.protocol import Agent
-from envs import Lockstep, make
+from envs import Lockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
+from qsm_bench.film import Film
 from qsm_bench.store import Cell
 from qsm_bench.training import build_agent
 
-FRAMES_PER_SECOND = 30
+AT_A_TIME = 64
+"""Environments that are open at a time, unless there are more seeds."""
 
 
 @dataclass(frozen=True)
@@ -30,41 +30,37 @@ class Outcome:
     """Training steps behind the checkpoint."""
     returns: NDArray[np.float64]
     """[S, episodes]."""
+    elsewhere: str | None
+    """The device it was trained on, where this machine has none such and the CPU took its place."""
 
 
 def evaluate_cell(cell: Cell, episodes: int) -> Outcome:
     """Play fresh episodes with each seed's policy. Raises UserError if there is no checkpoint."""
-    job = cell.read_manifest().job
-    environments = Lockstep(job.task, len(job.seeds) * episodes)
+    trained = cell.read_manifest().job
+    job = _here(trained)
+    together = min(episodes, max(1, AT_A_TIME // len(job.seeds)))
+    environments = Lockstep(job.task, len(job.seeds) * together)
     try:
         agent, step = _load(cell, job, environments.observation_size, environments.action_size)
-        # An occasion of its own: never the episodes that training was evaluated on.
-        played = evaluate(agent, environments, job.seeds, episodes, -1, torch.device(job.device))
+        device = torch.device(job.device)
+        # Occasions of its own: never the episodes that training was evaluated on.
+        returns = [
+            evaluate(agent, environments, job.seeds, together, occasion, device).returns
+            for occasion in range(-1, -1 - -(-episodes // together), -1)
+        ]
     finally:
         environments.close()
-    return Outcome(job.seeds, step, played.returns)
+    elsewhere = trained.device if trained.device != job.device else None
+    return Outcome(job.seeds, step, np.concatenate(returns, axis=1)[:, :episodes], elsewhere)
 
 
-def film_cell(cell: Cell, file: Path) -> None:
-    """Film one episode of the first seed's policy into ``file`` (.mp4 or .gif).
+def film_cell(cell: Cell, film: Film) -> None:
+    """Film one episode of the first seed's policy. Raises UserError if it has diverged."""
+    job = _here(cell.read_manifest().job)
+    spaces = film.environment.observation_space.shape, film.environment.action_space.shape
+    agent, _ = _load(cell, job, *(int(np.prod(shape or ())) for shape in spaces))
 
-    Raises UserError without the video packages, or for a format they do not know.
-    """
-    try:
-        import imageio.v2 as imageio
-    except ModuleNotFoundError as error:
-        raise UserError("--video needs imageio: pip install 'qsm_bench[video]'") from error
-    if file.suffix not in (".mp4", ".gif"):
-        raise UserError(f"--video {file}: the name must end in .mp4 or .gif")
-    job = cell.read_manifest().job
-    environment = make(job.task, render_mode="rgb_array")
-    observation, _ = environment.reset(seed=derive_seed(job.seeds[0], "video", bits=31))
-    agent, _ = _load(
-        cell, job, observation.size, int(np.prod(environment.action_space.shape or ()))
-    )
-    frames: list[Any] = [environment.render()]
-    ended = False
-    while not ended:
+    def policy(observation: NDArray[np.float32]) -> NDArray[Any]:
         # The protocol acts for every seed at once; only the first one's action is filmed.
         batch = torch.from_numpy(observation).expand(len(job.seeds), 1, -1)
         action = agent.act(batch.to(job.device), explore=False)[0, 0].cpu().numpy()
@@ -73,11 +69,16 @@ def film_cell(cell: Cell, file: Path) -> None:
                 f"seed {job.seeds[0]} of {job.agent} on {job.task} has diverged: there is nothing "
                 "to film"
             )
-        observation, _, terminated, truncated, _ = environment.step(action)
-        frames.append(environment.render())
-        ended = terminated or truncated
-    environment.close()
-    imageio.mimsave(file, frames, fps=FRAMES_PER_SECOND)
+        return action
+
+    film.shoot(policy, job.seeds[0])
+
+
+def _here(job: Job) -> Job:
+    """The job on its own device, or on the CPU where this machine has none such."""
+    device = torch.device(job.device)
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    return job.model_copy(update={"device": "cpu"}) if missing else job
 
 
 def _load(cell: Cell, job: Job, observation_size: int, action_size: int) -> tuple[Agent, int]:

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from qsm_bench.errors import UserError, near
+from qsm_bench.ending import INTERRUPTED, ending
+from qsm_bench.errors import UserError, naming, near
 
 if TYPE_CHECKING:
     from envs import Suite
@@ -28,10 +30,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _path(text: str | Path) -> Path:
+    """Read a path. An empty one, as an unset variable leaves it, would be the working folder."""
+    if not str(text).strip() or "\0" in str(text):
+        raise typer.BadParameter(f"{text!r} is no path")
+    return Path(text)
+
+
 ResultsFolder = Annotated[
-    Path, typer.Option("--results", help="Folder that holds the experiments.", envvar="QSM_RESULTS")
+    Path,
+    typer.Option(
+        "--results",
+        help="Folder that holds the experiments.",
+        envvar="QSM_RESULTS",
+        parser=_path,
+        metavar="FOLDER",
+    ),
+]
+ReportsFolder = Annotated[
+    Path, typer.Option(help="Folder that holds the reports.", parser=_path, metavar="FOLDER")
 ]
 RESULTS, REPORTS = Path("results"), Path("reports")
+
+MOST_STEPS, MOST_SEEDS, MOST_EPISODES = 10**12, 10_000, 10_000
+"""Above these a number is a slip of the hand, and a machine would only find out by failing."""
 
 DEFAULT_STEPS = 1_000_000
 
@@ -40,7 +63,8 @@ WORTH_COMPILING = 50_000
 
 WATCH_SECONDS = 2.0
 
-BAD_INPUT, CELLS_FAILED, INTERRUPTED = 2, 1, 130
+CELLS_FAILED = 1
+"""Exit status."""
 
 
 @app.command()
@@ -60,19 +84,25 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Name of the experiment; default: the suite's or the tasks'.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each cell: 0, 1, ...")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="Seeds of each cell: 0, 1, ...")
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=2, help="Environment steps, one agent decision each.")
+        int | None,
+        typer.Option(min=2, max=MOST_STEPS, help="Environment steps, one agent decision each."),
     ] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(min=1, help="Uniformly random steps before the first update.")
+        int | None,
+        typer.Option(min=1, max=MOST_STEPS, help="Uniformly random steps before the first update."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Transitions in an update.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Transitions in an update.")
+    ] = 256,
     eval_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between evaluations.")
+        int | None, typer.Option(min=1, max=MOST_STEPS, help="Steps between evaluations.")
     ] = None,
     eval_episodes: Annotated[
-        int | None, typer.Option(min=1, help="Episodes of an evaluation.")
+        int | None, typer.Option(min=1, max=MOST_EPISODES, help="Episodes of an evaluation.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -87,7 +117,10 @@ def run(
         int | None, typer.Option(min=1, help="Jobs at a time, a process each; default: the cores.")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between checkpoints; default: --eval-every.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_STEPS, help="Steps between checkpoints; default: --eval-every."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cells, steps, time and disk; run nothing.")
@@ -132,7 +165,9 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
         cells = store.prepare(experiment, command)
         open_cells = [cell for cell in cells if cell.read_manifest().status != "finished"]
         if len(open_cells) < len(cells):
-            console.print(f"{len(cells) - len(open_cells)} finished cells are skipped")
+            print(f"{len(cells) - len(open_cells)} finished cells are skipped", flush=True)
+        if open_cells:
+            _refuse_uncompilable(experiment)
         try:
             unfinished = _train(
                 cells,
@@ -143,13 +178,43 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
                 command=command,
             )
         except KeyboardInterrupt:
-            print(f"\nstopped and saved; to go on: {command}", file=sys.stderr)
+            again = _command(*_with_results(sys.argv[1:], results))
+            print(f"\nstopped and saved; to go on: {again}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
     for cell, reason in unfinished.items():
         print(f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}", file=sys.stderr)
     if unfinished:
         raise typer.Exit(CELLS_FAILED)
-    console.print(f"done; the report: python -m qsm_bench report {experiment.name}", soft_wrap=True)
+    print(f"done; the report: {_command(*_with_results(['report', experiment.name], results))}")
+
+
+def _command(*arguments: str) -> str:
+    """A command of this program as it can be pasted where this one was typed."""
+    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if [*program, *sys.argv[1:]] != sys.orig_argv:  # called by another program
+        program = ["python", "-m", "qsm_bench"]
+    elif sys.orig_argv[-len(sys.argv)] == sys.argv[0]:  # an installed script
+        name = Path(sys.argv[0]).name
+        program = [name if shutil.which(name) == sys.argv[0] else sys.argv[0]]
+    return shlex.join([*program, *arguments])
+
+
+def _with_results(arguments: Sequence[str], results: Path) -> list[str]:
+    """``arguments`` with the results folder, which may have been the environment's to say."""
+    given = any(text == "--results" or text.startswith("--results=") for text in arguments)
+    return [*arguments, *([] if given or results == RESULTS else [f"--results={results}"])]
+
+
+def _refuse_uncompilable(experiment: "Experiment") -> None:
+    """Raise UserError if compiled updates, which an earlier run began with, cannot go on here."""
+    from agents.speed.acceleration import why_not_compiled
+
+    reason = why_not_compiled(experiment.device) if experiment.compiled else None
+    if reason:
+        raise UserError(
+            f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
+            f"{reason}: install it to go on, or begin anew with --compile off under another --name"
+        )
 
 
 def _train(
@@ -183,13 +248,15 @@ def _train(
 def report(
     name: Annotated[str, typer.Argument(help="The experiment.")],
     results: ResultsFolder = RESULTS,
-    reports: Annotated[Path, typer.Option(help="Folder that holds the reports.")] = REPORTS,
+    reports: ReportsFolder = REPORTS,
 ) -> None:
     """Write reports/NAME/: index.html (one file), report.md, figures and their numbers."""
     from qsm_bench.report import write_report
     from qsm_bench.results import load_results
 
-    page = write_report(load_results(results, _safe(name)), reports / name)
+    loaded = load_results(results, _safe(name))
+    with naming(reports / name):
+        page = write_report(loaded, reports / name)
     print(f"{page}\n{page.with_name('report.md')}")
 
 
@@ -199,19 +266,22 @@ def compare(
     second: Annotated[str, typer.Argument(help="Another one.")],
     results: ResultsFolder = RESULTS,
     other_results: Annotated[
-        Path | None, typer.Option(help="Folder that holds the second; default: --results.")
+        Path | None,
+        typer.Option(
+            help="Folder that holds the second; default: --results.", parser=_path, metavar="FOLDER"
+        ),
     ] = None,
-    reports: Annotated[Path, typer.Option(help="Folder that holds the reports.")] = REPORTS,
+    reports: ReportsFolder = REPORTS,
 ) -> None:
     """Compare two experiments cell by cell and overall: two commits, two machines."""
     from qsm_bench.report.compare import write_comparison
     from qsm_bench.results import load_results
 
-    page, verdict = write_comparison(
-        load_results(results, _safe(first)),
-        load_results(other_results or results, _safe(second)),
-        reports / f"{first}-vs-{second}",
-    )
+    ours = load_results(results, _safe(first))
+    theirs = load_results(other_results or results, _safe(second))
+    folder = reports / f"{first}-vs-{second}"
+    with naming(folder):
+        page, verdict = write_comparison(ours, theirs, folder)
     print(f"{verdict}\n{page}\n{page.with_name('report.md')}")
 
 
@@ -301,18 +371,28 @@ def evaluate(
     name: Annotated[str, typer.Argument(help="The experiment.")],
     agent: Annotated[str, typer.Option(help="The agent's label in the report, e.g. qsm.")],
     task: Annotated[str, typer.Option(help="The task.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each seed.")] = 10,
+    episodes: Annotated[
+        int, typer.Option(min=1, max=MOST_EPISODES, help="Episodes of each seed.")
+    ] = 10,
     video: Annotated[
-        Path | None, typer.Option(help="Film the first seed's first episode, e.g. out.mp4.")
+        Path | None,
+        typer.Option(
+            help="Film the first seed's first episode, e.g. out.mp4.", parser=_path, metavar="FILE"
+        ),
     ] = None,
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Evaluate the last checkpoint of a cell on fresh episodes."""
     from qsm_bench.checkpoint_evaluation import evaluate_cell, film_cell
+    from qsm_bench.film import Film
     from qsm_bench.store import ExperimentStore
 
     cell = ExperimentStore(results, _safe(name)).existing_cell(agent, task)
+    # What would keep a film from being made is found before the episodes are played.
+    film = Film(task, video) if video else None
     outcome = evaluate_cell(cell, episodes)
+    if outcome.elsewhere:
+        print(f"evaluated on the CPU: {outcome.elsewhere}, where it was trained, is not here")
     _print_rows(
         [
             (
@@ -323,18 +403,22 @@ def evaluate(
             for seed, returns in zip(outcome.seeds, outcome.returns, strict=True)
         ]
     )
-    if video:
-        film_cell(cell, video)
-        print(video)
+    if film:
+        film_cell(cell, film)
+        print(film.file)
 
 
 @app.command()
 def regress(
     seeds: Annotated[
-        int | None, typer.Option(min=2, help="Seeds of each cell; default: 8, or 24 to record.")
+        int | None,
+        typer.Option(
+            min=2, max=MOST_SEEDS, help="Seeds of each cell; default: 8, or 24 to record."
+        ),
     ] = None,
     first_seed: Annotated[
-        int | None, typer.Option(min=0, help="The first of them; the baseline's begin at 0.")
+        int | None,
+        typer.Option(min=0, max=MOST_STEPS, help="The first of them; the baseline's begin at 0."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Jobs at a time; default: the cores.")
@@ -348,11 +432,14 @@ def regress(
     import tempfile
 
     from qsm_bench import regression
+    from qsm_bench.files import check_writable
 
     console = Console()
     folder = results / "regression"
     baseline = None if record else regression.read_baseline(folder)
     taken: list[int] = [] if baseline is None else sorted(set(baseline["seed"]))
+    if record:
+        check_writable(folder)
     count = seeds or (regression.BASELINE_SEEDS if record else regression.SEEDS)
     first = first_seed if first_seed is not None else 0 if record else regression.FIRST_SEED
     if set(taken) & set(range(first, first + count)):
@@ -533,32 +620,17 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
         print(f"{first:{width}}  {second}")
 
 
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, typer.Abort):
-        raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
-        # typer exports no base of its option parser's errors; they have this method in common.
-        message = getattr(error, "format_message", None)
-        if message is None and not _is_users(error):
-            raise
-        text = message() if message else str(error)
-        if text:  # no command at all has shown the help
-            print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
-
-
-def _is_users(error: Exception) -> bool:
-    from agents.registry import AgentError
-    from envs import TaskError
-
-    return isinstance(error, (UserError, AgentError, TaskError))
+def _find_modules_here() -> None:
+    """Look for modules in the working folder first, as ``python -m`` does."""
+    with naming("the working folder"):
+        here = str(Path.cwd())
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.insert(0, here)
 
 
 def main() -> None:
     """Entry point of ``python -m qsm_bench`` and ``qsm-bench``."""
-    with _one_line_errors():
+    with ending():
+        _find_modules_here()
         status = app(standalone_mode=False)
     raise SystemExit(status if isinstance(status, int) else 0)

@@ -1,7 +1,9 @@
 """What the user can put right: reported as one line, with exit status 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -15,3 +17,22 @@ def near(value: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"it must be one of {', '.join(names)}"
+
+
+def one_line(text: str) -> str:
+    """``text`` in one line of characters that a terminal shows and does not obey."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(text.split())
+    )
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Let an OSError that names no file name ``path``: a write that fails names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

@@ -175,7 +175,7 @@ def write_baseline(folder: Path, scores: pd.DataFrame) -> None:
 def read_baseline(folder: Path) -> pd.DataFrame:
     """The recorded scores. Raises UserError if there are none, or of another protocol."""
     try:
-        about = json.loads((folder / "baseline.json").read_text())
+        about = json.loads((folder / "baseline.json").read_text("utf-8"))
         scores = pd.read_csv(folder / "baseline.csv")
         recorded = [_without_seeds(_completed(job)) for job in about["protocol"]]
         _ = scores[["agent", "task", "seed", *SCORES]]

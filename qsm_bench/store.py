@@ -92,7 +92,7 @@ class Cell:
     def read_progress(self) -> dict[str, Any]:
         """Where the job stands, as its worker last said; empty before that."""
         try:
-            progress: dict[str, Any] = json.loads(self.progress_file.read_text())
+            progress: dict[str, Any] = json.loads(self.progress_file.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return progress if isinstance(progress, dict) else {}
@@ -158,7 +158,7 @@ class ExperimentStore:
                 ) from None
         try:
             with _writing(self.folder):
-                holder.write_text(f"process {os.getpid()}")
+                holder.write_text(f"process {os.getpid()}", "utf-8")
             yield
         finally:
             lock.release()
@@ -189,7 +189,7 @@ class ExperimentStore:
             hint = near(self.folder.name, known) if known else "none has been run yet"
             raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
         try:
-            asked: dict[str, Any] = json.loads(self.file.read_text())
+            asked: dict[str, Any] = json.loads(self.file.read_text("utf-8"))
             _refuse_later(self.file, asked)
             for names in (asked["agents"], asked["tasks"]):
                 if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
@@ -270,14 +270,14 @@ def _as_folder(name: str) -> str:
 def _text(file: Path) -> str:
     """The text of a file that another process may not have written yet."""
     try:
-        return file.read_text()
+        return file.read_text("utf-8")
     except (OSError, ValueError):
         return "another process"
 
 
 def _read_manifest(file: Path) -> Manifest:
     try:
-        text = file.read_text()
+        text = file.read_text("utf-8")
         with suppress(ValueError):
             _refuse_later(file, json.loads(text))
         return Manifest.model_validate_json(text)

@@ -1,0 +1,109 @@
+"""How a command ends: in one line for what its user can mend, in a traceback for a bug of ours."""
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import typer
+
+from qsm_bench.errors import UserError, one_line
+
+BUG, BAD_INPUT, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
+"""Exit statuses; the last two are a shell's own for Ctrl-C and for a pipe that was closed."""
+
+OUTPUT = "standard output"
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Run a command within: whatever it raises ends the process as its user should see it."""
+    _prepare_streams()
+    try:
+        yield
+        _flush()
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        raise SystemExit(_tell(error)) from None
+
+
+def silence_output() -> None:
+    """Let standard output lead nowhere from now on: it cannot be written, and that was said."""
+    with suppress(OSError, ValueError):  # a stream that is no file has nothing to be silenced
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _prepare_streams() -> None:
+    """Make every text printable, and keep closed streams from becoming files of the run.
+
+    A stream that is closed leaves its number to the next file that is opened, and whatever a
+    library below Python prints would then be written into that.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while os.open(os.devnull, os.O_RDWR) < number:
+                pass
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _tell(error: Exception) -> int:
+    """Say what went wrong on standard error; return the exit status."""
+    # A write names no file. It was standard output's if that still cannot be written.
+    output = _output_fault() if isinstance(error, OSError) and error.filename is None else None
+    message = _users(output or error)
+    with suppress(OSError):
+        if isinstance(output, BrokenPipeError):
+            return NOBODY_READS
+        if message is None:
+            traceback.print_exception(error)
+            print(
+                "this is a bug in qsm_bench: please report it to its authors, with the lines "
+                "above and the command",
+                file=sys.stderr,
+            )
+            return BUG
+        if message:  # no command at all has shown the help
+            print(f"error: {one_line(message)}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _users(error: Exception) -> str | None:
+    """What to say of an error that the user can mend; None of a bug."""
+    from agents.registry import AgentError
+    from envs import TaskError
+
+    # typer exports no base of its option parser's errors; they have this method in common.
+    if hasattr(error, "format_message"):
+        return str(error.format_message())
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return reason if error.filename is None else f"{error.filename}: {reason}"
+    if isinstance(error, MemoryError):
+        return f"the machine's memory does not suffice: {error}".removesuffix(": ")
+    if isinstance(error, UserError | AgentError | TaskError):
+        return str(error)
+    return None
+
+
+def _flush() -> None:
+    fault = _output_fault()
+    if fault:
+        raise fault
+
+
+def _output_fault() -> OSError | None:
+    """Why standard output cannot be written, if it cannot; it leads nowhere from then on."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        silence_output()
+        return OSError(error.errno, error.strerror, OUTPUT)
+    return None
