@@ -117,10 +117,13 @@ class TD3(Learner):
         loss = critic_loss(q, batch, next_q)
         self.critic_optimiser.minimise(loss)
 
+        metrics = {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}
         if moves_actor:
             action = self.actor(batch.observation).tanh()
             value = self.critic.first(batch.observation, action)
-            self.actor_optimiser.minimise(-value.mean(dim=-1))
+            actor_loss = -value.mean(dim=-1)
+            metrics["actor_gradient_norm"] = self.actor_optimiser.minimise(actor_loss)
+            metrics["actor_loss"] = actor_loss.detach()
             polyak_update(self.target_critic, self.critic, self.config.polyak)
             polyak_update(self.target_actor, self.actor, self.config.polyak)
-        return {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}
+        return metrics

@@ -1,0 +1,231 @@
+"""Do the initial weights explain the seeds that learn nothing?
+
+    python tests/benchmarks/initial_weights.py
+
+trains every trainer with uniform and with Xavier initial weights and rewrites the tables of
+docs/algorithms.md. It goes on where it was cut off. What is counted was settled before it ran:
+
+- Dead is a seed whose return at the end is at most 1.1 times that of the best policy that looks at
+  nothing: either bound of the action box held for good, or uniformly random actions.
+- Without a gradient is a seed whose actor's gradient was exactly zero in every update since the
+  row of training.csv before the last (1,000 steps, or the last 100 updates of 200).
+- At a bound is a seed whose every sampled action at 32 fixed states has every entry on a bound.
+- Returns are compared by the exact rank test of ``qsm_bench.statistics``, for each trainer alone
+  (Holm's adjustment over the trainers) and stratified by trainer. The default of all trainers
+  becomes xavier if the stratified test finds it better at 5 %, and no trainer alone is worse.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, get_args
+
+import numpy as np
+import pandas as pd
+import typer
+from scipy.stats import fisher_exact
+
+from agents.protocol import Initialization
+from agents.streams import derive_seed
+from envs import Lockstep
+from qsm_bench.results import Results, load_results
+from qsm_bench.statistics.estimates import STATISTICS, aggregate, bootstrap
+from qsm_bench.statistics.selection import FloatArray
+from qsm_bench.statistics.significance import holm, permutation_test
+from tests.benchmarks.coverage import table
+
+TRAINERS = ("diffusion_ql", "qsm", "diffusion_pg", "sac", "td3")
+UNIFORM, XAVIER = get_args(Initialization)
+TASK = "cartpole-swingup"
+SMALL_TASKS = ("bimodal-bandit", "four-goals", "linear-quadratic")
+WARMUP, FIRST_UPDATES = 500, 200
+BLIND_MARGIN = 1.1
+DOCUMENT = Path("docs/algorithms.md")
+BEGIN, END = "<!-- tests/benchmarks/initial_weights.py -->\n", "<!-- end -->\n"
+
+
+def column(trainer: str, initialization: str) -> str:
+    """The agent's label."""
+    return f"{trainer}[hidden_sizes=[64,64],initialization={initialization}]"
+
+
+def train(name: str, results: Path, seeds: int, **options: object) -> Results:
+    """Run the experiment, or what is missing of it, in a process of its own."""
+    agents = ",".join(column(t, i) for t in TRAINERS for i in (UNIFORM, XAVIER))
+    asked = {"seeds": seeds, "batch-size": 64, "device": "cpu", "workers": 1, **options}
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "qsm_bench", "run", "--agents", agents, "--name", name),
+            *("--results", str(results)),
+            *(word for key, value in asked.items() for word in (f"--{key}", str(value))),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return load_results(results, name)
+
+
+def blind_return(episodes: int = 20) -> float:
+    """The mean return of the best policy that looks at nothing."""
+    environments = Lockstep(TASK, episodes)
+    rng = np.random.default_rng(0)
+    shape = (episodes, environments.action_size)
+    draws = (lambda: np.ones(shape), lambda: -np.ones(shape), lambda: rng.uniform(-1, 1, shape))
+    means = []
+    for draw in draws:
+        for row in range(episodes):
+            environments.reset(row, derive_seed(row, "blind", bits=31))
+        total, over = np.zeros(episodes), np.zeros(episodes, bool)
+        while not over.all():
+            result = environments.step(draw().astype(np.float32))
+            total += np.where(over, 0.0, result.reward)
+            over |= result.terminated | result.truncated
+        means.append(float(total.mean()))
+    environments.close()
+    return max(means)
+
+
+def of(rows: pd.DataFrame, trainer: str, initialization: str, task: str = TASK) -> pd.DataFrame:
+    """The rows of a cell's last step."""
+    mine = rows[(rows["agent"] == column(trainer, initialization)) & (rows["task"] == task)]
+    return mine[mine["step"] == mine["step"].max()]
+
+
+def returns(results: Results, trainer: str, initialization: str) -> FloatArray:
+    """Each seed's mean return at the end."""
+    cell = of(results.evaluations, trainer, initialization)
+    return cell.groupby("seed")["return"].mean().to_numpy(float)
+
+
+def without_gradient(
+    results: Results, trainer: str, initialization: str, task: str = TASK
+) -> FloatArray:
+    """Of each seed: whether its actor's gradient was zero at the end."""
+    return (
+        of(results.training, trainer, initialization, task)["actor_gradient_norm"] == 0
+    ).to_numpy()
+
+
+def interval(scores: FloatArray, statistic: str) -> str:
+    """A statistic with its 95 % bootstrap interval."""
+    at = STATISTICS.index(statistic)
+    value, low, high = (x[at] for x in bootstrap(aggregate, scores[:, None]))
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def fisher(marked: FloatArray, other: FloatArray) -> str:
+    """Fisher's exact test of two shares."""
+    counts = [[int(x.sum()), int((~x).sum())] for x in (marked, other)]
+    return f"{fisher_exact(counts)[1]:.2g}"
+
+
+def final_rows(results: Results) -> Iterator[list[object]]:
+    """The rows of the first table."""
+    limit = BLIND_MARGIN * blind_return()
+    scores = {(t, i): returns(results, t, i) for t in TRAINERS for i in (UNIFORM, XAVIER)}
+    p = [
+        permutation_test(scores[t, UNIFORM][:, None], scores[t, XAVIER][:, None])[0]
+        for t in TRAINERS
+    ]
+    for trainer, adjusted in zip(TRAINERS, holm(np.array(p)), strict=True):
+        for initialization in (UNIFORM, XAVIER):
+            mine = scores[trainer, initialization]
+            looks = of(results.diagnostics, trainer, initialization).get("clipped_share", ())
+            yield [
+                trainer,
+                initialization,
+                f"{(mine <= limit).sum()} of {len(mine)}",
+                without_gradient(results, trainer, initialization).sum(),
+                (looks == 1).sum() if len(looks) else "-",
+                interval(mine, "mean"),
+                interval(mine, "IQM"),
+                f"{adjusted:.2g}" if initialization == XAVIER else "",
+                fisher(*(scores[trainer, i] <= limit for i in (UNIFORM, XAVIER)))
+                if initialization == XAVIER
+                else "",
+            ]
+
+
+def over_all(results: Results) -> str:
+    """The test stratified by trainer, in a sentence."""
+    uniform, xavier = (
+        np.stack([returns(results, t, i) for t in TRAINERS], axis=1) for i in (UNIFORM, XAVIER)
+    )
+    p, _ = permutation_test(xavier, uniform)
+    better = (np.sign(xavier[:, None] - uniform[None]).mean() + 1) / 2
+    return (
+        f"Over all trainers, a run with Xavier weights beats one with uniform weights with "
+        f"probability {better:.2f}; exact test stratified by trainer: p = {p:.2g}."
+    )
+
+
+def small_rows(results: Results) -> Iterator[list[object]]:
+    """The rows of the second table."""
+    for trainer in TRAINERS:
+        for task in SMALL_TASKS:
+            marked = [without_gradient(results, trainer, i, task) for i in (UNIFORM, XAVIER)]
+            shares = [f"{x.sum()} of {len(x)}" for x in marked]
+            yield [trainer, task, *shares, fisher(*marked)]
+
+
+def tables(first: Results, final: Results) -> Iterator[str]:
+    """The lines of the document."""
+    about = final.cells[0]
+    yield (
+        f"On {TASK} after {about['steps']:,} steps, {about['warmup_steps']:,} of them random, with "
+        f"batches of {about['batch_size']} and hidden layers of 64, 64. In brackets 95 % bootstrap "
+        "intervals; p of the returns by the exact rank test, Holm-adjusted, and of the dead seeds "
+        "by Fisher's exact test:"
+    )
+    head = ["trainer", "weights", "dead", "no gradient", "at a bound", "mean", "IQM"]
+    yield from table([*head, "p (returns)", "p (dead)"], list(final_rows(final)))
+    yield over_all(final)
+    yield ""
+    yield (
+        f"Seeds whose actor had no gradient in updates {FIRST_UPDATES // 2 + 1} to "
+        f"{FIRST_UPDATES}, and p by Fisher's exact test:"
+    )
+    yield from table(["trainer", "task", UNIFORM, XAVIER, "p"], list(small_rows(first)))
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="Seeds of each cell.")] = 20,
+    steps: Annotated[int, typer.Option(help="Steps on cartpole-swingup.")] = 15_000,
+    results: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("results"),
+    document: Annotated[Path, typer.Option(help="What the tables are written into.")] = DOCUMENT,
+) -> None:
+    """Train what is missing, and rewrite the tables of docs/algorithms.md."""
+    first = train(
+        "initial-weights-first-updates",
+        results,
+        seeds,
+        **{
+            "tasks": ",".join(SMALL_TASKS),
+            "steps": WARMUP + FIRST_UPDATES,
+            "warmup-steps": WARMUP,
+            "eval-every": FIRST_UPDATES // 2,
+            "eval-episodes": 1,
+        },
+    )
+    final = train(
+        "initial-weights",
+        results,
+        seeds,
+        **{
+            "tasks": TASK,
+            "steps": steps,
+            "warmup-steps": 1_000,
+            "eval-every": steps,
+            "eval-episodes": 5,
+            "checkpoint-every": 2_000,
+        },
+    )
+    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = "\n".join(tables(first, final))
+    document.write_text(f"{before}{BEGIN}{lines}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
