@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from agents import seed_by_seed
 from agents.protocol import Agent, Batch
 from agents.registry import BUILT_IN, find_agent
+from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
 from agents.speed.captured_step import CapturedStep
 from agents.speed.seed_by_seed import SeedBySeed

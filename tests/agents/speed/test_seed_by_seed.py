@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from agents import seed_by_seed
 from agents.protocol import Batch
 from agents.registry import BUILT_IN, find_agent
+from agents.speed import seed_by_seed
 from agents.speed.seed_by_seed import SeedBySeed, is_large
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors

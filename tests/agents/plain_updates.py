@@ -1,0 +1,312 @@
+"""Whole updates of every trainer as the equations say them: one seed, float64, no tricks.
+
+Written from the papers' equations and apart from ``agents``: a network is a list of (W, b), a
+minibatch is stepped through its diffusion one time at a time, Adam is the textbook's. A learner's
+parameters are read once, at the start, out of the agent that it is to be compared with.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agents.protocol import Batch
+from tests.agents.fixed_critics import plain_mean, plain_schedule
+
+Layers = list[tuple[Tensor, Tensor]]
+
+
+def own(parameter: Tensor, member: int) -> Tensor:
+    return parameter[member].detach().cpu().double().clone().requires_grad_()
+
+
+def layers_of(mlp: Any, member: int) -> Layers:
+    return [(own(x.weight, member), own(x.bias, member)) for x in mlp.layers]
+
+
+def run(layers: Layers, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    for weight, bias in layers[:-1]:
+        x = activation(x @ weight + bias)
+    return x @ layers[-1][0] + layers[-1][1]
+
+
+def flat(network: Any) -> list[Tensor]:
+    """A network's parameters, in torch's order."""
+    if isinstance(network, Tensor):
+        return [network]
+    return [tensor for part in network for tensor in flat(part)]
+
+
+class PlainAdam:
+    """Kingma and Ba's algorithm 1; the step size may fall to 0 along a half cosine."""
+
+    def __init__(self, network: Any, step_size: float, decay_updates: int = 0) -> None:
+        self.parameters = flat(network)
+        self.step_size, self.decay_updates, self.t = step_size, decay_updates, 0
+        self.m = [torch.zeros_like(p) for p in self.parameters]
+        self.v = [torch.zeros_like(p) for p in self.parameters]
+
+    def step(self, loss: Tensor) -> None:
+        rate = self.step_size
+        if self.decay_updates:
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, self.t / self.decay_updates)))
+        self.t += 1
+        gradients = torch.autograd.grad(loss, self.parameters)
+        with torch.no_grad():
+            for p, g, m, v in zip(self.parameters, gradients, self.m, self.v, strict=True):
+                m.copy_(0.9 * m + 0.1 * g)
+                v.copy_(0.999 * v + 0.001 * g**2)
+                corrected = m / (1 - 0.9**self.t), v / (1 - 0.999**self.t)
+                p -= rate * corrected[0] / (corrected[1].sqrt() + 1e-8)
+
+
+class PlainDenoiser:
+    """eps_theta(s, a^t, t): mish layers of [a, s, time code]."""
+
+    def __init__(self, denoiser: Any, seed: int) -> None:
+        self.frequencies = own(denoiser.frequencies, seed)
+        self.time = layers_of(denoiser.time_mlp, seed)
+        first = own(denoiser.first.weight, seed), own(denoiser.first.bias, seed)
+        self.layers = [first, *layers_of(denoiser.rest, seed)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.frequencies, self.time, self.layers))
+
+    def __call__(self, state: Tensor, action: Tensor, t: int) -> Tensor:
+        phase = 2 * math.pi * (t - 1) * self.frequencies
+        code = run(self.time, torch.cat([phase.cos(), phase.sin()], dim=-1), functional.mish)
+        x = torch.cat([action, state, code.expand(len(action), -1)], dim=-1)
+        return run(self.layers, x, functional.mish)
+
+
+class PlainLearner:
+    """What all five share: twin critics, their targets, and the regression to y."""
+
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        self.config = agent.config
+        members = (seed, seeds + seed)
+        self.critics = [layers_of(agent.critic.mlp, m) for m in members]
+        self.target_critics = [layers_of(agent.target_critic.mlp, m) for m in members]
+        self.critic_adam = PlainAdam(self.critics, self.config.learning_rate)
+
+    def networks(self) -> dict[str, Any]:
+        return {"critic": self.critics, "target_critic": self.target_critics}
+
+    def q(self, critics: Sequence[Layers], state: Tensor, action: Tensor) -> list[Tensor]:
+        x = torch.cat([state, action], dim=-1)
+        return [run(critic, x, torch.relu).squeeze(-1) for critic in critics]
+
+    def learn_critics(self, batch: Batch, next_action: Tensor, bonus: Tensor | float = 0.0) -> None:
+        one, two = self.q(self.target_critics, batch.next_observation, next_action)
+        y = (batch.reward + batch.discount * (torch.minimum(one, two) + bonus)).detach()
+        values = self.q(self.critics, batch.observation, batch.action)
+        self.critic_adam.step(sum(((q - y) ** 2).mean() for q in values))
+
+    def follow(self, target: Any, online: Any) -> None:
+        with torch.no_grad():
+            for slow, fast in zip(flat(target), flat(online), strict=True):
+                slow.copy_((1 - self.config.polyak) * slow + self.config.polyak * fast)
+
+
+class PlainDiffusion(PlainLearner):
+    """The order of an update that the three diffusion trainers share."""
+
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        super().__init__(agent, seed, seeds)
+        c = self.config
+        self.T = c.diffusion_steps
+        self.denoiser = PlainDenoiser(agent.denoiser, seed)
+        rate = c.actor_learning_rate or c.learning_rate
+        self.actor_adam = PlainAdam(self.denoiser, rate, c.actor_decay_updates)
+
+    def networks(self) -> dict[str, Any]:
+        return {**super().networks(), "denoiser": self.denoiser}
+
+    def chain(self, denoiser: PlainDenoiser, state: Tensor, noise: Tensor) -> Tensor:
+        alpha, _ = plain_schedule(self.T)
+        action = noise[0]
+        for t in range(self.T, 0, -1):
+            action = plain_mean(action, denoiser(state, action, t), t, self.T)
+            if t > 1:
+                action = action + math.sqrt(1 - alpha[t]) * noise[self.T + 1 - t]
+            action = action.clamp(-1, 1)
+        return action
+
+    def noised(self, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        abar = torch.tensor(plain_schedule(self.T)[1], dtype=torch.float64)[t].unsqueeze(-1)
+        return abar.sqrt() * action + (1 - abar).sqrt() * noise
+
+    def predicted(self, state: Tensor, action: Tensor, t: Tensor) -> Tensor:
+        rows = [self.denoiser(state[[i]], action[[i]], int(t[i])) for i in range(len(t))]
+        return torch.cat(rows)
+
+    def update(self, batch: Batch, noise: Any) -> None:
+        next_action = self.chain(self.behaviour(), batch.next_observation, noise.chain)
+        next_action = next_action + self.config.exploration_noise * noise.exploration
+        self.learn_critics(batch, next_action.clamp(-1, 1))
+        self.follow(self.target_critics, self.critics)
+        self.actor_adam.step(self.actor_loss(batch, noise.actor))
+
+    def behaviour(self) -> PlainDenoiser:
+        return self.denoiser
+
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class PlainQSM(PlainDiffusion):
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c = self.config
+        at = self.noised(batch.action, noise.t, noise.noise).requires_grad_()
+        one, two = self.q(self.critics, batch.observation, at)
+        value = (one + two) / 2 if c.gradient_of == "mean" else torch.minimum(one, two)
+        (gradient,) = torch.autograd.grad(value.sum(), at)
+        score = c.alpha * gradient
+        if c.target_scale == "normalized":
+            abar = torch.tensor(plain_schedule(self.T)[1], dtype=torch.float64)[noise.t]
+            score = (1 - abar).sqrt().unsqueeze(-1) * gradient
+            score = score / (c.temperature * gradient.abs().mean())
+        predicted = self.predicted(batch.observation, at.detach(), noise.t)
+        return ((predicted + score) ** 2).mean()
+
+
+class PlainDiffusionQL(PlainDiffusion):
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        super().__init__(agent, seed, seeds)
+        self.average = PlainDenoiser(agent.target_denoiser, seed)
+
+    def networks(self) -> dict[str, Any]:
+        mine = super().networks()
+        return mine | {"target_denoiser": self.average} if self.config.ema_target else mine
+
+    def behaviour(self) -> PlainDenoiser:
+        return self.average if self.config.ema_target else self.denoiser
+
+    def update(self, batch: Batch, noise: Any) -> None:
+        super().update(batch, noise)
+        self.follow(self.average, self.denoiser)
+
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c = self.config
+        action = self.chain(self.denoiser, batch.observation, noise.chain)
+        critics = self.critics if c.climbed_critics == "online" else self.target_critics
+        one, two = self.q(critics, batch.observation, action)
+        if c.climbed == "min":
+            value = torch.minimum(one, two)
+        else:
+            picked, other = (one, two) if noise.pick == 0 else (two, one)
+            value = picked / other.detach().abs().mean()
+        loss = -value.mean()
+        if c.cloning_weight:
+            at = self.noised(batch.action, noise.t, noise.cloning)
+            error = self.predicted(batch.observation, at, noise.t) - noise.cloning
+            loss = loss + c.cloning_weight * (error**2).mean()
+        return loss
+
+
+class PlainDiffusionPG(PlainDiffusion):
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c, size = self.config, len(batch.action)
+        alpha, _ = plain_schedule(self.T)
+        values, densities = [], []
+        for k in range(c.chains):
+            z = noise[:, k * size : (k + 1) * size]
+            action, density = z[0], torch.zeros(size, dtype=torch.float64)
+            for t in range(self.T, 0, -1):
+                mean = self.denoiser(batch.observation, action, t)
+                mean = plain_mean(action, mean, t, self.T)
+                std = math.sqrt(1 - alpha[t])
+                if t == 1:
+                    mean, std = mean.clamp(-1, 1), c.exploration_noise
+                drawn = (mean + std * z[self.T + 1 - t]).detach()
+                density = density - (((drawn - mean) / std) ** 2).sum(dim=-1) / 2
+                action = drawn.clamp(-1, 1)
+            values.append(torch.minimum(*self.q(self.critics, batch.observation, action)).detach())
+            densities.append(density)
+        advantages = []
+        for k, value in enumerate(values):
+            others = [other for j, other in enumerate(values) if j != k]
+            alone = c.baseline == "none"
+            advantages.append(value if alone else value - sum(others) / len(others))
+        scale = torch.cat(advantages).std() if c.scale_advantage else 1.0
+        pairs = zip(advantages, densities, strict=True)
+        return -torch.cat([a / scale * d for a, d in pairs]).mean()
+
+
+class PlainSAC(PlainLearner):
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        super().__init__(agent, seed, seeds)
+        self.actor = layers_of(agent.actor, seed)
+        self.log_temperature = own(agent.temperature["log"], seed)
+        rate = self.config.learning_rate
+        self.actor_adam = PlainAdam(self.actor, self.config.actor_learning_rate or rate)
+        self.temperature_adam = PlainAdam(self.log_temperature, rate)
+
+    def networks(self) -> dict[str, Any]:
+        return {**super().networks(), "actor": self.actor, "temperature": self.log_temperature}
+
+    def policy(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        c, size = self.config, noise.shape[-1]
+        out = run(self.actor, state, torch.relu)
+        mean, log_std = out[:, :size], out[:, size:].clamp(c.log_std_min, c.log_std_max)
+        u = mean + log_std.exp() * noise
+        density = torch.distributions.Normal(mean, log_std.exp()).log_prob(u)
+        # log(1 - tanh(u)^2) = -2 log cosh(u)
+        log_cosh = u.abs() + torch.log1p((-2 * u.abs()).exp()) - math.log(2)
+        return u.tanh(), (density + 2 * log_cosh).sum(dim=-1)
+
+    def update(self, batch: Batch, noise: Any) -> None:
+        c = self.config
+        tau = self.log_temperature.exp().detach()
+        next_action, log_density = self.policy(batch.next_observation, noise.next_action)
+        self.learn_critics(batch, next_action, -tau * log_density)
+        action, log_density = self.policy(batch.observation, noise.action)
+        one, two = self.q(self.critics, batch.observation, action)
+        value = torch.minimum(one, two) if c.actor_critic == "min" else (one + two) / 2
+        self.actor_adam.step((tau * log_density - value).mean())
+        surplus = -log_density.detach().mean() - c.entropy_per_action * batch.action.shape[-1]
+        log_tau = self.log_temperature
+        multiplier = log_tau if c.temperature_loss == "log_tau" else log_tau.exp()
+        self.temperature_adam.step((multiplier * surplus).sum())
+        self.follow(self.target_critics, self.critics)
+
+
+class PlainTD3(PlainLearner):
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        super().__init__(agent, seed, seeds)
+        c = self.config
+        self.actor = layers_of(agent.actor, seed)
+        self.target_actor = layers_of(agent.target_actor, seed)
+        self.actor_adam = PlainAdam(self.actor, c.actor_learning_rate or c.learning_rate)
+
+    def networks(self) -> dict[str, Any]:
+        return {**super().networks(), "actor": self.actor, "target_actor": self.target_actor}
+
+    def update(self, batch: Batch, noise: Tensor, moves_actor: bool) -> None:
+        c = self.config
+        limit = c.target_noise_clip
+        smoothing = (c.target_noise * noise).clamp(-limit, limit)
+        next_action = run(self.target_actor, batch.next_observation, torch.relu).tanh() + smoothing
+        if c.clip_next_action:
+            next_action = next_action.clamp(-1, 1)
+        self.learn_critics(batch, next_action)
+        if c.delayed_targets == "actor" or moves_actor:
+            self.follow(self.target_critics, self.critics)
+        if moves_actor:
+            action = run(self.actor, batch.observation, torch.relu).tanh()
+            one, two = self.q(self.critics, batch.observation, action)
+            value = one if c.actor_critic == "first" else (one + two) / 2
+            self.actor_adam.step(-value.mean())
+            self.follow(self.target_actor, self.actor)
+
+
+PLAIN: dict[str, Callable[..., Any]] = {
+    "qsm": PlainQSM,
+    "diffusion_ql": PlainDiffusionQL,
+    "diffusion_pg": PlainDiffusionPG,
+    "sac": PlainSAC,
+    "td3": PlainTD3,
+}

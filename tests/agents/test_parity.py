@@ -1,0 +1,148 @@
+"""Every way to run a step against whole updates written plainly, in float64, seed by seed.
+
+The plain update knows one seed and no tricks: see ``plain_updates``. After several updates every
+parameter of every network agrees to 1e-9 of its size; in the first updates Adam divides by square
+roots of tiny second moments, so a difference anywhere shows.
+"""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.common.diffusion_agent import Noise
+from agents.protocol import Batch
+from agents.registry import find_agent, registered_agents
+from agents.sac import Noise as SACNoise
+from agents.speed import seed_by_seed
+from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.captured_step import CapturedStep
+from agents.speed.seed_by_seed import SeedBySeed
+from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
+from tests.agents.plain_updates import PLAIN, flat
+
+SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
+CASES = [
+    *((name, {}) for name in registered_agents()),
+    ("qsm", {"gradient_of": "min", "diffusion_steps": 1}),
+    ("diffusion_ql", {"climbed": "random", "cloning_weight": 0.5, "ema_target": True}),
+    ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
+    ("sac", {"temperature_loss": "tau", "initial_temperature": 0.3, "log_std_max": -0.5}),
+    ("td3", {"policy_delay": 3, "actor_learning_rate": 1e-2}),
+]
+NAMES = [f"{name}[{','.join(settings)}]" for name, settings in CASES]
+each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
+each_trainer = pytest.mark.parametrize("name", list(PLAIN))
+needs_compiler = pytest.mark.skipif(
+    why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="it takes a GPU")
+
+
+def build(name: str, device: torch.device = CPU, **settings: Any) -> Any:
+    registered = find_agent(name)
+    asked = {**registered.preset, "learning_rate": 3e-3, **settings, "hidden_sizes": (12, 10)}
+    if "diffusion" in name or "qsm" in name:
+        # The learning rate falls to 0 within the updates that are made.
+        asked = {"diffusion_steps": 3, **asked, "actor_decay_updates": UPDATES - 1}
+    agent: Any = registered.agent(
+        registered.agent.config_class(**asked), OBSERVATION, ACTION, SEEDS, device
+    )
+    in_float64(agent)
+    # Biases that are not zero, targets that are not their networks, means outside the box.
+    for part in agent.parts:
+        if isinstance(getattr(agent, part), nn.Module):
+            perturb(getattr(agent, part))
+    return agent
+
+
+def draw(agent: Any, update: int) -> tuple[Any, ...]:
+    """What ``step`` takes beside the batch: noise in float64, and TD3's switch."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(len(SEEDS), *shape, dtype=torch.float64)
+
+    entries = BATCH, ACTION
+    if agent.name == "td3":
+        return normal(*entries), update % agent.config.policy_delay == 0
+    if agent.name == "sac":
+        return (SACNoise(normal(*entries), normal(*entries)),)
+    chain = normal(agent.config.diffusion_steps, *entries)
+    return (Noise(chain, normal(*entries), doubled(agent.draw_actor_noise(BATCH))),)
+
+
+def placed(value: Any, device: torch.device) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda x: x.to(device), value)
+
+
+def of_seed(value: Any, row: int) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda x: x[row].cpu(), value)
+
+
+def assert_parity(agent: Any, device: torch.device = CPU, tolerance: float = 1e-9) -> None:
+    """The agent's step, however it is run, against the plain update of each seed alone."""
+    count = len(SEEDS)
+    plain = [PLAIN[agent.name](agent, row, count) for row in range(count)]
+    before = [p.clone() for p in agent.critic.parameters()]
+    for update in range(1, UPDATES + 1):
+        batch = make_batch(count, BATCH, OBSERVATION, ACTION, torch.float64)
+        inputs = draw(agent, update)
+        agent.step(*placed((batch, *inputs), device))
+        for row, learner in enumerate(plain):
+            learner.update(Batch(*of_seed(tuple(batch), row)), *of_seed(inputs, row))
+    assert not any(map(torch.equal, before, agent.critic.parameters()))
+    for row, learner in enumerate(plain):
+        for part, network in learner.networks().items():
+            mine = list(getattr(agent, part).parameters())
+            if "critic" in part:
+                half = len(flat(network)) // 2
+                theirs = [
+                    torch.stack(pair)
+                    for pair in zip(flat(network)[:half], flat(network)[half:], strict=True)
+                ]
+            else:
+                theirs = [p.unsqueeze(0) for p in flat(network)]
+            for ours, wanted in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(
+                    ours[row::count].cpu(), wanted, rtol=tolerance, atol=tolerance, msg=part
+                )
+
+
+@each_case
+def test_a_plain_step_is_the_update_as_written(name: str, settings: dict[str, Any]) -> None:
+    assert_parity(build(name, **settings))
+
+
+@each_case
+def test_a_step_seed_by_seed_is_the_update_as_written(name: str, settings: dict[str, Any]) -> None:
+    agent = build(name, **settings)
+    agent.step = SeedBySeed(agent, len(SEEDS), type(agent).step)
+    assert_parity(agent)
+
+
+@pytest.mark.slow
+@needs_compiler
+@each_trainer
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_compiled_step_is_the_update_as_written(
+    name: str, in_turn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_turn:
+        monkeypatch.setattr(seed_by_seed, "LARGE", 0)
+    agent = build(name)
+    accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
+    assert isinstance(agent.step, SeedBySeed if in_turn else partial)
+    assert_parity(agent)
+
+
+@needs_gpu
+@each_trainer
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_captured_step_is_the_update_as_written(name: str, compiled: bool) -> None:
+    device = torch.device("cuda")
+    agent = build(name, device)
+    accelerate(agent, device, seeds=len(SEEDS), compiled=compiled)
+    assert isinstance(agent.step, CapturedStep)
+    assert_parity(agent, device)
