@@ -14,6 +14,11 @@ The last step has no noise in the sampler; there the exploration noise (sigma) i
 factor of eq. 9 is the density of u, the sample before its clip, held constant: clipping it is part
 of what follows, as the task is. The sampler clips the last mean before noise is added, so an entry
 of that mean outside the action box has no gradient in the last factor: moving it changes no action.
+
+The authors' code (github.com/Alescontrela/score_matching_rl) measures each step's distance from a^t
+instead of from mu_theta and lets the gradient run through the sample, so that on Q = a its gradient
+has the wrong sign. No setting gives that; all else is as in eq. 9, or a setting. Initial weights
+are uniform, torch's own; that code has initialization=xavier.
 """
 
 from collections.abc import Mapping

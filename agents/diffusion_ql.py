@@ -7,12 +7,27 @@ The critic's value is climbed by backpropagation through the whole sampler:
 where a_theta is the reparameterised sample after T denoiser calls and L_BC the denoising loss on
 replayed actions (w = 0 online). The clip inside each reverse step stays, as in the sampler: its
 gradient is zero outside the action box.
+
+Where the paper, the code that Q-score matching's authors compared with
+(github.com/Alescontrela/score_matching_rl) and this differ, the default and what gives the other:
+
+    climbed value       the smaller of both critics as in the code; the paper's: climbed=random
+    climbed critics     the online ones as in the paper; the code's target critics, moved just
+                        before: climbed_critics=target
+    cloning             none online, as in the code; the paper's, offline: cloning_weight=w
+    next action         of the actor as in the code; of its average as in the paper:
+                        ema_target=true
+    hidden layers       256, 256; the code has hidden_sizes=[512,512]
+    initial weights     uniform, torch's own; the code has initialization=xavier
+
+The preset diffusion_ql_reference is the code's shipped configuration, every choice spelled out.
+As in the code, the denoiser, its sampler and the order of an update are Q-score matching's.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,7 +36,7 @@ from torch import Tensor
 from agents.common.diffusion import Denoiser
 from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig, Noise
 from agents.common.optimizer import polyak_update
-from agents.protocol import Batch
+from agents.protocol import REFERENCE, Batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,13 @@ class DiffusionQLConfig(DiffusionConfig):
             "original)."
         ),
     ] = "min"
+    climbed_critics: Annotated[
+        Literal["online", "target"],
+        Field(
+            description="Critics the actor climbs: the online ones, or the target critics, which "
+            "have moved just before."
+        ),
+    ] = "online"
     cloning_weight: Annotated[
         float, Field(ge=0, description="Weight w of the behaviour-cloning loss.")
     ] = 0.0
@@ -66,6 +88,19 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     name = "diffusion_ql"
     pure_step = True
     config_class = DiffusionQLConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "diffusion_ql_reference": {
+            **REFERENCE,
+            "hidden_sizes": (512, 512),
+            "diffusion_steps": 5,
+            "exploration_noise": 0.1,
+            "actor_decay_updates": 2_000_000,
+            "climbed": "min",
+            "climbed_critics": "target",
+            "cloning_weight": 0.0,
+            "ema_target": False,
+        },
+    }
 
     def __init__(
         self,
@@ -92,7 +127,8 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
 
     def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, dict[str, Tensor]]:
         action = self.sample(batch.observation, noise.chain)
-        q = self.critic(batch.observation, action)
+        critic = self.critic if self.config.climbed_critics == "online" else self.target_critic
+        q = critic(batch.observation, action)
         loss = -self.climbed_value(q, noise.pick).mean(dim=-1)
         if self.config.cloning_weight:
             loss = loss + self.config.cloning_weight * self.cloning_loss(batch, noise)

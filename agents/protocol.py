@@ -75,6 +75,17 @@ class AgentConfig:
         return self.actor_learning_rate or self.learning_rate
 
 
+REFERENCE: Mapping[str, Any] = {
+    "initialization": "xavier",
+    "learning_rate": 3e-4,
+    "actor_learning_rate": None,
+    "discount": 0.99,
+    "polyak": 0.005,
+    "n_step": 1,
+}
+"""What all trainers in the code of Q-score matching's authors have in common."""
+
+
 class Agent(Protocol):
     """A trainer of S independent policies in lockstep.
 

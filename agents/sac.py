@@ -6,6 +6,18 @@ A squashed Gaussian policy with a learned temperature:
     L_pi = mean( tau log pi(a | s) - Q(s, a) ),   L_tau = -log tau * mean( log pi(a | s) + H )
 
 with temperature tau and target entropy H.
+
+Where the paper, the baseline in the code of Q-score matching's authors
+(github.com/Alescontrela/score_matching_rl) and this differ, the default and what gives the other:
+
+    actor's critic      the smaller of both as in the paper; the code: actor_critic=mean
+    target entropy      -1 per action dimension as in the paper; the code: entropy_per_action=-0.5
+    log deviation       at least -5; the code: log_std_min=-20
+    L_tau               in log tau; the code's in tau: temperature_loss=tau
+    evaluation          a sample, as for every trainer here; the code: evaluation=mean
+    initial weights     uniform, torch's own; the code: initialization=xavier
+
+The preset sac_reference has all of the code's.
 """
 
 import copy
@@ -23,7 +35,7 @@ from agents.common.learner import Learner, critic_loss
 from agents.common.networks import MLP, TwinCritic
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
-from agents.protocol import AgentConfig, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,13 @@ class SACConfig(AgentConfig):
         Literal["min", "mean"],
         Field(description="Which of the twin critics' values the actor climbs."),
     ] = "min"
+    temperature_loss: Annotated[
+        Literal["log_tau", "tau"],
+        Field(
+            description="What the entropy's distance from its target multiplies in L_tau: log tau, "
+            "or tau."
+        ),
+    ] = "log_tau"
     evaluation: Annotated[
         Literal["sample", "mean"],
         Field(description="Action when evaluated: a sample of the policy, or its squashed mean."),
@@ -72,9 +91,15 @@ class SAC(Learner):
     config_class: ClassVar[type[SACConfig]] = SACConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sac_reference": {
-            "entropy_per_action": -0.5,
-            "actor_critic": "mean",
+            **REFERENCE,
             "hidden_sizes": (256, 256),
+            "entropy_per_action": -0.5,
+            "initial_temperature": 1.0,
+            "log_std_min": -20.0,
+            "log_std_max": 2.0,
+            "actor_critic": "mean",
+            "temperature_loss": "tau",
+            "evaluation": "mean",
         },
     }
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -172,9 +197,9 @@ class SAC(Learner):
 
         entropy = -log_density.detach().mean(dim=-1)
         target_entropy = self.config.entropy_per_action * self.action_size
-        self.temperature_optimiser.minimise(
-            log_temperature.squeeze(-1) * (entropy - target_entropy)
-        )
+        in_log = self.config.temperature_loss == "log_tau"
+        multiplier = log_temperature if in_log else log_temperature.exp()
+        self.temperature_optimiser.minimise(multiplier.squeeze(-1) * (entropy - target_entropy))
 
         polyak_update(self.target_critic, self.critic, self.config.polyak)
         return {

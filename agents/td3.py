@@ -2,12 +2,23 @@
 
 a'  = clip( pibar(s') + clip(0.2 z, -0.5, 0.5), -1, 1 )
 y   = R_n + g^n m min_i Qbar_i(s', a'),   L_pi = -mean Q_1(s, pi(s)) every second update
+
+Where the paper, the baseline in the code of Q-score matching's authors
+(github.com/Alescontrela/score_matching_rl) and this differ, the default and what gives the other:
+
+    actor's critic      the first as in the paper; the code: actor_critic=mean
+    target critics      move with the actor as in the paper; the code, at every update:
+                        delayed_targets=actor
+    next action         clipped to the box as in the paper; the code: clip_next_action=false
+    initial weights     uniform, torch's own; the code: initialization=xavier
+
+The preset td3_reference has all of the code's.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +28,7 @@ from agents.common.learner import Count, Learner, critic_loss
 from agents.common.networks import MLP, TwinCritic
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
-from agents.protocol import AgentConfig, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,23 @@ class TD3Config(AgentConfig):
     policy_delay: Annotated[
         int, Field(gt=0, description="Critic updates per update of the actor and of the targets.")
     ] = 2
+    delayed_targets: Annotated[
+        Literal["both", "actor"],
+        Field(
+            description="Target networks that move with the actor only: both, or the actor's, and "
+            "the critics' move at every update."
+        ),
+    ] = "both"
+    actor_critic: Annotated[
+        Literal["first", "mean"],
+        Field(description="Value the actor climbs: the first critic's, or the mean of both."),
+    ] = "first"
+    clip_next_action: Annotated[
+        bool,
+        Field(
+            description="Clip the smoothed next action to the action box in the critic's target."
+        ),
+    ] = True
 
 
 class TD3(Learner):
@@ -44,7 +72,19 @@ class TD3(Learner):
     name: ClassVar[str] = "td3"
     pure_step: ClassVar[bool] = True
     config_class: ClassVar[type[TD3Config]] = TD3Config
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "td3_reference": {
+            **REFERENCE,
+            "hidden_sizes": (256, 256),
+            "exploration_noise": 0.1,
+            "target_noise": 0.2,
+            "target_noise_clip": 0.5,
+            "policy_delay": 2,
+            "delayed_targets": "actor",
+            "actor_critic": "mean",
+            "clip_next_action": False,
+        },
+    }
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     parts: tuple[str, ...] = (
         "critic",
@@ -111,7 +151,8 @@ class TD3(Learner):
         with torch.no_grad():
             smoothing = (self.config.target_noise * noise).clamp(-limit, limit)
             next_action = self.target_actor(batch.next_observation).tanh() + smoothing
-            next_action = next_action.clamp(-1.0, 1.0)
+            if self.config.clip_next_action:
+                next_action = next_action.clamp(-1.0, 1.0)
             next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q)
@@ -120,10 +161,17 @@ class TD3(Learner):
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}
         if moves_actor:
             action = self.actor(batch.observation).tanh()
-            value = self.critic.first(batch.observation, action)
-            actor_loss = -value.mean(dim=-1)
+            actor_loss = -self.climbed_value(batch.observation, action).mean(dim=-1)
             metrics["actor_gradient_norm"] = self.actor_optimiser.minimise(actor_loss)
             metrics["actor_loss"] = actor_loss.detach()
-            polyak_update(self.target_critic, self.critic, self.config.polyak)
             polyak_update(self.target_actor, self.actor, self.config.polyak)
+        if moves_actor or self.config.delayed_targets == "actor":
+            polyak_update(self.target_critic, self.critic, self.config.polyak)
         return metrics
+
+    def climbed_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """What the actor climbs: [S, B, obs] and [S, B, act] -> [S, B]."""
+        if self.config.actor_critic == "first":
+            return self.critic.first(observation, action)
+        out: Tensor = self.critic(observation, action).mean(dim=0)
+        return out

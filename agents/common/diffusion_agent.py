@@ -139,7 +139,7 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         return self.executed(self.denoiser.given(observation), chain, stream.normal(*shape))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one update of critic, actor and target; metrics are [S]."""
+        """Make one update of critic, target and actor; metrics are [S]."""
         size, stream = batch.action.shape[1], self.update_stream
         noise = Noise(
             chain=stream.normal(self.config.diffusion_steps, size, self.action_size),
@@ -157,11 +157,10 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q.amin(dim=0))
         self.critic_optimiser.minimise(loss)
+        polyak_update(self.target_critic, self.critic, self.config.polyak)
 
         actor_loss, metrics = self.actor_loss(batch, noise.actor)
         gradient_norm = self.actor_optimiser.minimise(actor_loss)
-
-        polyak_update(self.target_critic, self.critic, self.config.polyak)
         return {
             "critic_loss": loss.detach(),
             "actor_loss": actor_loss.detach(),

@@ -1,6 +1,7 @@
 """What every agent promises: shapes, bounds, seed isolation, exact state, purity of the update."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -173,3 +174,14 @@ def test_the_actors_step_size_is_its_own_where_one_is_given(name: str) -> None:
     moved = {path.split("/")[1] for path in before if not torch.equal(after[path], before[path])}
     assert "critic" in moved
     assert not moved & {"actor", "denoiser"}
+
+
+@pytest.mark.parametrize("name", [n for n in registered_agents() if n.endswith("_reference")])
+def test_a_reference_preset_spells_out_every_choice_and_has_xavier_weights(name: str) -> None:
+    """So that it stays what the source has, whatever becomes of a default."""
+    registered = find_agent(name)
+    assert registered.preset["initialization"] == "xavier"
+    # What the preset leaves out has no effect beside what it says.
+    unused = {"temperature"} if name == "qsm_reference" else set()
+    fields = {field.name for field in dataclasses.fields(registered.agent.config_class)}
+    assert fields - set(registered.preset) == unused

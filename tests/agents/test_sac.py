@@ -105,15 +105,23 @@ def test_actor_climbs_value_and_entropy(actor_critic: str) -> None:
         torch.testing.assert_close(taken, gradient, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(("temperature_loss", "factor"), [("log_tau", 1.0), ("tau", 0.7)])
 @pytest.mark.parametrize("entropy_per_action", [-1.0, -0.5])
-def test_temperature_gradient_is_entropy_minus_its_target(entropy_per_action: float) -> None:
-    agent = build(entropy_per_action=entropy_per_action)
+def test_temperature_gradient_is_entropy_minus_its_target(
+    entropy_per_action: float, temperature_loss: str, factor: float
+) -> None:
+    """By log tau; of a loss in tau it is tau times as large."""
+    agent = build(
+        entropy_per_action=entropy_per_action,
+        temperature_loss=temperature_loss,
+        initial_temperature=0.7,
+    )
     batch, noise = make_batch(2, 32, 3, 2, torch.float64), draw_noise(32)
     with torch.no_grad():
         _, log_density = squashed(agent, batch.observation, noise.action)
     agent.step(batch, noise)
     gradient = first_gradients(agent.temperature_optimiser)[0][:, 0]
-    expected = -log_density.mean(dim=-1) - 2 * entropy_per_action
+    expected = factor * (-log_density.mean(dim=-1) - 2 * entropy_per_action)
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -150,10 +158,14 @@ def test_evaluation_by_mean_is_the_squashed_mean_and_by_sample_is_not() -> None:
         assert not torch.allclose(agent.act(observation, explore=True), mean)
 
 
-def test_the_reference_preset_halves_the_target_entropy_and_averages_the_critics() -> None:
+def test_the_reference_preset_is_the_authors_baseline() -> None:
     config = SACConfig(**SAC.presets["sac_reference"])
     assert config.entropy_per_action == -0.5
     assert config.actor_critic == "mean"
+    assert config.log_std_min == -20.0
+    assert config.temperature_loss == "tau"
+    assert config.evaluation == "mean"
+    assert config.initialization == "xavier"
 
 
 def test_the_actor_and_temperature_leave_the_critic_alone() -> None:

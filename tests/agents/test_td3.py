@@ -138,3 +138,33 @@ def test_exploring_adds_noise_of_the_set_size_and_evaluating_none() -> None:
     # Standard errors over 80,000 draws: 0.1 / sqrt(80000) and 0.1 / sqrt(160000).
     assert abs(noise.mean().item()) < 5 * 0.1 / 80_000**0.5
     assert noise.std().item() == pytest.approx(0.1, abs=5 * 0.1 / 160_000**0.5)
+
+
+@pytest.mark.parametrize(("clip", "seen_action"), [(True, 1.0), (False, 1.2)])
+def test_the_next_action_may_leave_the_box(clip: bool, seen_action: float) -> None:
+    agent = build(clip_next_action=clip)
+    constant(agent.target_actor, 0.8)
+    seen: list[Tensor] = []
+
+    def record(observation: Tensor, action: Tensor) -> Tensor:
+        seen.append(action)
+        return action.sum(dim=-1)
+
+    fix_critic(agent, record)
+    agent.step(make_batch(2, 4, 3, 2, torch.float64), torch.full((2, 4, 2), 2.0).double(), False)
+    torch.testing.assert_close(seen[0], torch.full((2, 4, 2), seen_action).double())
+
+
+@pytest.mark.parametrize("delayed_targets", ["both", "actor"])
+def test_the_critics_targets_may_move_at_every_update(delayed_targets: str) -> None:
+    agent = build(delayed_targets=delayed_targets, policy_delay=2)
+    batch = make_batch(2, 16, 3, 2, torch.float64)
+    for update in range(1, 5):
+        before = [next(n.parameters()).clone() for n in (agent.target_critic, agent.target_actor)]
+        agent.update(batch)
+        after = [next(n.parameters()) for n in (agent.target_critic, agent.target_actor)]
+        critics_move, actor_moves = (
+            not torch.equal(a, b) for a, b in zip(before, after, strict=True)
+        )
+        assert actor_moves == (update % 2 == 0)
+        assert critics_move == (update % 2 == 0 or delayed_targets == "actor")

@@ -61,7 +61,11 @@ def test_the_sources_settings_for_a_task_hold_unless_overridden() -> None:
     plain, chosen = parse_agents("qsm,qsm[alpha=10]")
     assert plain.config("cartpole-swingup").alpha == 50.0
     assert plain.config("quadruped-walk").alpha == 120.0
-    assert plain.config("humanoid-run").alpha == 120.0
+    assert plain.config("humanoid-walk").alpha == 120.0
+    # The source says it of these two alone, and does not set it: its own configuration has 50.
+    assert plain.config("humanoid-run").alpha == 50.0
+    (reference,) = parse_agents("qsm_reference")
+    assert reference.config("quadruped-walk").alpha == 50.0
     assert chosen.config("quadruped-walk").alpha == 10.0
 
 
