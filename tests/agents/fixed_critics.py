@@ -66,7 +66,10 @@ def in_float64(agent: Any) -> Any:
             for moments in (part.first_moments, part.second_moments):
                 moments[:] = [moment.double() for moment in moments]
     if hasattr(agent, "schedule"):
-        agent.schedule.abar = agent.schedule.abar.double()
+        abar = plain_schedule(agent.config.diffusion_steps)[1]
+        agent.schedule.abar = torch.tensor(
+            abar, dtype=torch.float64, device=agent.schedule.abar.device
+        )
     return agent
 
 

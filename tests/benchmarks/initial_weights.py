@@ -26,8 +26,8 @@ import pandas as pd
 import typer
 from scipy.stats import fisher_exact
 
+from agents.common.streams import derive_seed
 from agents.protocol import Initialization
-from agents.streams import derive_seed
 from envs import Lockstep
 from qsm_bench.results import Results, load_results
 from qsm_bench.statistics.estimates import STATISTICS, aggregate, bootstrap
