@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.protocol import Agent
 from envs import Lockstep
 from qsm_bench.checkpoint import Checkpoint
+from qsm_bench.contract import Checked
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
@@ -81,7 +81,7 @@ def _here(job: Job) -> Job:
     return job.model_copy(update={"device": "cpu"}) if missing else job
 
 
-def _load(cell: Cell, job: Job, observation_size: int, action_size: int) -> tuple[Agent, int]:
+def _load(cell: Cell, job: Job, observation_size: int, action_size: int) -> tuple[Checked, int]:
     state = Checkpoint(cell.checkpoint).load_state()
     if state is None:
         raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")

@@ -12,6 +12,7 @@ from agents.common.streams import derive_seed
 from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from envs import Environments
+from qsm_bench.contract import Checked
 from qsm_bench.errors import UserError
 
 LONGEST_EPISODE = 100_000
@@ -62,7 +63,7 @@ class Episodes:
 
 
 def evaluate(
-    agent: Agent,
+    agent: Agent | Checked,
     environments: Environments,
     seeds: Sequence[int],
     episodes: int,

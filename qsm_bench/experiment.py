@@ -101,6 +101,9 @@ class Experiment:
         for what, names in (("agent", [a.label for a in self.agents]), ("task", self.tasks)):
             twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
             too_long = [name for name in names if len(name) > 200]
+            unreadable = [name for name in names if not name.isprintable()]
+            if unreadable:
+                raise UserError(f"{what} {unreadable[0]!r}: a label has printable characters alone")
             if too_long:
                 raise UserError(f"{what} {too_long[0]!r}: no folder has so long a name")
             if twice:
@@ -124,7 +127,7 @@ class Experiment:
                 yield Job(
                     agent=entry.label,
                     agent_name=entry.registered.key,
-                    settings=asdict(entry.config(name)),
+                    settings=as_json(entry.registered.name, entry.config(name)),
                     task=name,
                     gymnasium_id=task.gymnasium_id,
                     action_repeat=task.action_repeat,
@@ -170,6 +173,8 @@ def parse_agents(text: str, settings: Iterable[str] = ()) -> tuple[AgentEntry, .
                 raise UserError(f"agent {item!r}: {pair!r} is not of the form setting=value")
             asked[key.strip()] = _parse_value(value)
         config = validated(name, registered.agent.config_class, {**registered.preset, **asked})
+        for key in asked:
+            _refuse_infinite(name, registered, key, getattr(config, key))
         # The label shows the value as it was understood: 1e1 and 10.0 are one column.
         entries.append(AgentEntry(registered, {key: getattr(config, key) for key in asked}))
     if not entries:
@@ -189,11 +194,63 @@ def validated(
         config = TypeAdapter(config_class).validate_python(dict(settings))
     except ValidationError as error:
         raise UserError(_first_fault(name, settings, error)) from error
-    for key in settings:
-        value = getattr(config, key)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"setting {key} of {name}: {value} is not a finite number")
+    except Exception as error:  # of types that pydantic does not know, or of a __post_init__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"settings of {name}: {config_class.__name__}: {reason[:300]}") from error
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"setting {field.name} of {name}: NaN is no number")
     return config
+
+
+def as_json(name: str, config: AgentConfig) -> dict[str, Any]:
+    """A configuration as a manifest holds it: an infinite number as "inf", a tuple as a list.
+
+    Raises UserError for a value that would not read back as what it is.
+    """
+    settings = {}
+    for key, value in asdict(config).items():
+        try:
+            settings[key] = _as_json(value)
+            json.dumps(settings[key], ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"setting {key} of {name}: {value!r:.100} {UNFIT} ({error})") from error
+    again = validated(name, type(config), json.loads(json.dumps(settings)))
+    for key in settings:
+        value, back = getattr(config, key), getattr(again, key)
+        if value != back or isinstance(value, str) != isinstance(back, str):
+            raise UserError(
+                f"setting {key} of {name}: {value!r:.100} {UNFIT}: it reads back as {back!r:.100}"
+            )
+    return settings
+
+
+UNFIT = "cannot be written into a manifest: use numbers, strings, booleans, None and tuples of them"
+
+
+def _as_json(value: Any) -> Any:
+    """A value in JSON's types. Raises ValueError for one of another type."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return [_as_json(entry) for entry in value]
+    if kind is dict and all(type(key) is str for key in value):
+        return {key: _as_json(entry) for key, entry in value.items()}
+    if kind is float and not math.isfinite(value):
+        if math.isnan(value):
+            raise ValueError("NaN is no number")
+        return str(value)
+    if kind not in (str, int, float, bool, type(None)):
+        raise ValueError(f"it is of type {kind.__name__}")
+    return value
+
+
+def _refuse_infinite(name: str, registered: RegisteredAgent, key: str, value: Any) -> None:
+    """Raise UserError for a number that was asked to be infinite and is not so by itself."""
+    usual = registered.preset.get(key, getattr(registered.agent.config_class, key))
+    may_be = isinstance(usual, float) and math.isinf(usual)
+    if isinstance(value, float) and math.isinf(value) and not may_be:
+        raise UserError(f"setting {key} of {name}: {value} is not a finite number")
 
 
 def _first_fault(name: str, settings: Mapping[str, Any], error: ValidationError) -> str:

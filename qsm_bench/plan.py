@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from envs import Lockstep
+from qsm_bench.contract import rehearse
 from qsm_bench.experiment import Job
 from qsm_bench.process import settle
 from qsm_bench.replay import ReplayBuffer
@@ -34,8 +36,9 @@ def calibrate(job: Job) -> Cost:
     seeds = len(job.seeds)
     environments = Lockstep(job.task, seeds)
     sizes = environments.observation_size, environments.action_size
-    agent = build_agent(job, *sizes)
     device = torch.device(job.device)
+    rehearse(partial(build_agent, job, *sizes), sizes[0], job.batch_size, device)
+    agent = build_agent(job, *sizes)
     replay = ReplayBuffer(max(job.batch_size, ENVIRONMENT_STEPS), *sizes, job.seeds, device)
     observation = np.stack([environments.reset(row, row) for row in range(seeds)])
 

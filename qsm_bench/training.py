@@ -3,13 +3,13 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from agents.common.streams import SeedStreams, derive_seed
@@ -19,9 +19,10 @@ from agents.registry import find_agent
 from agents.speed.acceleration import accelerate
 from envs import Environments, Lockstep, ParallelLockstep
 from qsm_bench.checkpoint import Checkpoint
+from qsm_bench.contract import Checked, checked, rehearse
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
-from qsm_bench.experiment import Job
+from qsm_bench.experiment import Job, validated
 from qsm_bench.files import write_atomically
 from qsm_bench.metrics import Means
 from qsm_bench.replay import ReplayBuffer
@@ -36,11 +37,19 @@ SLICED_STATES = 4
 """Those of them at which the critic is drawn along an action axis."""
 
 
-def build_agent(job: Job, observation_size: int, action_size: int) -> Agent:
-    """The job's agent, freshly initialised from the job's seeds."""
+def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
+    """The job's agent, freshly initialised from the job's seeds; its promises are checked.
+
+    Raises AgentError if it cannot be built, UserError if its settings are not right.
+    """
     agent = find_agent(job.agent_name).agent
-    config = TypeAdapter(agent.config_class).validate_python(job.settings)
-    return agent(config, observation_size, action_size, job.seeds, torch.device(job.device))
+    config = validated(job.agent, agent.config_class, job.settings)
+    device = torch.device(job.device)
+
+    def bare() -> Agent:
+        return agent(config, observation_size, action_size, job.seeds, device)
+
+    return checked(bare, job.agent, len(job.seeds), action_size)
 
 
 class Training:
@@ -67,7 +76,7 @@ class Training:
         self.evaluation_environments = self._environments(len(job.seeds) * job.eval_episodes)
         sizes = self.environments.observation_size, self.environments.action_size
         self.agent = build_agent(job, *sizes)
-        accelerate(self.agent, self.device, seeds=len(job.seeds), compiled=job.compiled)
+        accelerate(self.agent.bare, self.device, seeds=len(job.seeds), compiled=job.compiled)
         self.replay = ReplayBuffer(
             job.replay_capacity,
             *sizes,
@@ -105,6 +114,7 @@ class Training:
         if state:
             self._restore(state)
         else:
+            rehearse(partial(build_agent, job, *sizes), sizes[0], job.batch_size, self.device)
             self._open_tables({})
             self.observation = np.stack([self._reset(row) for row in range(seeds)])
 

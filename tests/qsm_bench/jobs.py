@@ -118,7 +118,7 @@ def poison(
 
     def poisoned_update(batch: Batch) -> dict[str, torch.Tensor]:
         if training.step + 1 == at:
-            for name, part in vars(training.agent).items():
+            for name, part in vars(training.agent.bare).items():
                 if isinstance(part, torch.nn.Module) and parts in name:
                     for parameter in part.parameters():
                         parameter.data[POISONED :: len(training.job.seeds)] = value

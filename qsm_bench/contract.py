@@ -1,0 +1,265 @@
+"""The agent protocol, checked where the harness meets an agent.
+
+``Checked`` stands between the two: every call goes through it, and what comes back is looked at
+for a few microseconds. ``rehearse`` tries, before anything counts, whether an agent that is saved
+and loaded goes on as it would have. A breach is an AgentError in one line: the agent, the method,
+what it did, and what is right.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from agents.common.streams import SeedStreams
+from agents.diagnostics import ActionSlices, Diagnosed
+from agents.protocol import Agent, Batch, StateDict
+from agents.registry import AgentError
+from qsm_bench import metrics
+
+DEEPEST = 100
+"""Levels of a state."""
+FURTHER_UPDATES = 2
+"""After loading: only the second shows what the optimizer remembers."""
+
+
+class Checked:
+    """An agent of S seeds whose promises are checked at every call."""
+
+    def __init__(self, bare: Agent, name: str, seeds: int, action_size: int) -> None:
+        self.bare = bare
+        """The agent itself."""
+        self.label = name
+        self.seeds = seeds
+        self.action_size = action_size
+
+    def act(self, observation: Tensor, *, explore: bool) -> Tensor:
+        """As the protocol has it."""
+        version = observation._version
+        action = self.bare.act(observation, explore=explore)
+        if observation._version != version:
+            raise self._breach("act", "changed its observation in place; it must work on a copy")
+        shape = (*observation.shape[:2], self.action_size)
+        self._check_tensor("act", "", action, shape, "[seeds, environments, action size]")
+        # A copy of a few numbers costs less than a torch operation on them.
+        highest = abs(action.cpu().numpy()).max(initial=0.0)
+        if not highest <= 1.0:  # a NaN, too: that seed has diverged, and the others may be sound
+            finite = action[action.isfinite()].abs()
+            if finite.numel() and finite.max() > 1.0:
+                raise self._breach(
+                    "act",
+                    f"returned an action of size {finite.max():.6g}; actions lie in [-1, 1]: "
+                    "squash or clamp them",
+                )
+        return action
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """As the protocol has it."""
+        versions = [field._version for field in batch]
+        found = self.bare.update(batch)
+        if [field._version for field in batch] != versions:
+            raise self._breach("update", "changed its batch in place; it must work on a copy")
+        self._check_metrics("update", found, batch.reward.device)
+        return found
+
+    def state_dict(self) -> StateDict:
+        """As the protocol has it."""
+        state = self.bare.state_dict()
+        if not isinstance(state, dict):
+            raise self._breach("state_dict", f"returned {_kind(state)}; it must return a dict")
+        for path, fault in _unreadable(state, "state_dict()", 0):
+            raise self._breach(
+                "state_dict",
+                f"returned {path}, which is {fault}; a checkpoint holds tensors, numbers, strings, "
+                "booleans and None, in dicts, lists and tuples",
+            )
+        return state
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """As the protocol has it."""
+        self.bare.load_state_dict(state)
+
+    def _check_metrics(self, method: str, found: Any, device: torch.device) -> None:
+        if type(found) is not dict:
+            raise self._breach(
+                method,
+                f"returned {_kind(found)}; it must return a dict of metrics, which may be empty",
+            )
+        for name, value in found.items():
+            fault = metrics.fault_of(name)
+            if fault:
+                raise self._breach(method, f"returned a metric named {name!r}: {fault}")
+            self._check_tensor(method, f"metric {name!r} as ", value, (self.seeds,), "[seeds]")
+            if value.device != device:
+                raise self._breach(
+                    method, f"returned metric {name!r} on {value.device}; it must be on {device}"
+                )
+
+    def _check_tensor(
+        self, method: str, what: str, value: Any, shape: Sequence[int], axes: str
+    ) -> None:
+        """Raise AgentError unless ``value`` is a float tensor of that shape, without gradient."""
+        if not isinstance(value, Tensor):
+            got, right = _kind(value), "float tensor"
+        elif value.shape != shape:
+            got, right = f"a tensor of shape {list(value.shape)}", "float tensor"
+        elif not value.is_floating_point():
+            got, right = f"a tensor of {value.dtype}", "float tensor"
+        elif what == "" and value.dtype != torch.float32:
+            got, right = f"a tensor of {value.dtype}", "float32 tensor"
+        elif value.requires_grad:
+            got, right = "a tensor with a gradient", "detached tensor (use torch.no_grad())"
+        else:
+            return
+        raise self._breach(
+            method, f"returned {what}{got}; it must be a {right} of shape {axes} = {list(shape)}"
+        )
+
+    def _breach(self, method: str, did: str) -> AgentError:
+        return AgentError(f"agent {self.label!r}: {method} {did}")
+
+
+class CheckedDiagnosed(Checked):
+    """One that shows more of itself: see ``agents.diagnostics``."""
+
+    bare: Any
+
+    def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Mean Q of the twin critics: [S, N, obs] and [S, N, act] -> [S, N]."""
+        value: Tensor = self.bare.action_value(observation, action)
+        shape = observation.shape[:2]
+        self._check_tensor("action_value", "", value, shape, "[seeds, environments]")
+        return value
+
+    def diagnose(self, observation: Tensor, occasion: int) -> dict[str, Tensor]:
+        """Measures of shape [S] at the states [S, N, obs]."""
+        measures: dict[str, Tensor] = self.bare.diagnose(observation, occasion)
+        self._check_metrics("diagnose", measures, observation.device)
+        return measures
+
+    def action_slices(self, observation: Tensor, occasion: int) -> ActionSlices:
+        """The critic and the policy's samples along an action axis."""
+        slices: ActionSlices = self.bare.action_slices(observation, occasion)
+        if not isinstance(slices, ActionSlices):
+            raise self._breach("action_slices", f"returned {_kind(slices)}, no ActionSlices")
+        shape = (*observation.shape[:2], len(slices.action))
+        for name, value in (("value", slices.value), ("share", slices.share)):
+            self._check_tensor(
+                "action_slices", f"{name} as ", value, shape, "[seeds, states, cells]"
+            )
+        return slices
+
+
+def checked(build: Callable[[], Agent], name: str, seeds: int, action_size: int) -> Checked:
+    """Build an agent, and check its promises from now on. Raises AgentError if it cannot be."""
+    with _told(name, "(config, observation_size, action_size, seeds, device)"):
+        bare = build()
+    kind = CheckedDiagnosed if isinstance(bare, Diagnosed) else Checked
+    return kind(bare, name, seeds, action_size)
+
+
+def rehearse(
+    build: Callable[[], Checked], observation_size: int, batch_size: int, device: torch.device
+) -> None:
+    """Try on agents of their own what a run will ask for; raise AgentError where it fails.
+
+    One agent acts and learns, a second is loaded with the state of the first, and both go on: on
+    a CPU they must do so bit for bit, or a run that is interrupted would not be what it was.
+    """
+    first = build()
+    seeds = first.seeds
+    stream = SeedStreams(range(seeds), "rehearsal", device)
+
+    def act(agent: Checked, environments: int, explore: bool) -> Tensor:
+        observation = stream.normal(environments, observation_size)
+        before = observation.clone()
+        with _told(agent.label, f"act(observation, explore={explore})"):
+            action = agent.act(observation, explore=explore)
+        if not torch.equal(observation, before):
+            raise agent._breach("act", "changed its observation in place; it must work on a copy")
+        return action
+
+    def learn(agent: Checked) -> dict[str, Tensor]:
+        batch = Batch(
+            stream.normal(batch_size, observation_size),
+            stream.uniform(batch_size, agent.action_size, low=-1.0),
+            stream.normal(batch_size),
+            torch.full((seeds, batch_size), 0.99, device=device),
+            stream.normal(batch_size, observation_size),
+        )
+        with _told(agent.label, "update(batch)"):
+            return agent.update(batch)
+
+    act(first, 1, True)
+    learn(first)
+    # As many environments as no seeds are: axes in the wrong order are then seen.
+    act(first, seeds + 1, False)
+    with _told(first.label, "state_dict()"):
+        state = deepcopy(first.state_dict())
+    second = build()
+    with _told(second.label, "load_state_dict(state_dict())"):
+        second.load_state_dict(deepcopy(state))
+    drawn = deepcopy(stream.state_dict())
+    further = []
+    for agent in (first, second):
+        stream.load_state_dict(drawn)
+        learned = [learn(agent) for _ in range(FURTHER_UPDATES)]
+        further.append([*learned, {"action": act(agent, 1, True), "policy": act(agent, 2, False)}])
+    if device.type == "cpu" and not _same(*further):
+        raise first._breach(
+            "load_state_dict(state_dict())",
+            "does not make a new agent go on as this one does: the state must hold all that acting "
+            "and updating depend on, networks, optimizers, counters and random streams",
+        )
+
+
+@contextmanager
+def _told(name: str, call: str) -> Iterator[None]:
+    """Say in one line which call of an agent raised."""
+    try:
+        yield
+    except (AgentError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit(), too
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AgentError(f"agent {name!r}: {call} raised {reason}") from error
+
+
+def _unreadable(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    """The entries that ``torch.load(weights_only=True)`` would not read, and what they are."""
+    kind = type(value)
+    if depth > DEEPEST:
+        yield path[:100], f"nested deeper than {DEEPEST} levels"
+    elif kind in (dict, OrderedDict):
+        for key, entry in value.items():
+            if type(key) not in (str, int):
+                yield path, f"a dict with the key {key!r}, neither a string nor an int"
+            yield from _unreadable(entry, f"{path}[{key!r}]", depth + 1)
+    elif kind in (list, tuple):
+        for index, entry in enumerate(value):
+            yield from _unreadable(entry, f"{path}[{index}]", depth + 1)
+    elif kind not in (Tensor, Parameter, int, float, bool, str, type(None)):
+        yield path, _kind(value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether lists and dicts of tensors are equal bit for bit, NaN with NaN."""
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and one.allclose(other, rtol=0, atol=0, equal_nan=True)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return all(_same(*pair) for pair in zip(one, other, strict=True))
+
+
+def _kind(value: Any) -> str:
+    """What a value is, as a line of text has it."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return f"a value of type {name}"
