@@ -13,7 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 StateDict = dict[str, Any]
-"""Nested dictionaries of tensors and numbers, as ``torch.load(weights_only=True)`` reads them."""
+"""Tensors, numbers, strings, booleans and None in nested dicts, lists and tuples.
+
+That is what ``torch.load(weights_only=True)`` reads; anything else is refused.
+"""
 
 Initialization = Literal["uniform", "xavier"]
 """How the weights of a network begin: see ``AgentConfig.initialization``."""
@@ -95,9 +98,15 @@ class Agent(Protocol):
     """
 
     name: ClassVar[str]
-    """The name on the command line and in reports."""
+    """The name on the command line and in reports; no other agent or preset has it.
+
+    Up to 64 letters, digits, spaces and '_', '.', '+', '-', beginning with a letter or digit.
+    """
     config_class: ClassVar[type[AgentConfig]]
-    """A frozen dataclass: its fields and defaults are the agent's settings, listed nowhere else."""
+    """A frozen dataclass: its fields and defaults are the agent's settings, listed nowhere else.
+
+    Each field has a default: a number (not NaN), string, boolean, None, or a tuple of them.
+    """
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named variants: preset name -> settings that differ from the defaults."""
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]]
@@ -113,7 +122,10 @@ class Agent(Protocol):
     ) -> None: ...
 
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
-        """Draw one action per observation: [S, N, obs] -> [S, N, act], in [-1, 1].
+        """Draw one action per observation: [S, N, obs] -> [S, N, act], float32 in [-1, 1].
+
+        The observation is not to be edited, and the action carries no gradient. A seed whose
+        action is not finite has diverged; one outside [-1, 1] is an error.
 
         With ``explore``, the action to take while training; without, one sample of the policy.
         The two draw from separate streams, so evaluating never changes training.
@@ -121,11 +133,21 @@ class Agent(Protocol):
         ...
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one gradient update of every seed; return metrics, each of shape [S]."""
+        """Make one gradient update of every seed; return metrics, float tensors of shape [S].
+
+        The batch is not to be edited, and metrics carry no gradient. A metric that has no value
+        in this update is left out: a table shows the mean over the updates that gave it. A seed
+        with a non-finite metric that has "loss" in its name has diverged; any other is written
+        as it is.
+        """
         ...
 
     def state_dict(self) -> StateDict:
-        """Everything a later ``load_state_dict`` needs to go on bit for bit."""
+        """Everything a later ``load_state_dict`` needs to go on bit for bit.
+
+        Random streams, optimizers and counters belong to it: before a run begins, an agent that
+        was loaded is compared with the one that was saved.
+        """
         ...
 
     def load_state_dict(self, state: StateDict) -> None:
