@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from envs.errors import EnvironmentDiedError, TaskError
 from envs.lockstep import Lockstep, Step
+from envs.signals import die_with_parent
 from envs.tasks import Task, find_task
+
+CLOSE_SECONDS = 2.0
+"""For an environment to return from what it is doing; its process is killed then."""
 
 
 class ParallelLockstep:
@@ -79,7 +83,9 @@ class ParallelLockstep:
         for end in self._ends:
             end.close()
         for process in self._processes:
-            process.join()
+            process.join(CLOSE_SECONDS)
+            if process.is_alive():
+                process.kill()
 
     def _answers(self, ends: list[Connection]) -> list[Any]:
         """What the processes answer. Raises what one raised, or TaskError if one has died."""
@@ -101,6 +107,7 @@ class ParallelLockstep:
 
 def _serve(end: Connection, task: Task, count: int) -> None:
     """Answer the calls that come through the pipe until it is closed."""
+    die_with_parent()  # the pipe says so too, but not to an environment that does not return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the job saves itself first, then closes the pipe
     with suppress(EOFError, KeyboardInterrupt, ConnectionError):

@@ -17,6 +17,7 @@ import gymnasium
 from envs import bimodal_bandit, four_goals, linear_quadratic
 from envs.adapters import Env, RepeatAction, flat_observations, unit_actions
 from envs.errors import TaskError, unknown_name
+from envs.signals import kept_signals
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def task_names() -> list[str]:
     return [*sorted(_dmc_tasks()), *_SMALL_TASKS]
 
 
+@kept_signals()
 def make(task: str | Task, *, render_mode: str | None = None) -> Env:
     """Make an environment with 1-D float32 observations and float32 actions in [-1, 1]^A.
 

@@ -1,6 +1,5 @@
 """The command line. Heavy imports wait inside the commands, so that ``--help`` is instant."""
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from qsm_bench.ending import INTERRUPTED, ending
+from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, naming, near
+from qsm_bench.signals import Heard, raised, remembered
 
 if TYPE_CHECKING:
     from envs import Suite
@@ -161,26 +161,30 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
     console = Console()
     command = f"python -m qsm_bench {shlex.join(sys.argv[1:])}"
     store = ExperimentStore(results, experiment.name)
-    with store.lock():
+    with remembered() as heard, store.lock():
         cells = store.prepare(experiment, command)
         open_cells = [cell for cell in cells if cell.read_manifest().status != "finished"]
         if len(open_cells) < len(cells):
             print(f"{len(cells) - len(open_cells)} finished cells are skipped", flush=True)
         if open_cells:
             _refuse_uncompilable(experiment)
-        try:
-            unfinished = _train(
-                cells,
-                open_cells,
-                console,
-                workers,
-                checkpoint_every=checkpoint_every,
-                command=command,
-            )
-        except KeyboardInterrupt:
+        _say_changes(open_cells, command, console)
+        unfinished = _train(
+            cells,
+            open_cells,
+            console,
+            workers,
+            checkpoint_every=checkpoint_every,
+            command=command,
+            heard=heard,
+        )
+        if heard:
+            for cell, reason in unfinished.items():
+                print(f"{cell.folder}: {reason}", file=sys.stderr)
+            stopped = "stopped" if unfinished else "stopped and saved"
             again = _command(*_with_results(sys.argv[1:], results))
-            print(f"\nstopped and saved; to go on: {again}", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            print(f"{stopped}; to go on: {again}", file=sys.stderr)
+            heard.raise_if_any()
     for cell, reason in unfinished.items():
         print(f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}", file=sys.stderr)
     if unfinished:
@@ -217,6 +221,27 @@ def _refuse_uncompilable(experiment: "Experiment") -> None:
         )
 
 
+def _say_changes(cells: "Sequence[Cell]", command: str, console: Console) -> None:
+    """Say in one line what is other now than when the cells last ran."""
+    from qsm_bench.environment import begin_stretch
+    from qsm_bench.stretches import changes
+
+    manifests = [cell.read_manifest() for cell in cells]
+    begun = [manifest for manifest in manifests if manifest.stretches]
+    if not begun:
+        return
+    now = begin_stretch(begun[0].job.device, command)
+    changed = [text for m in begun if (text := changes(m.stretches, now))]
+    if changed:
+        console.print(
+            f"{len(changed)} cells go on under other conditions than before "
+            f"({'; '.join(dict.fromkeys(changed))}): their numbers may differ for that",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+
+
 def _train(
     cells: "Sequence[Cell]",
     open_cells: "Sequence[Cell]",
@@ -225,6 +250,7 @@ def _train(
     *,
     checkpoint_every: int,
     command: str,
+    heard: Heard,
 ) -> "dict[Cell, str]":
     """Run ``open_cells`` while all ``cells`` are shown; return those not finished, and why."""
     from qsm_bench.executor import run_locally
@@ -239,6 +265,8 @@ def _train(
                 checkpoint_every=checkpoint_every,
                 command=command,
                 watch=display.refresh,
+                stop=lambda: bool(heard),
+                say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
             )
         finally:
             display.show()
@@ -255,7 +283,7 @@ def report(
     from qsm_bench.results import load_results
 
     loaded = load_results(results, _safe(name))
-    with naming(reports / name):
+    with raised(), naming(reports / name):
         page = write_report(loaded, reports / name)
     print(f"{page}\n{page.with_name('report.md')}")
 
@@ -280,7 +308,7 @@ def compare(
     ours = load_results(results, _safe(first))
     theirs = load_results(other_results or results, _safe(second))
     folder = reports / f"{first}-vs-{second}"
-    with naming(folder):
+    with raised(), naming(folder):
         page, verdict = write_comparison(ours, theirs, folder)
     print(f"{verdict}\n{page}\n{page.with_name('report.md')}")
 
@@ -314,11 +342,15 @@ def _watch(store: "ExperimentStore") -> None:
 
     cells = list(store.cells())
     display = Display(cells, Console())
-    with display.context(), contextlib.suppress(KeyboardInterrupt):
-        display.show()
-        while store.is_locked():
-            time.sleep(WATCH_SECONDS)
+    with remembered() as heard, display.context():
+        while not heard:
             display.show()
+            if store.holder() is None and not display.working:
+                break
+            for _ in range(round(WATCH_SECONDS / 0.1)):
+                if not heard:
+                    time.sleep(0.1)
+    heard.raise_if_any()
 
 
 @app.command("list")
@@ -447,7 +479,10 @@ def regress(
             f"--first-seed {first}: seeds {taken[0]} to {taken[-1]} are the baseline's own; "
             f"begin at {taken[-1] + 1} or above"
         )
-    with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
+    with (
+        remembered() as heard,
+        tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary,
+    ):
         root = Path(temporary)
         cells = regression.prepare(root, count, first)
         unfinished = _train(
@@ -458,7 +493,9 @@ def regress(
             # Nothing is gone on with here: the last step's checkpoint is enough.
             checkpoint_every=max(course.steps for course in regression.COURSES),
             command="regress",
+            heard=heard,
         )
+        heard.raise_if_any()
         failed = {
             regression.cell_key(cell.read_manifest().job): reason
             for cell, reason in unfinished.items()

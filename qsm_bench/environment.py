@@ -2,12 +2,15 @@
 
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from qsm_bench.stretches import Stretch
 
 PACKAGES = (
     "qsm_bench",
@@ -20,6 +23,22 @@ PACKAGES = (
     "rliable",
     "pandas",
 )
+
+
+def begin_stretch(device: str, command: str) -> Stretch:
+    """A stretch that starts now, here."""
+    return Stretch(
+        started=now(),
+        versions=describe_versions(),
+        commit=describe_commit(),
+        hardware=describe_hardware(device),
+        command=command,
+    )
+
+
+def now() -> str:
+    """The time, as it stands in manifests."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe_versions() -> dict[str, str]:

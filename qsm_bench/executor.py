@@ -12,12 +12,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError
+from qsm_bench.heartbeat import named
 from qsm_bench.process import REFUSED
+from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
 from qsm_bench.store import Cell, Status
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 4.0
-"""For a job to save itself after Ctrl-C; it is killed then, and has its last checkpoint."""
+ORPHAN_SECONDS = 60.0
+"""For a job that an earlier run left behind, when it was killed, to end."""
 
 
 def run_locally(
@@ -27,43 +29,78 @@ def run_locally(
     checkpoint_every: int,
     command: str,
     watch: Callable[[], None],
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
 ) -> dict[Cell, str]:
     """Run the cells' jobs; return those that did not finish, and why.
 
     A job that dies takes no other with it: it is started once more, from its checkpoint, and then
     recorded as failed. One that cannot be done as it was asked would fail again: it is recorded at
-    once. ``watch`` is called several times a second. On KeyboardInterrupt the jobs are asked to
-    stop, save themselves, and the interrupt is raised again.
+    once. A cell that an earlier run's job still writes is waited for, which ``say`` is told.
+    ``watch`` is called several times a second. Once ``stop()`` is true, or if anything is raised,
+    the jobs are asked to stop and save themselves, and killed if they do not within
+    ``GRACE_SECONDS``; those that could not be saved are among what is returned.
     """
     waiting = list(cells)
     running: dict[Cell, subprocess.Popen[bytes]] = {}
     died: dict[Cell, str] = {}
     unfinished: dict[Cell, str] = {}
+    orphans = Orphans(say)
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                cell = waiting.pop(0)
+        while (waiting or running) and not stop():
+            for cell in list(waiting):
+                if len(running) >= workers:
+                    break
                 try:
-                    _mark(cell, status="pending", retried=died.get(cell))
-                    running[cell] = _start(cell, checkpoint_every, command)
+                    if orphans.have(cell):
+                        continue
+                    waiting.remove(cell)
+                    if _mark(cell, status="pending", retried=died.get(cell)):
+                        running[cell] = _start(cell, checkpoint_every, command)
                 except (OSError, UserError) as error:
+                    if cell in waiting:
+                        waiting.remove(cell)
                     unfinished[cell] = f"it cannot be started: {error}"
             for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                exit_status = running.pop(cell).returncode
-                status, reason = _end(cell, exit_status)
-                if status == "failed" and exit_status != REFUSED and cell not in died:
+                process = running.pop(cell)
+                status, reason = _end(cell, process)
+                again = status == "failed" and process.returncode != REFUSED
+                if again and cell not in died:
                     died[cell] = reason
                     waiting.insert(0, cell)
                 elif status != "finished":
                     unfinished[cell] = reason
                     if status == "failed":
-                        _record_failure(cell, reason)
+                        _record(cell, status="failed", reason=reason, log_tail=cell.log_tail())
+            reap_adopted({process.pid for process in running.values()})
             watch()
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
+    except BaseException:
         _stop(running)
         raise
-    return unfinished
+    return unfinished | _stop(running)
+
+
+class Orphans:
+    """Jobs of an earlier run that was killed: they save themselves and end."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.since: dict[Cell, float] = {}
+
+    def have(self, cell: Cell) -> bool:
+        """Whether one still writes a cell. Raises UserError if it has for too long."""
+        try:
+            with FileLock(cell.lock_file, timeout=0):
+                return False
+        except Timeout:
+            now = time.monotonic()
+            who = f"{named(cell.read_progress())}, left behind by an earlier run"
+            if cell not in self.since:
+                self.say(f"waiting for {who}, to save {cell.folder} and end")
+            if now - self.since.setdefault(cell, now) > ORPHAN_SECONDS:
+                raise UserError(f"{who}, still writes it: end that process") from None
+            return True
 
 
 def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[bytes]:
@@ -75,9 +112,9 @@ def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[
                 *(sys.executable, "-m", "qsm_bench.worker", str(cell.folder)),
                 f"--checkpoint-every={checkpoint_every}",
                 f"--command={command}",
-                f"--parent={os.getpid()}",
+                "--lifeline",
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=os.environ | threads,
@@ -86,9 +123,10 @@ def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[
         )
 
 
-def _end(cell: Cell, exit_status: int) -> tuple[Status, str]:
+def _end(cell: Cell, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
     """How a job whose process has ended came out, and why if it did not finish."""
-    last = cell.log_tail(1)
+    kill_group(process.pid)  # compilers and environments that a killed job has left
+    exit_status, last = process.returncode, cell.log_tail(1)
     how = f"exit status {exit_status}"
     if exit_status < 0:
         how = f"signal {signal.Signals(-exit_status).name}"
@@ -106,28 +144,58 @@ def _end(cell: Cell, exit_status: int) -> tuple[Status, str]:
     return "failed", ended
 
 
-def _record_failure(cell: Cell, reason: str) -> None:
+def _mark(cell: Cell, **changes: Any) -> bool:
+    """Write what a cell's manifest now says, unless it is finished or another process has it."""
+    with suppress(Timeout), FileLock(cell.lock_file, timeout=0):
+        manifest = cell.read_manifest()
+        if manifest.status != "finished":
+            manifest.end_stretch(cell.read_progress())
+            unsaid = {"reason": None, "log_tail": ()}
+            cell.write_manifest(manifest.model_copy(update=unsaid | changes))
+            return True
+    return False
+
+
+def _record(cell: Cell, **changes: Any) -> None:
     # Where the manifest cannot be written, as on a full disk, run_locally's answer is all there is.
     with suppress(OSError, UserError):
-        _mark(cell, status="failed", reason=reason, log_tail=cell.log_tail())
+        _mark(cell, **changes)
 
 
-def _mark(cell: Cell, **changes: Any) -> None:
-    """Write what a cell's manifest now says, unless another process has the cell."""
-    with suppress(Timeout), FileLock(cell.lock_file, timeout=0):
-        unsaid = {"reason": None, "log_tail": ()}
-        cell.write_manifest(cell.read_manifest().model_copy(update=unsaid | changes))
-
-
-def _stop(running: dict[Cell, subprocess.Popen[bytes]]) -> None:
+def _stop(running: dict[Cell, subprocess.Popen[bytes]]) -> dict[Cell, str]:
+    """Have the jobs save themselves and end; return those that could not, and why."""
+    unsaved: dict[Cell, str] = {}
     for process in running.values():
+        if process.stdin:
+            process.stdin.close()
         process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
+    while any(process.poll() is None for process in running.values()):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     for cell, process in running.items():
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
+        if process.poll() is None:
+            kill_family(process.pid)
             process.wait()
-            with suppress(OSError, UserError):
-                _mark(cell, status="interrupted")
+        status, reason = _end(cell, process)
+        if status == "failed" and process.returncode >= 0:
+            unsaved[cell] = reason
+        elif status == "failed":
+            told = cell.read_progress()
+            lost = _lost(told) if told.get("pid") == process.pid else None
+            kept = {"step": told["saved"]} if lost and type(told.get("saved")) is int else {}
+            _record(cell, status="interrupted", reason=lost, **kept)
+            if lost:
+                unsaved[cell] = lost
+    return unsaved
+
+
+def _lost(told: dict[str, Any]) -> str | None:
+    """What a job that had to be killed has lost, in words; None if nothing was there to lose."""
+    saved = told.get("saved")
+    if not told.get("step") or told["step"] == saved:
+        return None
+    if type(saved) is not int:
+        return "it could not be saved; there is no checkpoint yet, and it begins anew"
+    return f"it could not be saved; the last checkpoint is of step {saved:,}"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qsm_bench.store import Cell
+from qsm_bench.heartbeat import life, moment, named
+from qsm_bench.store import GONE, Cell
 
 LINE_SECONDS = 30.0
 """In a log file, a running cell gets a line at least this often."""
@@ -48,20 +49,25 @@ class CellState:
     @property
     def line(self) -> str:
         """The state as plain text."""
-        parts = [f"{self.agent} on {self.task}: {self.status}, step {self.step:,}/{self.steps:,}"]
+        gone = f" ({GONE})" if self.reason == GONE else ""
+        parts = [
+            f"{self.agent} on {self.task}: {self.status}{gone}, step {self.step:,}/{self.steps:,}"
+        ]
         if self.last_return is not None:
             parts.append(f"return {self.last_return:.1f}")
         if self.status == "running" and self.updates_per_second:
             parts.append(f"{self.updates_per_second:.0f} updates/s")
         if self.status == "running" and self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
-        return ", ".join([*parts, *([self.faults] if self.faults else [])])
+        faults = replace(self, reason=None).faults if gone else self.faults
+        return ", ".join([*parts, *([faults] if faults else [])])
 
 
 def cell_state(cell: Cell) -> CellState:
     """Read a cell's state. Raises UserError if its manifest cannot be read."""
-    manifest = cell.read_manifest()
+    manifest = cell.standing()
     progress = cell.read_progress()
+    running = manifest.status == "running"
 
     def number(key: str) -> float | None:
         value = progress.get(key)
@@ -71,15 +77,25 @@ def cell_state(cell: Cell) -> CellState:
         agent=manifest.job.agent,
         task=manifest.job.task,
         status=manifest.status,
-        step=int(number("step") or 0) if manifest.status == "running" else manifest.step,
+        step=int(number("step") or 0) if running else manifest.step,
         steps=manifest.job.steps,
         last_return=number("return"),
         updates_per_second=number("updates_per_second"),
         seconds_left=number("seconds_left"),
-        reason=manifest.reason,
-        diverged=_diverged(progress) if manifest.status == "running" else manifest.diverged,
+        reason=_trouble(progress) if running else manifest.reason,
+        diverged=_diverged(progress) if running else manifest.diverged,
         log_tail=manifest.log_tail,
     )
+
+
+def _trouble(progress: dict[str, Any]) -> str | None:
+    """What is the matter with a running job's process, if something is."""
+    state, at = life(progress), moment(progress)
+    if state == "suspended":
+        return f"{named(progress)} is suspended"
+    if state == "silent" and at:
+        return f"{named(progress)} has given no sign of life since {at:%Y-%m-%d %H:%M:%S}"
+    return None
 
 
 def _diverged(progress: dict[str, Any]) -> dict[int, int]:
@@ -135,6 +151,8 @@ class Display:
         self.console = console
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self.refreshed = 0.0
+        self.working = False
+        """Whether a job was running when the cells were last shown."""
         self.shown: dict[int, tuple[CellState, float]] = {}
 
     def context(self) -> AbstractContextManager[object]:
@@ -152,6 +170,7 @@ class Display:
     def show(self) -> None:
         """Show the cells as they stand now."""
         states = [cell_state(cell) for cell in self.cells]
+        self.working = any(state.status == "running" for state in states)
         if self.live:
             self.live.update(states_table(states), refresh=True)
             return

@@ -44,7 +44,7 @@ def load_results(root: Path, name: str) -> Results:
     store = ExperimentStore(root, name)
     experiment = store.read()
     cells = list(store.cells())
-    manifests = [cell.read_manifest() for cell in cells]
+    manifests = [cell.standing() for cell in cells]
     notes: list[str] = []
     return Results(
         name=name,

@@ -12,23 +12,32 @@ results/<experiment>/<agent>/<task>/manifest.json     what ran, and how it went
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 from zlib import crc32
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from qsm_bench.errors import UserError, near
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import write_atomically
+from qsm_bench.heartbeat import Heartbeat, life, moment, named
+from qsm_bench.stretches import Stretch, from_top_level
 
 FORMAT = 1
-"""Of the folder's files. A store of a later one is refused; files of before it had a name are 1."""
+"""Of the folder's files. A store of a later one is refused; files of before it had a name are 1.
+
+It rises when an earlier version would misread what this one writes. A field that is only added,
+with a default, leaves it as it is: an earlier version refuses the manifest in a line that names
+the field, and this one reads a manifest without it."""
+
+GONE = "its process is gone"
+"""Why a cell was cut off whose process nobody has seen end."""
 
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
@@ -55,14 +64,25 @@ class Manifest(BaseModel):
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
-    versions: dict[str, str] = {}
-    commit: str | None = None
-    hardware: dict[str, Any] = {}
-    started: str | None = None
-    finished: str | None = None
-    command: str = ""
+    stretches: tuple[Stretch, ...] = ()
+    """Every stretch of the run, in order: where it was cut off, the next one begins."""
     checksums: dict[str, int] = {}
     """CRC-32 of a finished cell's tables, by file name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier(cls, content: Any) -> Any:
+        return from_top_level(content)
+
+    def end_stretch(self, told: dict[str, Any]) -> None:
+        """Give the last stretch, if it was cut off, the end that its last sign of life tells."""
+        if self.stretches and self.stretches[-1].ended is None:
+            *earlier, last = self.stretches
+            at, step = moment(told), told.get("step")
+            ended = at.astimezone(UTC).isoformat(timespec="seconds") if at else last.started
+            reached = step if type(step) is int and 0 <= step <= self.job.steps else 0
+            end = {"ended": ended, "last_step": max(last.first_step, last.last_step, reached)}
+            self.stretches = (*earlier, last.model_copy(update=end))
 
 
 class Cell:
@@ -84,6 +104,20 @@ class Cell:
         """The cell's manifest. Raises UserError if the file is missing or is not one."""
         return _read_manifest(self.manifest_file)
 
+    def standing(self) -> Manifest:
+        """The manifest as it is now: what runs by it, and has no process any more, was cut off.
+
+        For whoever only reads. Raises UserError as ``read_manifest`` does.
+        """
+        manifest = self.read_manifest()
+        told = self.read_progress()
+        if manifest.status == "running" and life(told) == "gone":
+            manifest.status, manifest.reason = "interrupted", GONE
+            manifest.end_stretch(told)
+            if manifest.stretches:
+                manifest.step = max(manifest.step, manifest.stretches[-1].last_step)
+        return manifest
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,11 +125,7 @@ class Cell:
 
     def read_progress(self) -> dict[str, Any]:
         """Where the job stands, as its worker last said; empty before that."""
-        try:
-            progress: dict[str, Any] = json.loads(self.progress_file.read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return progress if isinstance(progress, dict) else {}
+        return read_sign(self.progress_file)
 
     def log_tail(self, lines: int = 5) -> tuple[str, ...]:
         """The last lines the job printed."""
@@ -123,6 +153,7 @@ class ExperimentStore:
     def __init__(self, root: Path, name: str) -> None:
         self.folder = root / name
         self.file = self.folder / "experiment.json"
+        self.holder_file = self.folder / ".holder"
 
     def cell(self, agent: str, task: str) -> Cell:
         """The folder of a cell; a label or Gymnasium id may hold characters a path may not."""
@@ -146,32 +177,30 @@ class ExperimentStore:
         Raises UserError that names the process that has it, or says why it cannot be written.
         """
         lock = FileLock(self.folder / ".lock", timeout=0)
-        holder = self.folder / ".holder"
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire()
             except Timeout:
                 raise UserError(
-                    f"experiment {self.folder.name!r} is being run by {_text(holder)}: wait for "
-                    "it, or choose another --name"
+                    f"experiment {self.folder.name!r} is being run by "
+                    f"{self.holder() or 'another process'}: wait for it, or choose another --name"
                 ) from None
         try:
-            with _writing(self.folder):
-                holder.write_text(f"process {os.getpid()}", "utf-8")
-            yield
+            with Heartbeat(self.holder_file):
+                yield
         finally:
+            with suppress(OSError):
+                self.holder_file.unlink(missing_ok=True)
             lock.release()
 
-    def is_locked(self) -> bool:
-        """Whether somebody is running the experiment now."""
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # a folder that cannot be written: nobody runs there
-            return False
+    def holder(self) -> str | None:
+        """Who is running the experiment now, in words; None if nobody is.
+
+        The lock is not touched: whoever asks must not be in the way of one who wants to run.
+        """
+        told = read_sign(self.holder_file)
+        return named(told) if life(told) != "gone" else None
 
     def cells(self) -> Iterator[Cell]:
         """The cells on disk, in the order they were asked for."""
@@ -239,7 +268,7 @@ class ExperimentStore:
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
             for cell, job in zip(cells, jobs, strict=True):
                 if not cell.manifest_file.exists():
-                    cell.write_manifest(Manifest(job=job, command=command))
+                    cell.write_manifest(Manifest(job=job))
         return cells
 
 
@@ -267,12 +296,13 @@ def _as_folder(name: str) -> str:
     return folder if folder.strip(".") else folder.replace(".", "%2E")
 
 
-def _text(file: Path) -> str:
-    """The text of a file that another process may not have written yet."""
+def read_sign(file: Path) -> dict[str, Any]:
+    """The content of a small file that another process may write; empty if it has none."""
     try:
-        return file.read_text("utf-8")
-    except (OSError, ValueError):
-        return "another process"
+        told = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _read_manifest(file: Path) -> Manifest:

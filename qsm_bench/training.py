@@ -89,6 +89,8 @@ class Training:
 
         seeds = len(job.seeds)
         self.step = 0
+        self.saved: int | None = None
+        """The step of the last checkpoint, if there is one."""
         self.episode = np.zeros(seeds, dtype=np.int64)
         """Each seed's running episode, counted from 0."""
         self.episode_start = np.zeros(seeds, dtype=np.int64)
@@ -303,6 +305,7 @@ class Training:
         began = time.perf_counter()
         self.sync()
         self.checkpoint.save(self.replay, state)
+        self.saved = state["step"]
         self.checkpoint_seconds += time.perf_counter() - began
 
     def sync(self) -> None:
@@ -368,7 +371,7 @@ class Training:
         self.agent.load_state_dict(state["agent"])
         self.replay.stream.load_state_dict(state["replay_stream"])
         self.warmup_stream.load_state_dict(state["warmup_stream"])
-        self.step = state["step"]
+        self.step = self.saved = state["step"]
         self.episode = np.array(state["episode"])
         self.episode_start = np.array(state["episode_start"])
         self.episode_return = np.array(state["episode_return"])

@@ -20,7 +20,8 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _own_process() -> Iterator[None]:
     """What a job or a benchmark sets in its process is undone after it has run in this one."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in asking}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

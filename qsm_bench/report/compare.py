@@ -276,6 +276,8 @@ def _settings(change: Change) -> Section:
     if rows:
         frame = pd.DataFrame(rows)
         blocks = [Table("differences", f"{NONE}: there is none.", frame, frame)]
+    warnings = [runs.unlike(results) for results in (change.first, change.second)]
+    blocks = [*(Text(warning) for warning in warnings if warning), *blocks]
     return Section("What differs besides the scores", blocks)
 
 

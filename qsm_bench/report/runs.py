@@ -12,6 +12,7 @@ from qsm_bench.report.wording import NONE, count, listed, number
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of
+from qsm_bench.stretches import conditions, varying
 
 MEASURES = {
     "score_gradient_cosine": "cosine of score and action gradient",
@@ -184,12 +185,13 @@ def what_ran(results: Results) -> Section:
     ]
     different = [row for row in rows if len({row[agent] for agent in agents}) > 1]
     same = [row for row in rows if row not in different]
-    blocks: list[Block] = []
+    blocks: list[Block] = [Text(warning) for warning in [unlike(results)] if warning]
     for name, caption, part in (
         ("settings-different", f"Settings that differ; {NONE}: the agent has none.", different),
         ("settings-same", "Settings that all agents share.", same),
         ("protocol", "The protocol of every cell.", protocol_of(results)),
         ("environment", "Where it ran.", environment_of(results)),
+        ("stretches", "Every stretch of every run; conditions that differ.", _breaks(results)),
     ):
         if part:
             frame = pd.DataFrame(part)
@@ -224,22 +226,60 @@ def protocol_of(results: Results) -> list[dict[str, str]]:
 
 def environment_of(results: Results) -> list[dict[str, str]]:
     """When, where and with what it ran; where cells differ, all values."""
-    ran = [cell for cell in results.cells if cell["versions"]]
-    versions = list(dict.fromkeys(name for cell in ran for name in cell["versions"]))
-    hardware = list(dict.fromkeys(name for cell in ran for name in cell["hardware"]))
+    ran = [stretch for _, stretch in _stretches(results) if stretch["versions"]]
+    versions = list(dict.fromkeys(name for s in ran for name in s["versions"]))
+    hardware = list(dict.fromkeys(name for s in ran for name in s["hardware"]))
     facts: dict[str, Iterable[Any]] = {
-        "commit": (cell["commit"] or "unknown" for cell in ran),
-        "started": [min((c["started"] for c in ran if c["started"]), default=NONE)],
-        "last ended": [max((c["finished"] for c in ran if c["finished"]), default=NONE)],
+        "commit": (s["commit"] or "unknown" for s in ran),
+        "started": [min((s["started"] for s in ran if s["started"]), default=NONE)],
+        "last ended": [max((s["ended"] for s in ran if s["ended"]), default=NONE)],
     }
-    facts |= {name: [c["hardware"].get(name) for c in ran] for name in hardware}
-    facts |= {name: [c["versions"].get(name, NONE) for c in ran] for name in versions}
+    facts |= {name: [s["hardware"].get(name) for s in ran] for name in hardware}
+    facts |= {name: [s["versions"].get(name, NONE) for s in ran] for name in versions}
     return [{"what": name, "value": _values(values)} for name, values in facts.items()]
+
+
+def unlike(results: Results) -> str | None:
+    """A warning if not all of an experiment ran under the same conditions, which it names."""
+    differing = varying(stretch for _, stretch in _stretches(results))
+    if not differing:
+        return None
+    told = "; ".join(f"{name} {' or '.join(values)}" for name, values in differing.items())
+    return (
+        f"Warning: not all of {results.name} ran under the same conditions ({told}). Numbers may "
+        "differ for that reason alone."
+    )
+
+
+def _stretches(results: Results) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every stretch, with its cell."""
+    return [(cell, stretch) for cell in results.cells for stretch in cell["stretches"]]
+
+
+def _breaks(results: Results) -> list[dict[str, str]]:
+    """A row a stretch, if a run has more than one or they differ."""
+    stretches = _stretches(results)
+    differing = varying(stretch for _, stretch in stretches)
+    if not differing and all(len(cell["stretches"]) < 2 for cell in results.cells):
+        return []
+    return [
+        {
+            "agent": cell["agent"],
+            "task": cell["task"],
+            "steps": f"{stretch['first_step']:,} to {stretch['last_step']:,}",
+            "started": stretch["started"] or NONE,
+            "ended": stretch["ended"] or NONE,
+            **{name: conditions(stretch).get(name, NONE) for name in differing},
+            "command": stretch["command"] or NONE,
+        }
+        for cell, stretch in stretches
+    ]
 
 
 def _commands(results: Results) -> Iterable[str]:
     for cell in results.cells:
-        yield cell["command"] or results.experiment.get("command", "")
+        commands = [stretch["command"] for stretch in cell["stretches"] if stretch["command"]]
+        yield from commands or [results.experiment.get("command", "")]
     yield f"python -m qsm_bench report {results.name}"
 
 

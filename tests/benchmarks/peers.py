@@ -9,7 +9,6 @@ everything else is the library's default.
 
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from agents.protocol import AgentConfig
 from envs import Lockstep, find_task, make
-from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
+from qsm_bench.environment import begin_stretch, now
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.process import settle
@@ -140,11 +139,12 @@ def main(
     manifest = Manifest(
         job=job,
         status="running",
-        versions=describe_versions(),
-        commit=describe_commit(),
-        hardware=describe_hardware("cpu"),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=f"python tests/benchmarks/peers.py {algorithm.value} --task {task} --name {name}",
+        stretches=(
+            begin_stretch(
+                "cpu",
+                f"python tests/benchmarks/peers.py {algorithm.value} --task {task} --name {name}",
+            ),
+        ),
     )
     cell.write_manifest(manifest)
     log = CsvLog(cell.evaluations_file)
@@ -159,7 +159,7 @@ def main(
         manifest.train_seconds += time.perf_counter() - began - callback.seconds
     manifest.status = "finished"
     manifest.step, manifest.updates = job.steps, job.steps - job.warmup_steps
-    manifest.finished = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest.stretches[0].ended, manifest.stretches[0].last_step = now(), job.steps
     cell.write_manifest(manifest)
 
 

@@ -36,6 +36,8 @@ def exit_status(process: int) -> int:
 class ForkedJob:
     """A job in a forked process, with what the executor uses of a Popen."""
 
+    stdin = None
+
     def __init__(self, cell: Cell, checkpoint_every: int, command: str) -> None:
         def work() -> None:
             with cell.log_file.open("ab") as log:

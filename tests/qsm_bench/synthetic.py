@@ -100,16 +100,26 @@ def make_cell(
         "status": "finished",
         "reason": None,
         "step": steps[-1],
-        "versions": {"python": "3.12.1", "torch": "2.13.0"},
-        "commit": "0123456789abcdef",
-        "hardware": {"cpu": "a processor", "cores": 2, "memory_gib": 8, "gpu": None},
-        "started": "2026-01-02T03:04:05+00:00",
-        "finished": "2026-01-02T04:04:05+00:00",
+        "stretches": [make_stretch(agent, task, steps[-1])],
         "train_seconds": steps[-1] / 50,
         "evaluation_seconds": steps[-1] / 200,
         "updates": steps[-1] - 2_500,
+    }
+
+
+def make_stretch(agent: str, task: str, last_step: int, **changes: Any) -> dict[str, Any]:
+    """A stretch of a cell, from its first step on."""
+    stretch: dict[str, Any] = {
+        "started": "2026-01-02T03:04:05+00:00",
+        "ended": "2026-01-02T04:04:05+00:00",
+        "first_step": 0,
+        "last_step": last_step,
+        "versions": {"python": "3.12.1", "torch": "2.13.0"},
+        "commit": "0123456789abcdef",
+        "hardware": {"cpu": "a processor", "cores": 2, "memory_gib": 8, "gpu": None},
         "command": f"python -m qsm_bench run --agents {agent} --tasks {task}",
     }
+    return stretch | changes
 
 
 def with_diagnostics(results: Results) -> Results:

@@ -441,13 +441,15 @@ def test_a_manifest_says_what_ran_and_on_what(real: Real) -> None:
         assert manifest.job.settings["hidden_sizes"] in ([8], (8,))
         assert (manifest.step, manifest.updates) == (240, 230)
         assert manifest.train_seconds > 0
-        assert {"python", "torch", "gymnasium", "numpy"} <= manifest.versions.keys()
-        assert manifest.hardware["cores"] >= 1
-        assert manifest.started is not None
-        assert manifest.finished is not None
-        assert manifest.started <= manifest.finished
-        assert manifest.command.startswith("python -m qsm_bench run ")
-        assert "--steps=240" in manifest.command
+        (stretch,) = manifest.stretches
+        assert {"python", "torch", "gymnasium", "numpy"} <= stretch.versions.keys()
+        assert stretch.hardware["cores"] >= 1
+        assert (stretch.first_step, stretch.last_step) == (0, 240)
+        assert stretch.started is not None
+        assert stretch.ended is not None
+        assert stretch.started <= stretch.ended
+        assert stretch.command.startswith("python -m qsm_bench run ")
+        assert "--steps=240" in stretch.command
 
 
 def test_a_finished_cell_keeps_its_policy_and_not_its_replay(real: Real) -> None:

@@ -27,6 +27,7 @@ from qsm_bench.checkpoint import FORMAT, Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell, ExperimentStore, Manifest
@@ -413,12 +414,11 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_can_be_read(
 
 
 def test_a_second_run_of_a_name_says_who_has_it(finished: ExperimentStore) -> None:
-    (finished.folder / ".holder").write_text("process 4321")
-    with FileLock(finished.folder / ".lock"):
+    with FileLock(finished.folder / ".lock"), Heartbeat(finished.holder_file):
         status, err = command_line(*RUN, f"--results={finished.folder.parent}")
     assert status == 2
     (line,) = err.splitlines()
-    assert "'there' is being run by process 4321: wait for it" in line
+    assert f"'there' is being run by process {os.getpid()}: wait for it" in line
 
 
 # What checkpoints cost.

@@ -327,9 +327,9 @@ def test_a_seed_that_diverged_is_in_the_manifest_and_in_what_status_tells(tmp_pa
     cell.write_manifest(Manifest(job=make_job()))
     run = Training.run
 
-    def run_poisoned(self: Training, watch: Callable[[], None]) -> None:
+    def run_poisoned(self: Training) -> None:
         poison(self)
-        run(self, watch)
+        run(self)
 
     with patch.object(Training, "run", run_poisoned):
         assert work(cell) == 0
@@ -397,8 +397,8 @@ def test_a_job_that_another_process_has_is_left_to_it(cells: list[Cell]) -> None
     manifest = cells[0].read_manifest()
     manifest.status = "running"
     cells[0].write_manifest(manifest)
-    with FileLock(cells[0].lock_file):
-        run_scripts(cells[:1], ["raise SystemExit(1)"])
+    with patch.object(executor, "ORPHAN_SECONDS", 0.1), FileLock(cells[0].lock_file):
+        assert run_scripts(cells[:1], ["raise SystemExit(1)"]) == []
     assert cells[0].read_manifest().status == "running"
 
 

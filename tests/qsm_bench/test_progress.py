@@ -1,7 +1,6 @@
 """What is shown of the cells: a line in a log, a row on a terminal, hours in words."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from qsm_bench import progress
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.plan import makespan
 from qsm_bench.progress import CellState, Display, cell_state, duration, states_table
 from qsm_bench.store import Cell, ExperimentStore, Manifest
@@ -39,9 +39,14 @@ def update(cell: Cell, **changes: Any) -> None:
     cell.write_manifest(cell.read_manifest().model_copy(update=changes))
 
 
+def sign(cell: Cell, **told: Any) -> None:
+    """A sign of life of this very process, which also tells that."""
+    Heartbeat(cell.progress_file, lambda: told).write()
+
+
 def tell(cell: Cell, step: int, last_return: float | None = None) -> None:
     told = {"step": step, "return": last_return, "updates_per_second": 50.4, "seconds_left": 80.0}
-    cell.progress_file.write_text(json.dumps(told))
+    sign(cell, **told)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,7 @@ def test_a_line_tells_what_is_known(cells: list[Cell]) -> None:
     sac, qsm = cells
     assert cell_state(sac).line == "sac on four-goals: pending, step 0/3,000"
     update(sac, status="running")
+    sign(sac)
     assert cell_state(sac).line == "sac on four-goals: running, step 0/3,000"
     tell(sac, 1200, -3.25)
     assert cell_state(sac).line == (
@@ -89,7 +95,7 @@ def test_a_line_tells_what_is_known(cells: list[Cell]) -> None:
 def test_a_seed_that_diverged_is_told_while_its_job_runs_and_after(cells: list[Cell]) -> None:
     line = "sac on four-goals: running, step 1,200/3,000, seed 1 diverged at step 1,100"
     update(cells[0], status="running")
-    cells[0].progress_file.write_text(json.dumps({"step": 1200, "diverged": {1: 1100}}))
+    sign(cells[0], step=1200, diverged={1: 1100})
     assert cell_state(cells[0]).line == line
     update(cells[0], status="finished", step=3000, diverged={1: 1100})
     cells[0].progress_file.unlink()
@@ -112,6 +118,7 @@ def test_a_log_gets_a_line_for_news_and_none_for_no_news(
     display.show()
     assert out.getvalue() == ""
     update(cells[1], status="running")
+    sign(cells[1])
     display.show()
     assert out.getvalue() == "qsm[alpha=10] on four-goals: running, step 0/3,000\n"
     tell(cells[1], 500)
@@ -153,7 +160,20 @@ def test_a_terminal_gets_a_table_of_all_cells(cells: list[Cell]) -> None:
         assert part in text
 
 
-KEYS = st.sampled_from(["step", "return", "updates_per_second", "seconds_left", "diverged"])
+KEYS = st.sampled_from(
+    [
+        "step",
+        "return",
+        "updates_per_second",
+        "seconds_left",
+        "diverged",
+        "saved",
+        "place",
+        "pid",
+        "born",
+        "time",
+    ]
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inside: st.lists(inside, max_size=2) | st.dictionaries(st.text(max_size=2), inside),
@@ -167,7 +187,7 @@ def test_whatever_progress_says_it_is_a_line(
 ) -> None:
     cell = Cell(tmp_path_factory.getbasetemp() / "told")
     cell.write_manifest(Manifest(job=make_job(), status=status))
-    cell.progress_file.write_text(json.dumps(told))
+    sign(cell, **told)
     assert cell_state(cell).line.startswith("td3[hidden_sizes=[8]] on four-goals: ")
     Console(file=io.StringIO()).print(states_table([cell_state(cell)]))
 

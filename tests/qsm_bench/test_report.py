@@ -376,12 +376,12 @@ def missing_cell() -> Results:
 
 def pending_cell() -> Results:
     fresh = {"step": 0, "updates": 0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
-    fresh |= {"versions": {}, "commit": None, "hardware": {}, "started": None, "finished": None}
+    fresh |= {"stretches": []}
     return with_cell(without(small_results(), "td3", "a"), "td3", "a", status="pending", **fresh)
 
 
 def running_cell() -> Results:
-    results = with_cell(small_results(), "td3", "a", status="running", step=5_000, finished=None)
+    results = with_cell(small_results(), "td3", "a", status="running", step=5_000)
     rows = results.evaluations
     late = (rows["agent"] == "td3") & (rows["task"] == "a") & (rows["step"] > 5_000)
     return replace(results, evaluations=rows[~late])

@@ -1,0 +1,126 @@
+"""Signs of life: a small file that a process writes anew every second, and what it tells.
+
+A process is known by its place, its number and the moment it started, so that another one with
+its number is not mistaken for it. On its own machine one looks whether it is there; elsewhere its
+last sign of life counts.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from qsm_bench.files import write_atomically
+
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 60.0
+"""Without a sign of life, from which on a process elsewhere counts as gone: clocks of machines
+that share a disk may differ by seconds, and such a disk may take some to show what was written."""
+
+Life = Literal["alive", "suspended", "silent", "gone"]
+
+
+class Heartbeat:
+    """While entered, a thread writes the process's sign of life, and what ``tell`` has to say."""
+
+    def __init__(self, file: Path, tell: Callable[[], dict[str, Any]] = dict) -> None:
+        self.file = file
+        self.tell = tell
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self.write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.write()
+
+    def write(self) -> None:
+        """Give a sign of life now."""
+        told = {
+            "place": place(),
+            "pid": os.getpid(),
+            "born": born(os.getpid()),
+            "time": time.time(),
+            **self.tell(),
+        }
+        with suppress(OSError):  # a full disk is for the checkpoint to find
+            write_atomically(self.file, json.dumps(told))
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            self.write()
+
+
+def life(told: dict[str, Any]) -> Life:
+    """What a sign of life says of the process that gave it, whoever wrote it."""
+    pid, at = told.get("pid"), told.get("time")
+    age = time.time() - at if isinstance(at, int | float) else float("inf")
+    if told.get("place") != place():
+        return "alive" if age <= SILENT_SECONDS else "gone"
+    if type(pid) is not int or not 0 < pid < 2**31 or told.get("born") != born(pid):
+        return "gone"
+    try:
+        status = psutil.Process(pid).status()
+    except psutil.Error:
+        return "gone"
+    if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+        return "gone"
+    if status == psutil.STATUS_STOPPED:
+        return "suspended"
+    return "alive" if age <= SILENT_SECONDS else "silent"
+
+
+def named(told: dict[str, Any]) -> str:
+    """The process that gave a sign of life, in words."""
+    pid, where = told.get("pid"), told.get("place")
+    if type(pid) is not int:
+        return "another process"
+    machine = where.split()[:1] if isinstance(where, str) and where != place() else []
+    return " on ".join([f"process {pid}", *machine])
+
+
+def moment(told: dict[str, Any]) -> datetime | None:
+    """When a sign of life was given."""
+    try:
+        return datetime.fromtimestamp(told["time"]).astimezone()
+    except (LookupError, TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+@cache
+def _boot() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return str(psutil.boot_time())
+
+
+def place() -> str:
+    """Where a process's number means that process: machine, boot, and container."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return " ".join([platform.node(), _boot(), namespace])
+
+
+def born(pid: int) -> float | None:
+    """When a process started, in whatever unit this system keeps it; None if there is none."""
+    with suppress(OSError, IndexError, ValueError):
+        # Linux's own count does not move when the clock is set; the name may hold anything.
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    with suppress(psutil.Error):
+        return psutil.Process(pid).create_time()
+    return None
