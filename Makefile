@@ -24,7 +24,7 @@ wheel: $(VENV)/installed
 	rm -rf build/dist build/plain
 	$(BIN)/python -m build --outdir build/dist
 	$(PYTHON) -m venv build/plain
-	build/plain/bin/pip install --quiet --constraint constraints.txt build/dist/*.whl
+	env -u PYTHONPATH build/plain/bin/pip install --quiet --constraint constraints.txt build/dist/*.whl
 	build/plain/bin/python tests/packaging/main_job.py
 
 regress: $(VENV)/installed

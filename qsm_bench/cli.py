@@ -320,7 +320,7 @@ def status(
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Show where every cell of an experiment stands."""
-    from qsm_bench.progress import cell_state, states_table
+    from qsm_bench.progress import cell_state, states_view
     from qsm_bench.store import ExperimentStore
 
     store = ExperimentStore(results, _safe(name))
@@ -330,7 +330,7 @@ def status(
     states = [cell_state(cell) for cell in store.cells()]
     console = Console()
     if console.is_terminal:
-        console.print(states_table(states))
+        console.print(states_view(states, console.width))
     else:
         for state in states:
             print(state.line)

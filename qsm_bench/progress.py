@@ -1,19 +1,26 @@
 """Where every cell stands, read from the disk alone: for ``run``, live, and for ``status``."""
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qsm_bench.ending import silence_output
 from qsm_bench.heartbeat import life, moment, named
 from qsm_bench.store import GONE, Cell
+
+BAR, SHORTEST_NAME = 20, 8
+"""Columns of a terminal: of a bar, and those below which a name in several lines is no name."""
+_UNLIMITED = Console(width=1_000)
 
 LINE_SECONDS = 30.0
 """In a log file, a running cell gets a line at least this often."""
@@ -116,21 +123,39 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def states_table(states: Sequence[CellState]) -> Table:
-    """The states as a table with a bar for each cell."""
+def states_view(states: Sequence[CellState], width: int) -> RenderableType:
+    """The states on a terminal of ``width`` columns; no label or number is cut.
+
+    A table with a bar for each cell where it fits; without bars, and with names that go on in a
+    second line, where that fits; plain lines else.
+    """
+    named = max((len(s.agent) + len(s.task) for s in states), default=0)
+    numbers = states_table([replace(s, agent="", task="") for s in states], bars=False)
+    rest = Measurement.get(_UNLIMITED, _UNLIMITED.options, numbers).maximum
+    if rest + named + BAR + 1 <= width:
+        return states_table(states, bars=True)
+    if rest + min(named, 2 * SHORTEST_NAME) <= width:
+        return states_table(states, bars=False)
+    return Text("\n".join(state.line for state in states), overflow="fold")
+
+
+def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
+    """The states as a table, with a bar for each cell if asked for."""
     table = Table(box=None, header_style="bold")
-    for heading in ("agent", "task", "status"):
-        table.add_column(heading)
-    table.add_column("", width=20)
+    table.add_column("agent", overflow="fold")
+    table.add_column("task", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    if bars:
+        table.add_column("", width=BAR)
     for heading in ("step", "return", "updates/s", "left"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for state in states:
         running = state.status == "running"
         table.add_row(
             Text(state.agent),
             Text(state.task),
             Text(state.status, style="bold red" if state.status == "failed" else ""),
-            ProgressBar(total=state.steps, completed=state.step, width=20),
+            *([ProgressBar(total=state.steps, completed=state.step, width=BAR)] if bars else []),
             f"{state.step:,}/{state.steps:,}",
             "" if state.last_return is None else f"{state.last_return:.1f}",
             f"{state.updates_per_second:.0f}" if running and state.updates_per_second else "",
@@ -172,7 +197,7 @@ class Display:
         states = [cell_state(cell) for cell in self.cells]
         self.working = any(state.status == "running" for state in states)
         if self.live:
-            self.live.update(states_table(states), refresh=True)
+            self.live.update(states_view(states, self.console.width), refresh=True)
             return
         now = time.monotonic()
         for index, state in enumerate(states):
@@ -184,5 +209,17 @@ class Display:
             )
             overdue = state.status == "running" and now - since >= LINE_SECONDS
             if (news and state.status != "pending") or overdue:
-                self.console.print(Text(state.line), soft_wrap=True)
+                self._say(state.line)
                 self.shown[index] = (state, now)
+
+    def _say(self, line: str) -> None:
+        """Write a line to the log. The jobs go on without it if it cannot be written."""
+        try:
+            print(line, file=self.console.file, flush=True)
+        except OSError as error:
+            silence_output()
+            print(
+                f"standard output cannot be written ({error.strerror}); the jobs go on: "
+                "'status' shows them",
+                file=sys.stderr,
+            )

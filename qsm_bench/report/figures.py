@@ -7,6 +7,7 @@ page it takes the page's own ink and paper, light or dark.
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,13 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 """Okabe and Ito's without black, which is the ink; their yellow darkened to show on white."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
+
+CHARACTER, LINE = 0.08, 0.17
+"""Inches that a character of the figures' font takes at most, and a line of it."""
+LABEL, TITLE = 30, 34
+"""Characters after which an agent's label on an axis, and a panel's title, go on in a new line."""
+LONGEST_SIDE = 60_000
+"""Pixels; a longer picture cannot be drawn."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "qsm_bench",
@@ -91,11 +99,11 @@ def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, 
     of the figure's width and height, from its top left.
     """
     figure, text = chart.figure, io.StringIO()
+    lay_out(figure)
     with mpl.rc_context(STYLE):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+        dpi = min(150.0, LONGEST_SIDE / max(figure.get_size_inches()))
+        figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
     svg = "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     element = svg[svg.index("<svg ") :].replace(INK, "currentColor").replace(PAPER, "none")
@@ -103,6 +111,15 @@ def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, 
     # Ids must be unique within a page that shows several figures.
     element = re.sub(r'(\bid="|\bhref="#|\burl\(#)', rf"\g<1>{name}-", element)
     return element, [_place(figure, *value) for value in chart.values]
+
+
+def lay_out(figure: Figure) -> None:
+    """Give everything its place for good."""
+    with mpl.rc_context(STYLE):
+        # Where panels end decides which numbers stand at their axes, and these where panels end.
+        for _ in range(2):
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def _place(figure: Figure, panel: Axes, x: float, y: float, text: str) -> tuple[float, float, str]:
@@ -113,8 +130,11 @@ def _place(figure: Figure, panel: Axes, x: float, y: float, text: str) -> tuple[
 def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
     """A panel a statistic: every agent's value and interval, at the end and over the curve."""
     agents = _agents(table, styles)
+    labels = [_wrapped(agent, LABEL) for agent in agents]
+    width, lines = _extent(labels)
+    size = (8.5 + width, 1.5 + max(0.5, LINE * lines + 0.1) * len(agents))
     with mpl.rc_context(STYLE):
-        chart = Chart(Figure(figsize=(9.5, 1.3 + 0.5 * len(agents)), layout="constrained"))
+        chart = Chart(Figure(figsize=size, layout="constrained"))
         figure = chart.figure
         panels = figure.subplots(1, len(STATISTICS), sharey=True)
         for panel, statistic in zip(panels, STATISTICS, strict=True):
@@ -124,29 +144,33 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
                     row = rows.loc[[(agent, when)]].iloc[0]
                     name = f"{agent}, {statistic} {when}"
                     _interval(chart, panel, row, y + offset, styles[agent], name, when=when)
-            panel.set_title(f"{statistic} ({_better(statistic)} is better)")
-            panel.set_yticks(range(len(agents)), agents)
+            panel.set_title(f"{statistic}\n({_better(statistic)} is better)")
+            panel.set_xlabel("normalised score")
+            panel.set_yticks(range(len(agents)), labels)
             panel.set_ylim(len(agents) - 0.5, -0.5)
             panel.grid(visible=False, axis="y")
         handles = [
             Line2D([], [], color=INK, marker="o", linestyle="-", label=AT_END),
             Line2D([], [], color=INK, marker="o", linestyle="-", mfc=PAPER, label=AREA),
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=2)
-        figure.supxlabel("normalised score", fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return chart
 
 
 def pair_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
     """A row a pair: the probability that the first agent's run beats the second's."""
     with mpl.rc_context(STYLE):
-        chart = Chart(Figure(figsize=(7, 1.0 + 0.4 * len(table)), layout="constrained"))
+        names = [f"{row['better']} over {row['worse']}" for _, row in table.iterrows()]
+        labels = [_wrapped(name, 2 * LABEL) for name in names]
+        width, lines = _extent(labels)
+        row_height = max(0.4 if len(names) <= 20 else 0.2, LINE * lines + 0.05)
+        size = (5.5 + width, 1.0 + row_height * len(names))
+        chart = Chart(Figure(figsize=size, layout="constrained"))
         panel = chart.figure.subplots()
         panel.axvline(0.5, color=INK, linewidth=1, linestyle=":")
-        names = [f"{row['better']} over {row['worse']}" for _, row in table.iterrows()]
         for y, (name, (_, row)) in enumerate(zip(names, table.iterrows(), strict=True)):
             _interval(chart, panel, row, y, styles[row["better"]], name, value="probability")
-        panel.set_yticks(range(len(names)), names)
+        panel.set_yticks(range(len(names)), labels)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_xlim(-0.02, 1.02)
         panel.grid(visible=False, axis="y")
@@ -158,9 +182,12 @@ def pair_matrix(matrix: pd.DataFrame) -> Chart:
     """A square a pair: the probability that the row's run beats the column's; blank if unknown."""
     agents = list(matrix.index)
     values = matrix.to_numpy(dtype=float)
-    side = 0.7 * len(agents)
+    labels = [_wrapped(agent, LABEL) for agent in agents]
+    width, lines = _extent(labels)
+    across = max(0.5, LINE * lines + 0.1) * len(agents)
+    size = (1.5 + width + across, 1.0 + width + max(0.4, LINE * lines + 0.1) * len(agents))
     with mpl.rc_context(STYLE):
-        chart = Chart(Figure(figsize=(2.6 + side, 1.4 + 0.75 * side), layout="constrained"))
+        chart = Chart(Figure(figsize=size, layout="constrained"))
         panel = chart.figure.subplots()
         panel.pcolormesh(np.ma.masked_invalid(values), cmap="PuOr", vmin=0, vmax=1, edgecolors=INK)
         for y, x in zip(*np.nonzero(np.isfinite(values)), strict=True):
@@ -176,8 +203,8 @@ def pair_matrix(matrix: pd.DataFrame) -> Chart:
             text = f"{agents[y]} over {agents[x]}: {number(values[y, x])}"
             chart.values.append((panel, x + 0.5, y + 0.5, text))
         ticks = np.arange(len(agents)) + 0.5
-        panel.set_xticks(ticks, agents, rotation=30, ha="right", rotation_mode="anchor")
-        panel.set_yticks(ticks, agents)
+        panel.set_xticks(ticks, labels, rotation=90)
+        panel.set_yticks(ticks, labels)
         panel.invert_yaxis()
         panel.set_xlabel("... beats a run of this agent")
         panel.set_ylabel("a run of this agent ...")
@@ -214,57 +241,78 @@ def curves(
     )
     columns = min(3, len(parts))
     rows = -(-len(parts) // columns)
-    size = (7.0, 3.6) if len(parts) == 1 else (3.3 * columns, 0.6 + 2.3 * rows)
+    titles = [_wrapped(title, TITLE) for title, _ in parts]
+    width = 7.0 if len(parts) == 1 else max(5.0, 3.3 * columns)
+    height = 3.2 if len(parts) == 1 else 0.6 + (2.3 + LINE * _extent(titles)[1]) * rows
+    agents = _agents(table, styles)
+    keys, key_columns, key_height = _legend_layout(
+        [*agents, *(mark.label for mark in marks)], width
+    )
     with mpl.rc_context(STYLE):
-        chart = Chart(Figure(figsize=size, layout="constrained"))
+        chart = Chart(Figure(figsize=(width, height + key_height), layout="constrained"))
         figure = chart.figure
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for panel, (title, part) in zip(panels, parts, strict=False):
+        for panel, wrapped, (title, part) in zip(panels, titles, parts, strict=False):
             for agent in _agents(part, styles):
                 name = f"{agent}, {title}" if title else agent
                 _curve(chart, panel, part[part["agent"] == agent], x, x_label, styles[agent], name)
             for mark in marks:
                 _mark(chart, panel, mark.table[mark.table[panel_by] == title], x, mark)
-            panel.set_title(title)
+            panel.set_title(wrapped)
             panel.xaxis.set_major_formatter(_thousands)
             panel.locator_params(axis="x", nbins=4)
             panel.margins(x=0.02)
         for panel in panels[len(parts) :]:
             panel.set_visible(False)
-        figure.supxlabel(x_label, fontsize=9)
-        figure.supylabel(y_label, fontsize=9)
-        _legend(figure, _agents(table, styles), styles, marks)
+        _name_axes(panels[: len(parts)], columns, x_label, y_label)
+        handles = [_key(styles[agent]) for agent in agents]
+        handles += [
+            Line2D([], [], color=INK, linestyle="none", marker=m.marker, mfc=PAPER) for m in marks
+        ]
+        figure.legend(
+            handles, keys, loc="outside lower center", ncols=key_columns, handlelength=KEY_LENGTH
+        )
     return chart
 
 
 def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
     """A row a task, a panel an agent: Q along the action axis over the share of samples there."""
     agents = _agents(table, styles)
-    tasks = list(dict.fromkeys(table["task"]))
+    drawn = [
+        (task, agent)
+        for task in dict.fromkeys(table["task"])
+        for agent in agents
+        if ((table["task"] == task) & (table["agent"] == agent)).any()
+    ]
+    columns = min(4, len(drawn))
+    rows = -(-len(drawn) // columns)
+    titles = [_wrapped(f"{agent} on {task}", TITLE) for task, agent in drawn]
+    size = (1.2 + 2.8 * columns, 0.7 + (1.8 + LINE * _extent(titles)[1]) * rows)
     with mpl.rc_context(STYLE):
-        size = (1.2 + 2.6 * len(agents), 0.7 + 2.0 * len(tasks))
         chart = Chart(Figure(figsize=size, layout="constrained"))
         figure = chart.figure
-        panels = figure.subplots(len(tasks), len(agents), squeeze=False, sharex=True)
-        for row, task in zip(panels, tasks, strict=True):
-            for panel, agent in zip(row, agents, strict=True):
-                part = table[(table["task"] == task) & (table["agent"] == agent)]
-                at = part["action"].to_numpy(dtype=float)
-                width = 2.0 / max(1, len(at))
-                share = part["share"].to_numpy(dtype=float)
-                panel.bar(at, share, width, color=styles[agent].colour, alpha=0.45)
-                panel.set_ylim(0.0, 1.05)
-                panel.set_title(f"{agent} on {task}")
-                value = panel.twinx()
-                value.plot(at, part["q"].to_numpy(dtype=float), color=INK)
-                value.spines["right"].set_visible(True)
-                value.grid(visible=False)
-                chart.values.extend(
-                    (value, a, q, f"{agent} on {task}, action {a:.2f}: Q {number(q)}")
-                    for a, q in zip(at, part["q"].to_numpy(dtype=float), strict=True)
-                )
-        figure.supxlabel("first action dimension", fontsize=9)
-        figure.supylabel("share (bars), Q (line)", fontsize=9)
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+        for panel in panels[len(drawn) :]:
+            panel.set_visible(False)
+        for panel, title, (task, agent) in zip(panels, titles, drawn, strict=False):
+            part = table[(table["task"] == task) & (table["agent"] == agent)]
+            at = part["action"].to_numpy(dtype=float)
+            width = 2.0 / max(1, len(at))
+            share = part["share"].to_numpy(dtype=float)
+            panel.bar(at, share, width, color=styles[agent].colour, alpha=0.45)
+            panel.set_ylim(0.0, 1.05)
+            panel.set_title(title)
+            value = panel.twinx()
+            value.plot(at, part["q"].to_numpy(dtype=float), color=INK)
+            value.spines["right"].set_visible(True)
+            value.grid(visible=False)
+            chart.values.extend(
+                (value, a, q, f"{agent} on {task}, action {a:.2f}: Q {number(q)}")
+                for a, q in zip(at, part["q"].to_numpy(dtype=float), strict=True)
+            )
+        _name_axes(
+            panels[: len(drawn)], columns, "first action dimension", "share (bars), Q (line)"
+        )
     return chart
 
 
@@ -327,24 +375,46 @@ def _interval(
     chart.values.append((panel, float(row[value]), y, text))
 
 
-def _legend(
-    figure: Figure,
-    agents: Sequence[str],
-    styles: Mapping[str, AgentStyle],
-    marks: Sequence[Marks],
-) -> None:
-    handles = [
-        Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker)
-        for s in (styles[agent] for agent in agents)
-    ]
-    handles += [
-        Line2D([], [], color=INK, linestyle="none", marker=m.marker, mfc=PAPER) for m in marks
-    ]
-    names = [*agents, *(mark.label for mark in marks)]
-    room = int(13 * figure.get_figwidth()) // (10 + max(map(len, names)))
-    rows = -(-len(names) // max(1, room))
-    columns = -(-len(names) // rows)
-    figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=3.5)
+def _name_axes(panels: Sequence[Axes], columns: int, x: str, y: str) -> None:
+    """Name the axes at the left and lower edges of a grid of panels."""
+    for i, panel in enumerate(panels):
+        if i % columns == 0:
+            panel.set_ylabel(y)
+        if i + columns >= len(panels):
+            panel.set_xlabel(x)
+
+
+KEY_LENGTH = 3.5
+"""Of a line in a legend, in ems."""
+
+
+def _legend_layout(names: Sequence[str], width: float) -> tuple[list[str], int, float]:
+    """The names, wrapped; how many columns of them fit into ``width``; and the inches they take."""
+    key = 0.75
+    longest = int((width - 0.5 - key) / CHARACTER)
+    wrapped = [_wrapped(name, longest) for name in names]
+    across, lines = _extent(wrapped)
+    room = max(1, int((width - 0.4) / (across + key)))
+    rows = -(-len(names) // room)
+    return wrapped, -(-len(names) // rows), 0.25 + (LINE * lines + 0.06) * rows
+
+
+def _key(style: AgentStyle) -> Line2D:
+    return Line2D([], [], color=style.colour, linestyle=style.line, marker=style.marker)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """``text`` in lines of at most ``width`` characters, broken where an agent's settings end."""
+    wrapper = textwrap.TextWrapper(width)
+    wrapper.wordsep_re = re.compile(r"(\s+)|(?<=[,-])|(?<=\[)(?=[a-z])")
+    return "\n".join(wrapper.wrap(text))
+
+
+def _extent(texts: Sequence[str]) -> tuple[float, int]:
+    """The width of the widest of the texts in inches, and the lines of the highest."""
+    lines = [text.splitlines() for text in texts]
+    widest = max((len(line) for text in lines for line in text), default=0)
+    return CHARACTER * widest, max(map(len, lines), default=0)
 
 
 def _agents(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> list[str]:

@@ -13,7 +13,7 @@ from qsm_bench import progress
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.plan import makespan
-from qsm_bench.progress import CellState, Display, cell_state, duration, states_table
+from qsm_bench.progress import CellState, Display, cell_state, duration, states_view
 from qsm_bench.store import Cell, ExperimentStore, Manifest
 from tests.qsm_bench.jobs import make_job
 
@@ -189,7 +189,7 @@ def test_whatever_progress_says_it_is_a_line(
     cell.write_manifest(Manifest(job=make_job(), status=status))
     sign(cell, **told)
     assert cell_state(cell).line.startswith("td3[hidden_sizes=[8]] on four-goals: ")
-    Console(file=io.StringIO()).print(states_table([cell_state(cell)]))
+    Console(file=io.StringIO()).print(states_view([cell_state(cell)], 80))
 
 
 STATES = st.builds(
@@ -210,7 +210,7 @@ STATES = st.builds(
 
 @given(st.lists(STATES, max_size=3))
 def test_any_states_can_be_shown(states: list[CellState]) -> None:
-    Console(file=io.StringIO()).print(states_table(states))
+    Console(file=io.StringIO()).print(states_view(states, 80))
     for state in states:
         assert state.status in state.line
 
@@ -227,3 +227,35 @@ def test_one_worker_takes_the_sum_and_enough_take_the_longest() -> None:
     assert makespan([3.0, 1.0, 2.0], 1) == 6.0
     assert makespan([3.0, 1.0, 2.0], 3) == 3.0
     assert makespan([1.0, 1.0, 2.0], 2) == 3.0
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 120, 200])
+def test_names_and_steps_are_whole_on_a_terminal_of_any_width(width: int) -> None:
+    states = [
+        CellState(
+            agent=f"qsm[alpha={alpha}]",
+            task="cartpole-swingup",
+            status="running",
+            step=123_456,
+            steps=1_000_000,
+            last_return=512.5,
+            updates_per_second=150.0,
+            seconds_left=7500.0,
+            reason=None,
+        )
+        for alpha in (10, 20)
+    ]
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(states_view(states, width))
+    lines = shown.get().splitlines()
+    assert max(map(len, lines)) <= width
+    text = shown.get().replace("\n", "")
+    whole = "".join(text.split())
+    for number in ("123,456/1,000,000", "512.5", "running"):
+        assert whole.count(number) == 2
+    assert "…" not in text
+    if width >= 120:
+        assert all(f"qsm[alpha={alpha}]" in text for alpha in (10, 20))
+    # Of a name in several lines each line is a part: that which tells them apart is there.
+    assert all(f"{alpha}]" in whole for alpha in (10, 20))

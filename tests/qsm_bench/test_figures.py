@@ -1,0 +1,135 @@
+"""Figures can be read: nothing lies over anything else, and nothing is cut off."""
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from qsm_bench.report import figures
+from qsm_bench.report.figures import Chart
+from qsm_bench.statistics.estimates import STATISTICS
+from qsm_bench.statistics.selection import AREA, AT_END
+
+SETTINGS = ("alpha=10,diffusion_steps=20", "actor_learning_rate=0.0003,discount=0.995")
+SETTINGS += ("hidden_sizes=[512,512,512],learning_rate=0.0003", "alpha=20,n_step=3")
+AGENTS = [
+    "qsm",
+    *(
+        f"{agent}[{settings}]"
+        for settings in (*SETTINGS, "alpha=5,x=" + 60 * "y", "a=1,b=2")
+        for agent in ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")
+    ),
+]
+TASKS = ("cartpole-swingup", "package.module:Environment-of-a-very-long-name-indeed-v0", "a", "b")
+
+
+def curves(agents: list[str], tasks: tuple[str, ...] = TASKS) -> Chart:
+    rows = [
+        (agent, task, step, step * i, step * i - 1, step * i + 1)
+        for i, agent in enumerate(agents)
+        for task in tasks
+        for step in (1_000, 500_000, 1_000_000)
+    ]
+    table = pd.DataFrame(rows, columns=["agent", "task", "step", "value", "low", "high"])
+    marks = pd.DataFrame([{"task": "a", "step": 1000, "value": 1.0, "low": 0.0, "high": 2.0}])
+    return figures.curves(
+        table,
+        figures.agent_styles(agents),
+        x="step",
+        x_label="steps",
+        y_label="return",
+        panel_by="task" if len(tasks) > 1 else None,
+        marks=[figures.Marks("published by somebody", marks, "h")] if len(tasks) > 1 else (),
+    )
+
+
+def profiles(agents: list[str]) -> Chart:
+    return curves(agents, ("a",))
+
+
+def aggregates(agents: list[str]) -> Chart:
+    rows = [
+        (agent, statistic, when, 0.5, 0.4, 0.6)
+        for agent in agents
+        for statistic in STATISTICS
+        for when in (AT_END, AREA)
+    ]
+    columns = ["agent", "statistic", "measured", "value", "low", "high"]
+    table = pd.DataFrame(rows, columns=columns)
+    return figures.aggregate_intervals(table, figures.agent_styles(agents))
+
+
+def pairs(agents: list[str]) -> Chart:
+    rows = [(a, b, 0.5, 0.4, 0.6) for a, b in itertools.combinations(agents[:16], 2)]
+    table = pd.DataFrame(rows, columns=["better", "worse", "probability", "low", "high"])
+    return figures.pair_intervals(table, figures.agent_styles(agents))
+
+
+def matrix(agents: list[str]) -> Chart:
+    values = np.full((len(agents), len(agents)), 0.25)
+    return figures.pair_matrix(pd.DataFrame(values, index=agents, columns=agents))
+
+
+def slices(agents: list[str]) -> Chart:
+    rows = [
+        (agent, task, action, 100 * action, 0.3)
+        for agent in agents
+        for task in TASKS[:2]
+        for action in (-1.0, 0.0, 1.0)
+    ]
+    table = pd.DataFrame(rows, columns=["agent", "task", "action", "q", "share"])
+    return figures.action_slices(table, figures.agent_styles(agents))
+
+
+def overlap(one: Bbox, other: Bbox) -> bool:
+    """By more than a pixel."""
+    both = Bbox.intersection(one, other)
+    return both is not None and both.width > 1 and both.height > 1
+
+
+@pytest.mark.parametrize("count", [2, 16, 30])
+@pytest.mark.parametrize("draw", [curves, profiles, aggregates, pairs, matrix, slices])
+def test_nothing_overlaps_and_nothing_is_cut_off(
+    draw: Callable[[list[str]], Chart], count: int
+) -> None:
+    chart = draw(AGENTS[:count])
+    figure = chart.figure
+    figures.lay_out(figure)
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    boxes = [panel.get_window_extent() for panel in panels]
+    assert all(box.width > 50 and box.height > 40 for box in boxes)
+    whole = figure.bbox.padded(1)
+    drawn = [(panel, panel.get_tightbbox()) for panel in panels]
+    drawn += [(legend, legend.get_window_extent()) for legend in figure.legends]
+    for artist, box in drawn:
+        assert whole.x0 <= box.x0 <= box.x1 <= whole.x1, artist
+        assert whole.y0 <= box.y0 <= box.y1 <= whole.y1, artist
+    labels = {label for panel in panels for label in named(panel)}
+    for legend in figure.legends:
+        for box in boxes:
+            assert not overlap(legend.get_window_extent(), box)
+        for label in labels:
+            assert not overlap(legend.get_window_extent(), label.get_window_extent()), label
+    for one, other in itertools.combinations(labels, 2):
+        assert not overlap(one.get_window_extent(), other.get_window_extent()), (one, other)
+
+
+def named(panel: Axes) -> list[Text]:
+    """What a reader must be able to tell apart: titles, axes' names, agents at the ticks."""
+    texts = [panel.title, panel.xaxis.label, panel.yaxis.label]
+    texts += [t for t in panel.get_yticklabels() if re.search("[a-z]", t.get_text())]
+    return [text for text in texts if text.get_text() and text.get_visible()]
+
+
+def test_a_picture_too_long_to_be_drawn_whole_is_drawn_smaller(tmp_path: Path) -> None:
+    chart = figures.pair_matrix(pd.DataFrame([[0.5]], index=["a"], columns=["a"]))
+    chart.figure.set_size_inches(1, 500)
+    figures.save(chart, tmp_path, "long")
+    assert (tmp_path / "long.png").stat().st_size
