@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from qsm_bench.report.wording import interval, number
@@ -117,6 +118,9 @@ def lay_out(figure: Figure) -> None:
     """Give everything its place for good."""
     with mpl.rc_context(STYLE):
         # Where panels end decides which numbers stand at their axes, and these where panels end.
+        engine = figure.get_layout_engine()
+        if isinstance(engine, ConstrainedLayoutEngine):
+            engine.set(w_pad=0.1, h_pad=0.08)
         for _ in range(2):
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
