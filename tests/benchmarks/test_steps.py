@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents import diffusion_agent
+from agents.common import diffusion
 from envs import Lockstep
 from tests.benchmarks.lockstep import prepared
 from tests.benchmarks.workload import OBSERVATION, SideBySide, new_agent, new_batch, note, seconds
@@ -75,7 +75,7 @@ def test_where_a_training_run_spends_its_time(
     clock.on(training.replay, "sample", "replay: sample")
     clock.on(training.agent, "act", "acting")
     clock.on(training.agent, "update", "update: the rest, noise and metrics")
-    clock.on(diffusion_agent, "sample", "update: the sampler, for the critic's target")
+    clock.on(diffusion, "sample", "update: the sampler, for the critic's target")
     clock.on(training.agent.bare.target_critic, "forward", "update: target critic")  # type: ignore[attr-defined]
     clock.on(training.agent.bare.critic, "forward", "update: critic, forward and for grad_a Q")  # type: ignore[attr-defined]
     clock.on(training.agent.bare.critic_optimiser, "minimise", "update: critic, backward and step")  # type: ignore[attr-defined]
