@@ -169,9 +169,9 @@ def small_rows(results: Results) -> Iterator[list[object]]:
             yield [trainer, task, *shares, fisher(*marked)]
 
 
-def tables(first: Results, final: Results) -> Iterator[str]:
-    """The lines of the document."""
-    about = final.cells[0]
+def final_table(results: Results) -> Iterator[str]:
+    """What the trainers learned."""
+    about = results.cells[0]
     yield (
         f"On {TASK} after {about['steps']:,} steps, {about['warmup_steps']:,} of them random, with "
         f"batches of {about['batch_size']} and hidden layers of 64, 64. In brackets 95 % bootstrap "
@@ -179,14 +179,18 @@ def tables(first: Results, final: Results) -> Iterator[str]:
         "by Fisher's exact test:"
     )
     head = ["trainer", "weights", "dead", "no gradient", "at a bound", "mean", "IQM"]
-    yield from table([*head, "p (returns)", "p (dead)"], list(final_rows(final)))
-    yield over_all(final)
+    yield from table([*head, "p (returns)", "p (dead)"], list(final_rows(results)))
+    yield over_all(results)
     yield ""
+
+
+def first_table(results: Results) -> Iterator[str]:
+    """Whether the actors had a gradient in their first updates."""
     yield (
         f"Seeds whose actor had no gradient in updates {FIRST_UPDATES // 2 + 1} to "
         f"{FIRST_UPDATES}, and p by Fisher's exact test:"
     )
-    yield from table(["trainer", "task", UNIFORM, XAVIER, "p"], list(small_rows(first)))
+    yield from table(["trainer", "task", UNIFORM, XAVIER, "p"], list(small_rows(results)))
 
 
 def main(
@@ -196,6 +200,13 @@ def main(
     document: Annotated[Path, typer.Option(help="What the tables are written into.")] = DOCUMENT,
 ) -> None:
     """Train what is missing, and rewrite the tables of docs/algorithms.md."""
+
+    def write(lines: list[str]) -> None:
+        before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        text = "\n".join(lines)
+        document.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+
     first = train(
         "initial-weights-first-updates",
         results,
@@ -208,6 +219,8 @@ def main(
             "eval-episodes": 1,
         },
     )
+    first_lines = list(first_table(first))
+    write(first_lines)  # the rest takes an hour
     final = train(
         "initial-weights",
         results,
@@ -221,10 +234,7 @@ def main(
             "checkpoint-every": 2_000,
         },
     )
-    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    lines = "\n".join(tables(first, final))
-    document.write_text(f"{before}{BEGIN}{lines}{END}{after}", encoding="utf-8")
+    write([*final_table(final), *first_lines])
 
 
 if __name__ == "__main__":
