@@ -184,7 +184,7 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
             stopped = "stopped" if unfinished else "stopped and saved"
             again = _command(*_with_results(sys.argv[1:], results))
             print(f"{stopped}; to go on: {again}", file=sys.stderr)
-            heard.raise_if_any()
+            heard.end_if_any()
     for cell, reason in unfinished.items():
         print(f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}", file=sys.stderr)
     if unfinished:
@@ -350,7 +350,7 @@ def _watch(store: "ExperimentStore") -> None:
             for _ in range(round(WATCH_SECONDS / 0.1)):
                 if not heard:
                     time.sleep(0.1)
-    heard.raise_if_any()
+    heard.end_if_any()
 
 
 @app.command("list")
@@ -495,7 +495,7 @@ def regress(
             command="regress",
             heard=heard,
         )
-        heard.raise_if_any()
+        heard.end_if_any()
         failed = {
             regression.cell_key(cell.read_manifest().job): reason
             for cell, reason in unfinished.items()

@@ -24,9 +24,8 @@ def ending() -> Iterator[None]:
     try:
         yield
         _flush()
-    except (KeyboardInterrupt, typer.Abort) as error:
-        stopped = error.__cause__ or error  # typer makes an error of its own of it
-        raise SystemExit(getattr(stopped, "exit_status", INTERRUPTED)) from None
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         raise SystemExit(_tell(error)) from None
 

@@ -63,10 +63,10 @@ class Heard:
             for fd in TERMINALS:
                 os.dup2(null, fd)
 
-    def raise_if_any(self) -> None:
-        """Raise Stopped if a signal came."""
+    def end_if_any(self) -> None:
+        """Raise SystemExit with the signal's exit status if one came."""
         if self.number is not None:
-            raise Stopped(self.number)
+            raise SystemExit(128 + self.number)
 
 
 @contextmanager
@@ -82,7 +82,10 @@ def remembered() -> Iterator[Heard]:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """In here the first signal raises Stopped, and no other disturbs the clearing up."""
+    """In here the first signal raises Stopped, and no other disturbs the clearing up.
+
+    Stopped becomes SystemExit with the signal's exit status.
+    """
 
     def stop(number: int) -> None:
         answer(lambda _: None)
@@ -95,6 +98,8 @@ def raised() -> Iterator[None]:
     answer(stop)
     try:
         yield
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_status) from None
     finally:
         answer(leave)
 
