@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
 SUITE ?= smoke
 
-.PHONY: run test check wheel regress gate bench clean
+.PHONY: run test check docs wheel regress gate bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
@@ -18,6 +18,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in build/site; a broken link or reference is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What a user gets: the wheel, built from the sdist, without extras, in an environment of its own.
 wheel: $(VENV)/installed
