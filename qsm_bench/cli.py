@@ -159,7 +159,9 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
     from qsm_bench.store import ExperimentStore
 
     console = Console()
-    command = f"python -m qsm_bench {shlex.join(sys.argv[1:])}"
+    # Bytes that are no text in this locale are kept as escapes: the manifest is UTF-8.
+    typed = shlex.join(sys.argv[1:]).encode(errors="backslashreplace").decode()
+    command = f"python -m qsm_bench {typed}"
     store = ExperimentStore(results, experiment.name)
     with remembered() as heard, store.lock():
         cells = store.prepare(experiment, command)

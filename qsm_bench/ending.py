@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import typer
 
@@ -23,11 +24,21 @@ def ending() -> Iterator[None]:
     _prepare_streams()
     try:
         yield
-        _flush()
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         raise SystemExit(_tell(error)) from None
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors name it: a file's own name none."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, OUTPUT) from None
 
 
 def silence_output() -> None:
@@ -49,19 +60,24 @@ def _prepare_streams() -> None:
             while os.open(os.devnull, os.O_RDWR) < number:
                 pass
             setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115, PTH123
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="backslashreplace",
+            line_buffering=sys.stdout.line_buffering,
+            write_through=sys.stdout.write_through,
+        )
 
 
 def _tell(error: Exception) -> int:
     """Say what went wrong on standard error; return the exit status."""
-    # A write names no file. It was standard output's if that still cannot be written.
-    output = _output_fault() if isinstance(error, OSError) and error.filename is None else None
-    message = _users(output or error)
-    with suppress(OSError):
-        if isinstance(output, BrokenPipeError):
+    if isinstance(error, OSError) and error.filename == OUTPUT:
+        silence_output()
+        if isinstance(error, BrokenPipeError):
             return NOBODY_READS
+    message = _users(error)
+    with suppress(OSError):
         if message is None:
             traceback.print_exception(error)
             print(
@@ -77,9 +93,6 @@ def _tell(error: Exception) -> int:
 
 def _users(error: Exception) -> str | None:
     """What to say of an error that the user can mend; None of a bug."""
-    from agents.registry import AgentError
-    from envs import TaskError
-
     # typer exports no base of its option parser's errors; they have this method in common.
     if hasattr(error, "format_message"):
         return str(error.format_message())
@@ -88,22 +101,10 @@ def _users(error: Exception) -> str | None:
         return reason if error.filename is None else f"{error.filename}: {reason}"
     if isinstance(error, MemoryError):
         return f"the machine's memory does not suffice: {error}".removesuffix(": ")
+    # Late: torch cannot be loaded everywhere, as in a working folder that is gone.
+    from agents.registry import AgentError
+    from envs import TaskError
+
     if isinstance(error, UserError | AgentError | TaskError):
         return str(error)
-    return None
-
-
-def _flush() -> None:
-    fault = _output_fault()
-    if fault:
-        raise fault
-
-
-def _output_fault() -> OSError | None:
-    """Why standard output cannot be written, if it cannot; it leads nowhere from then on."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        silence_output()
-        return OSError(error.errno, error.strerror, OUTPUT)
     return None

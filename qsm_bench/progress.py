@@ -129,12 +129,12 @@ def states_view(states: Sequence[CellState], width: int) -> RenderableType:
     A table with a bar for each cell where it fits; without bars, and with names that go on in a
     second line, where that fits; plain lines else.
     """
-    named = max((len(s.agent) + len(s.task) for s in states), default=0)
+    names = max((len(s.agent) + len(s.task) for s in states), default=0)
     numbers = states_table([replace(s, agent="", task="") for s in states], bars=False)
     rest = Measurement.get(_UNLIMITED, _UNLIMITED.options, numbers).maximum
-    if rest + named + BAR + 1 <= width:
+    if rest + names + BAR + 1 <= width:
         return states_table(states, bars=True)
-    if rest + min(named, 2 * SHORTEST_NAME) <= width:
+    if rest + min(names, 2 * SHORTEST_NAME) <= width:
         return states_table(states, bars=False)
     return Text("\n".join(state.line for state in states), overflow="fold")
 
