@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -494,6 +495,20 @@ def test_evaluate_plays_every_seed_on_fresh_episodes(in_real: Real) -> None:
     assert [line.split()[:3] for line in lines] == [["seed", s, "mean"] for s in ("0", "1")]
     assert all(line.endswith("(3 episodes, step 240)") for line in lines)
     assert call("evaluate", "real", *arguments) == outcome
+
+
+def test_what_was_trained_on_a_gpu_is_evaluated_without_one(real: Real, folder: Path) -> None:
+    shutil.copytree(real.folder / "results", folder / "results")
+    (cell, _) = ExperimentStore(folder / "results", "real").cells()
+    manifest = json.loads(cell.manifest_file.read_text("utf-8"))
+    manifest["job"]["device"] = "cuda:7"
+    cell.manifest_file.write_text(json.dumps(manifest), "utf-8")
+    arguments = (f"--agent={REAL_AGENTS[0]}", "--task=linear-quadratic", "--episodes=1")
+    outcome = call("evaluate", "real", *arguments)
+    assert (outcome.status, outcome.err) == (0, "")
+    said, *seeds = outcome.out.splitlines()
+    assert said.startswith("evaluated on the CPU: cuda:7")
+    assert [line.split()[:2] for line in seeds] == [["seed", "0"], ["seed", "1"]]
 
 
 @pytest.mark.parametrize("video", ["film.avi", "film.gif", "nowhere/film.gif"])
