@@ -5,8 +5,9 @@ from gymnasium import register
 from envs.errors import EnvironmentDiedError, TaskError
 from envs.lockstep import Environments, Lockstep, Step
 from envs.parallel import ParallelLockstep
+from envs.repetition import repeats_itself
 from envs.suites import SUITES, Suite, find_suite
-from envs.tasks import Task, find_task, make, task_names
+from envs.tasks import Task, close, find_task, make, task_names
 
 __all__ = [
     "SUITES",
@@ -18,9 +19,11 @@ __all__ = [
     "Suite",
     "Task",
     "TaskError",
+    "close",
     "find_suite",
     "find_task",
     "make",
+    "repeats_itself",
     "task_names",
 ]
 

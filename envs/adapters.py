@@ -1,6 +1,7 @@
 """Wrappers that give every environment the same interface.
 
-Observations become 1-D float32 arrays, actions float32 arrays in [-1, 1].
+Observations become 1-D float32 arrays, actions float32 arrays in [-1, 1]. What float32 arithmetic
+cannot learn from is refused here, so that a task is blamed for it and no agent.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ Env = gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
 
 # MuJoCo writes an unlimited actuator's range as +-1e10 (its mjMAXVAL), not as infinity.
 UNBOUNDED = 1e10
+
+LARGEST = 1e15
+"""Of an observation's entries and of rewards, in magnitude.
+
+A thousand such rewards add up to 1e18. The squares of 256 errors of that size still have a sum in
+float32, which ends at 3.4e38; not much beyond, a critic's loss is infinite whatever the agent does.
+"""
 
 
 def flat_observations(env: gymnasium.Env[Any, Any], name: str) -> Env:
@@ -43,11 +51,59 @@ def flat_observations(env: gymnasium.Env[Any, Any], name: str) -> Env:
     with np.errstate(over="ignore"):  # a float64 bound beyond float32 is no bound
         low, high = bounds.low.astype(np.float32), bounds.high.astype(np.float32)
 
+    promised = low.shape
+
     def flatten(observation: Any) -> NDArray[np.float32]:
         parts = list(_flat_parts(space, observation))
-        return np.concatenate(parts, dtype=np.float32, casting="unsafe")
+        with np.errstate(over="ignore"):  # which is told below
+            flat = np.concatenate(parts, dtype=np.float32, casting="unsafe")
+        if flat.shape != promised:
+            raise TaskError(
+                f"task {name!r} returned an observation of shape {flat.shape} and promised"
+                f" {promised}"
+            )
+        # Written so that NaN, too, is not within.
+        within = np.abs(flat) <= LARGEST
+        if not within.all():
+            entry = int(np.argmin(within))
+            raise _not_learnable(name, "an observation with", np.concatenate(parts)[entry])
+        return flat
 
     return TransformObservation(env, flatten, spaces.Box(low, high, dtype=np.float32))
+
+
+def checked_reward(name: str, reward: Any) -> float:
+    """The reward as a number, if it is one that can be learned from.
+
+    Raises TaskError if it is not finite, or is beyond ``LARGEST``; TypeError or ValueError if it
+    is no single number.
+    """
+    value = float(reward) if isinstance(reward, (int, float)) else float(np.asarray(reward).item())
+    if not abs(value) <= LARGEST:
+        raise _not_learnable(name, "the reward", value)
+    return value
+
+
+def checked_flag(name: str, which: str, flag: Any) -> bool:
+    """Whether an episode was ``which``, terminated or truncated.
+
+    Raises TaskError if ``flag`` is not a truth value; an array of one is one.
+    """
+    if isinstance(flag, bool):
+        return flag
+    value = np.asarray(flag)
+    if value.size != 1 or value.dtype.kind not in "biu" or value.item() not in (0, 1):
+        raise TaskError(
+            f"task {name!r} returned {flag!r} for {which}, where True or False is right"
+        )
+    return bool(value.item())
+
+
+def _not_learnable(name: str, what: str, value: float) -> TaskError:
+    fault = f"beyond the +-{LARGEST:.0e} that float32 can learn from"
+    if not np.isfinite(value):
+        fault = "not finite"
+    return TaskError(f"task {name!r} returned {what} {value}, which is {fault}")
 
 
 _FLATTENABLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)

@@ -1,17 +1,18 @@
 """Several environments of one task, stepped together."""
 
-import math
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.errors import TaskError
-from envs.tasks import Task, find_task, make
+from envs.adapters import checked_flag, checked_reward
+from envs.errors import raised
+from envs.tasks import Task, close, find_task, make
 
 
 class Step(NamedTuple):
-    """One step of every environment; the rows of those that were not stepped are zero.
+    """One step of every environment; the rows of those that were not stepped, or failed, are zero.
 
     The arrays are new at every step, so they may be kept. The observation of an episode that has
     ended is its last one.
@@ -23,6 +24,16 @@ class Step(NamedTuple):
     truncated: NDArray[np.bool_]  # [count]
 
 
+def nothing(count: int, observation_size: int) -> Step:
+    """A step that no environment took."""
+    return Step(
+        np.zeros((count, observation_size), np.float32),
+        np.zeros(count, np.float32),
+        np.zeros(count, bool),
+        np.zeros(count, bool),
+    )
+
+
 class Environments(Protocol):
     """What `Lockstep` and `ParallelLockstep` share."""
 
@@ -30,6 +41,9 @@ class Environments(Protocol):
     count: int
     observation_size: int
     action_size: int
+
+    @property
+    def faults(self) -> Mapping[int, str]: ...
 
     def reset(self, index: int, seed: int) -> NDArray[np.float32]: ...
 
@@ -49,9 +63,11 @@ class Environments(Protocol):
 class Lockstep:
     """`count` environments of one task in one process, stepped one after the other.
 
-    Nothing is reset behind the caller's back: whoever sees an episode end resets it. What a task
-    does wrong, by raising or by handing out an observation of another shape or a number that is
-    not finite, raises TaskError.
+    Nothing is reset behind the caller's back: whoever sees an episode end resets it.
+
+    An environment that does wrong, by raising anything or by handing out what is no observation,
+    reward or flag, has failed alone: from then on it is neither reset nor stepped, its rows are
+    zero, and `faults` says why. The others go on.
     """
 
     def __init__(self, task: str | Task, count: int) -> None:
@@ -62,6 +78,8 @@ class Lockstep:
         self._envs = [make(self.task) for _ in range(count)]
         self.observation_size = self._envs[0].observation_space.shape[0]  # type: ignore[index]
         self.action_size = self._envs[0].action_space.shape[0]  # type: ignore[index]
+        self.faults: dict[int, str] = {}
+        """Of each environment that has failed: one line that names the task and what it did."""
         self._running = np.zeros(count, bool)
         self._all = np.ones(count, bool)
         self._begun: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
@@ -73,18 +91,19 @@ class Lockstep:
             seed: 0 <= seed < 2^32 (what DeepMind Control takes); it alone determines the episode.
 
         Returns:
-            The first observation [observation_size].
+            The first observation [observation_size]; zeros if the environment has failed.
         """
-        try:
-            observation, _ = self._envs[index].reset(seed=seed)
-        except Exception as error:  # whatever a third party's environment raises
-            raise self._raised(error) from error
-        self._check(observation, 0.0)
-        self._running[index] = True
-        return observation
+        if index not in self.faults:
+            try:
+                observation, _ = self._envs[index].reset(seed=seed)
+                self._running[index] = True
+                return observation
+            except BaseException as error:  # whatever a third party's environment raises
+                self._fail(index, error)
+        return np.zeros(self.observation_size, np.float32)
 
     def begin(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> None:
-        """Have the environments that are `active` (all of them by default) step.
+        """Have the environments step that are `active`, all by default, and have not failed.
 
         Args:
             actions: [count, action_size] in [-1, 1]; rows of inactive environments are not read.
@@ -98,6 +117,9 @@ class Lockstep:
             expected = (self.count, self.action_size)
             raise ValueError(f"actions have shape {actions.shape} instead of {expected}")
         active = self._all if active is None else active
+        if self.faults:
+            active = active.copy()
+            active[list(self.faults)] = False
         if np.any(active & ~self._running):
             late = np.flatnonzero(active & ~self._running).tolist()
             raise RuntimeError(f"environments {late} must be reset before they are stepped")
@@ -108,21 +130,18 @@ class Lockstep:
         if self._begun is None:
             raise RuntimeError("no step was begun")
         (actions, active), self._begun = self._begun, None
-        step = Step(
-            np.zeros((self.count, self.observation_size), np.float32),
-            np.zeros(self.count, np.float32),
-            np.zeros(self.count, bool),
-            np.zeros(self.count, bool),
-        )
-        for index in np.flatnonzero(active):
+        step = nothing(self.count, self.observation_size)
+        for index in np.flatnonzero(active).tolist():
             try:
                 observation, reward, terminated, truncated, _ = self._envs[index].step(
                     actions[index]
                 )
-                reward = float(reward)
-            except Exception as error:
-                raise self._raised(error) from error
-            self._check(observation, reward)
+                reward = checked_reward(self.task.name, reward)
+                terminated = checked_flag(self.task.name, "terminated", terminated)
+                truncated = checked_flag(self.task.name, "truncated", truncated)
+            except BaseException as error:
+                self._fail(index, error)
+                continue
             step.observation[index] = observation
             step.reward[index] = reward
             step.terminated[index] = terminated
@@ -135,22 +154,11 @@ class Lockstep:
         self.begin(actions, active)
         return self.finish()
 
-    def _raised(self, error: Exception) -> TaskError:
-        return TaskError(f"task {self.task.name!r} raised {type(error).__name__}: {error}")
-
-    def _check(self, observation: NDArray[np.float32], reward: float) -> None:
-        promised = (self.observation_size,)
-        if observation.shape != promised:
-            raise TaskError(
-                f"task {self.task.name!r} returned an observation of shape {observation.shape} and"
-                f" promised {promised}"
-            )
-        if not np.isfinite(observation).all():
-            raise TaskError(f"task {self.task.name!r} returned an observation that is not finite")
-        if not math.isfinite(reward):
-            raise TaskError(f"task {self.task.name!r} returned the reward {reward}")
-
     def close(self) -> None:
-        """Free the environments."""
+        """Free the environments; what one raises then is of no consequence."""
         for env in self._envs:
-            env.close()
+            close(env)
+
+    def _fail(self, index: int, error: BaseException) -> None:
+        self.faults[index] = str(raised(self.task.name, error))
+        self._running[index] = False

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.errors import EnvironmentDiedError, TaskError
-from envs.lockstep import Lockstep, Step
+from envs.lockstep import Lockstep, Step, nothing
 from envs.signals import die_with_parent
 from envs.tasks import Task, find_task
 
@@ -21,8 +22,8 @@ CLOSE_SECONDS = 2.0
 class ParallelLockstep:
     """What `Lockstep` is, with the environments in `processes` processes of their own.
 
-    `begin` hands out the actions and returns at once; `finish` waits for the results. Whatever an
-    environment raises there is raised here.
+    `begin` hands out the actions and returns at once; `finish` waits for the results. If a process
+    dies, its environments have failed.
     """
 
     def __init__(self, task: str | Task, count: int, processes: int) -> None:
@@ -45,16 +46,20 @@ class ParallelLockstep:
             self._ends.append(mine)
             self._processes.append(process)
         self._begun = False
-        self.observation_size, self.action_size = self._answers(self._ends)[0]
+        self.faults: dict[int, str] = {}
+        """Of each environment that has failed: why; see `Lockstep`."""
+        sizes = self._answers(range(processes))
+        if self.faults:
+            raise EnvironmentDiedError(next(iter(self.faults.values())))
+        self.observation_size, self.action_size = sizes[0]
 
     def reset(self, index: int, seed: int) -> NDArray[np.float32]:
         """Begin a new episode in environment `index`; see `Lockstep.reset`."""
         part = next(k for k, rows in enumerate(self._rows) if index in rows)
-        with suppress(ConnectionError):  # which the answer tells
-            self._ends[part].send(("reset", (int(index - self._rows[part][0]), seed)))
-        observation: NDArray[np.float32]
-        (observation,) = self._answers([self._ends[part]])
-        return observation
+        self._ask(part, "reset", int(index - self._rows[part][0]), seed)
+        observation: NDArray[np.float32] | None
+        (observation,) = self._answers([part])
+        return np.zeros(self.observation_size, np.float32) if observation is None else observation
 
     def begin(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> None:
         """Have the environments that are `active` [count] step; `finish` has the results."""
@@ -62,16 +67,20 @@ class ParallelLockstep:
             expected = (self.count, self.action_size)
             raise ValueError(f"actions have shape {actions.shape} instead of {expected}")
         self._begun = True
-        for end, rows in zip(self._ends, self._rows, strict=True):
-            with suppress(ConnectionError):  # which the answer tells
-                end.send(("step", (actions[rows], None if active is None else active[rows])))
+        for part, rows in enumerate(self._rows):
+            self._ask(part, "step", actions[rows], None if active is None else active[rows])
 
     def finish(self) -> Step:
         """The results of the step that `begin` began. Raises RuntimeError if there is none."""
         if not self._begun:
             raise RuntimeError("no step was begun")
         self._begun = False
-        return Step(*map(np.concatenate, zip(*self._answers(self._ends), strict=True)))
+        sizes = [len(rows) for rows in self._rows]
+        steps = [
+            nothing(size, self.observation_size) if step is None else step
+            for size, step in zip(sizes, self._answers(range(len(sizes))), strict=True)
+        ]
+        return Step(*map(np.concatenate, zip(*steps, strict=True)))
 
     def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
         """Step and wait; see `Lockstep.step`."""
@@ -79,7 +88,7 @@ class ParallelLockstep:
         return self.finish()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; one that does not end by itself is killed."""
         for end in self._ends:
             end.close()
         for process in self._processes:
@@ -87,17 +96,22 @@ class ParallelLockstep:
             if process.is_alive():
                 process.kill()
 
-    def _answers(self, ends: list[Connection]) -> list[Any]:
-        """What the processes answer. Raises what one raised, or TaskError if one has died."""
+    def _ask(self, part: int, method: str, *arguments: Any) -> None:
+        with suppress(ConnectionError):  # which the answer tells
+            self._ends[part].send((method, arguments))
+
+    def _answers(self, parts: Iterable[int]) -> list[Any]:
+        """What the processes answer; None in place of one that has died. Raises what one raised."""
         answers: list[Any] = []
-        for end in ends:
+        for part in parts:
             try:
-                answers.append(end.recv())
+                answer, faults = self._ends[part].recv()
             except (EOFError, ConnectionError):
-                name = self.task.name
-                answers.append(
-                    EnvironmentDiedError(f"task {name!r}: its environment's process died")
-                )
+                died = f"task {self.task.name!r}: its environment's process died"
+                answer, faults = None, dict.fromkeys(range(len(self._rows[part])), died)
+            answers.append(answer)
+            for row, fault in faults.items():
+                self.faults.setdefault(int(self._rows[part][row]), fault)
         # Only when every pipe is read, so that none holds an answer to another question.
         for answer in answers:
             if isinstance(answer, Exception):
@@ -106,21 +120,27 @@ class ParallelLockstep:
 
 
 def _serve(end: Connection, task: Task, count: int) -> None:
-    """Answer the calls that come through the pipe until it is closed."""
+    """Answer the calls that come through the pipe until it is closed.
+
+    An answer is what the call returned or raised, and the faults so far.
+    """
     die_with_parent()  # the pipe says so too, but not to an environment that does not return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the job saves itself first, then closes the pipe
-    with suppress(EOFError, KeyboardInterrupt, ConnectionError):
+    with suppress(EOFError, ConnectionError):
         try:
             environments = Lockstep(task, count)
         except TaskError as error:
-            end.send(error)
+            end.send((error, {}))
             return
-        end.send((environments.observation_size, environments.action_size))
-        while True:
-            method, arguments = end.recv()
-            try:
-                answer: Any = getattr(environments, method)(*arguments)
-            except (TaskError, ValueError, RuntimeError) as error:
-                answer = error
-            end.send(answer)
+        end.send(((environments.observation_size, environments.action_size), {}))
+        try:
+            while True:
+                method, arguments = end.recv()
+                try:
+                    answer: Any = getattr(environments, method)(*arguments)
+                except (ValueError, RuntimeError) as error:
+                    answer = error
+                end.send((answer, environments.faults))
+        finally:
+            environments.close()

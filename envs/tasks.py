@@ -8,6 +8,7 @@ tasks of this package ('four-goals'), and any registered Gymnasium id ('HalfChee
 import importlib
 import sys
 import warnings
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ import gymnasium
 
 from envs import bimodal_bandit, four_goals, linear_quadratic
 from envs.adapters import Env, RepeatAction, flat_observations, unit_actions
-from envs.errors import TaskError, unknown_name
+from envs.errors import TaskError, pass_on_ctrl_c, unknown_name
 from envs.signals import kept_signals
 
 
@@ -116,18 +117,29 @@ def make(task: str | Task, *, render_mode: str | None = None) -> Env:
     # Not every environment's constructor knows render_mode, so it is passed only when wanted.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        env: gymnasium.Env[Any, Any] = gymnasium.make(
-            task.gymnasium_id, disable_env_checker=True, **rendering
-        )
-    except Exception as error:  # whatever a third party's constructor raises
+        # Whoever makes an environment stays in the working directory that paths are relative to.
+        with chdir("."):
+            env: gymnasium.Env[Any, Any] = gymnasium.make(
+                task.gymnasium_id, disable_env_checker=True, **rendering
+            )
+    except BaseException as error:  # whatever a third party's constructor raises
+        pass_on_ctrl_c(error)
         reason = str(error) or type(error).__name__
         raise TaskError(f"task {task.name!r} cannot be constructed: {reason}") from error
     try:
         adapted = unit_actions(flat_observations(env, task.name), task.name)
     except TaskError:
-        env.close()
+        close(env)
         raise
     return RepeatAction(adapted, task.action_repeat) if task.action_repeat > 1 else adapted
+
+
+def close(env: gymnasium.Env[Any, Any]) -> None:
+    """Close an environment; nothing depends on how that ends, so what it raises is dropped."""
+    try:
+        env.close()
+    except BaseException as error:
+        pass_on_ctrl_c(error)
 
 
 @cache
@@ -151,6 +163,8 @@ def _dmc_tasks() -> dict[str, Task]:
 
 def _import(module: str, name: str) -> Any:
     try:
-        return sys.modules.get(module) or importlib.import_module(module)
-    except Exception as error:  # e.g. AttributeError where MuJoCo's version does not fit
+        with chdir("."):
+            return sys.modules.get(module) or importlib.import_module(module)
+    except BaseException as error:  # e.g. AttributeError where MuJoCo's version does not fit
+        pass_on_ctrl_c(error)
         raise TaskError(f"task {name!r}: module {module!r} cannot be imported: {error}") from error

@@ -4,13 +4,14 @@ import io
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
+from torch import Tensor
 
 from qsm_bench.errors import UserError
 from qsm_bench.replay import ReplayBuffer
@@ -100,6 +101,25 @@ class Checkpoint:
                 "start the cell anew"
             )
         return None
+
+    def keep(self, replay: ReplayBuffer) -> None:
+        """Append the replay records that are new: ``replay`` is about to overwrite them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checksum = self._append(replay)
+        self.saved = replay.added
+
+    def records(self, replay: ReplayBuffer, first: int, last: int) -> Iterator[Sequence[Tensor]]:
+        """The transitions ``first``..``last`` - 1 of the log: six tensors [S, field] each.
+
+        They are there however few of them ``replay`` keeps.
+        """
+        record = replay.records[0]
+        with self.replay_file.open("rb") as file:
+            file.seek(first * record.nbytes)
+            for _ in range(first, last):
+                data = bytearray(file.read(record.nbytes))
+                row = torch.frombuffer(data, dtype=torch.float32).view(record.shape)
+                yield torch.split(row, replay.sizes, dim=-1)
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the newest intact state alone. Raises UserError if there are only damaged ones."""

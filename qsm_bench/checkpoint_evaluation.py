@@ -29,29 +29,38 @@ class Outcome:
     step: int
     """Training steps behind the checkpoint."""
     returns: NDArray[np.float64]
-    """[S, episodes]."""
+    """[S, episodes]; NaN for the seeds that failed."""
+    failed: dict[int, str]
+    """Seeds that failed, in training or now, each with the reason."""
     elsewhere: str | None
     """The device it was trained on, where this machine has none such and the CPU took its place."""
 
 
 def evaluate_cell(cell: Cell, episodes: int) -> Outcome:
     """Play fresh episodes with each seed's policy. Raises UserError if there is no checkpoint."""
-    trained = cell.read_manifest().job
+    manifest = cell.read_manifest()
+    trained = manifest.job
     job = _here(trained)
+    failed = {seed: failure.reason for seed, failure in manifest.failed_seeds.items()}
     together = min(episodes, max(1, AT_A_TIME // len(job.seeds)))
     environments = Lockstep(job.task, len(job.seeds) * together)
     try:
         agent, step = _load(cell, job, environments.observation_size, environments.action_size)
         device = torch.device(job.device)
+        returns = []
         # Occasions of its own: never the episodes that training was evaluated on.
-        returns = [
-            evaluate(agent, environments, job.seeds, together, occasion, device).returns
-            for occasion in range(-1, -1 - -(-episodes // together), -1)
-        ]
+        for occasion in range(-1, -1 - -(-episodes // together), -1):
+            sound = np.array([seed not in failed for seed in job.seeds])
+            played = evaluate(
+                agent, environments, job.seeds, together, occasion, device, sound=sound
+            )
+            failed |= {job.seeds[row]: fault for row, fault in played.faults.items()}
+            returns.append(played.returns)
     finally:
         environments.close()
     elsewhere = trained.device if trained.device != job.device else None
-    return Outcome(job.seeds, step, np.concatenate(returns, axis=1)[:, :episodes], elsewhere)
+    played_returns = np.concatenate(returns, axis=1)[:, :episodes]
+    return Outcome(job.seeds, step, played_returns, failed, elsewhere)
 
 
 def film_cell(cell: Cell, film: Film) -> None:

@@ -32,10 +32,13 @@ app = typer.Typer(
 
 
 def _path(text: str | Path) -> Path:
-    """Read a path. An empty one, as an unset variable leaves it, would be the working folder."""
+    """Read a path. An empty one, as an unset variable leaves it, would be the working folder.
+
+    It is absolute before a command begins: a task or an agent may change the working folder.
+    """
     if not str(text).strip() or "\0" in str(text):
         raise typer.BadParameter(f"{text!r} is no path")
-    return Path(text)
+    return Path(text).absolute()
 
 
 ResultsFolder = Annotated[
@@ -104,6 +107,12 @@ def run(
     eval_episodes: Annotated[
         int | None, typer.Option(min=1, max=MOST_EPISODES, help="Episodes of an evaluation.")
     ] = None,
+    replay_capacity: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Transitions of each seed that are kept; default: all, up to 1,000,000."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of one agent: qsm.alpha=10. May be repeated."),
@@ -123,11 +132,13 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show cells, steps, time and disk; run nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the cells and what they will take; run nothing."),
     ] = False,
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Train every agent on every task, or go on where an earlier run of this name was cut off."""
+    from qsm_bench import plan
     from qsm_bench.experiment import Experiment, parse_agents
     from qsm_bench.store import ExperimentStore
 
@@ -143,14 +154,19 @@ def run(
         eval_every=eval_every or protocol.eval_every,
         eval_episodes=eval_episodes or protocol.eval_episodes,
         device=_device(device),
+        replay_capacity=replay_capacity,
     )
     earlier = ExperimentStore(results, experiment.name)
     experiment = replace(experiment, compiled=_compiled(compiled, experiment, earlier))
     jobs = list(experiment.jobs())
     _check_tasks(experiment.tasks)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
+    to_run = [job for job in jobs if not earlier.is_finished(job)]
+    memory = plan.estimate_memory(to_run)
     if dry_run:
         _show_plan(experiment, jobs, workers, results)
+    plan.refuse_what_does_not_fit(to_run, memory, workers)
+    if dry_run:
         return
     _run(experiment, workers, checkpoint_every or experiment.eval_every, results)
 
@@ -208,7 +224,10 @@ def _command(*arguments: str) -> str:
 def _with_results(arguments: Sequence[str], results: Path) -> list[str]:
     """``arguments`` with the results folder, which may have been the environment's to say."""
     given = any(text == "--results" or text.startswith("--results=") for text in arguments)
-    return [*arguments, *([] if given or results == RESULTS else [f"--results={results}"])]
+    return [
+        *arguments,
+        *([] if given or results == RESULTS.absolute() else [f"--results={results}"]),
+    ]
 
 
 def _refuse_uncompilable(experiment: "Experiment") -> None:
@@ -431,8 +450,10 @@ def evaluate(
         [
             (
                 f"seed {seed}",
-                f"mean {returns.mean():.1f}  min {returns.min():.1f}  max {returns.max():.1f}  "
-                f"({len(returns)} episodes, step {outcome.step:,})",
+                f"failed: {outcome.failed[seed]}"
+                if seed in outcome.failed
+                else f"mean {returns.mean():.1f}  min {returns.min():.1f}  "
+                f"max {returns.max():.1f}  ({len(returns)} episodes, step {outcome.step:,})",
             )
             for seed, returns in zip(outcome.seeds, outcome.returns, strict=True)
         ]
@@ -562,11 +583,11 @@ def _protocol(suite: str | None, tasks: str | None) -> "Suite":
 
 def _check_tasks(tasks: tuple[str, ...]) -> None:
     """Build each task once: one that cannot be trained on is refused before anything runs."""
-    from envs import TaskError, make
+    from envs import TaskError, close, make
 
     for task in tasks:
         try:
-            make(task).close()
+            close(make(task))
         except TaskError as error:
             raise UserError(str(error)) from error
 
@@ -614,39 +635,36 @@ def _safe(name: str) -> str:
 def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int, results: Path) -> None:
     from rich.table import Table
 
-    from qsm_bench.plan import calibrate, makespan
+    from qsm_bench.memory import size
+    from qsm_bench.plan import calibrate, estimate_memory, makespan
     from qsm_bench.progress import duration
 
     costs = [calibrate(job) for job in jobs]
-    table = Table("agent", "task", "seeds", "steps", "updates", "time", "disk", box=None)
-    for job, cost in zip(jobs, costs, strict=True):
+    memory = [needs.total for needs in estimate_memory(jobs)]
+    at_once = sum(sorted(memory)[-workers:])
+    columns = ("agent", "task", "seeds", "steps", "time", "memory", "disk")
+    table = Table(*columns, box=None)
+    for job, cost, needed in zip(jobs, costs, memory, strict=True):
         table.add_row(
             job.agent.replace("[", r"\["),
             job.task,
             str(len(job.seeds)),
             f"{job.steps:,}",
-            f"{job.steps - job.warmup_steps:,}",
             duration(cost.seconds),
-            _size(cost.disk_bytes),
+            size(needed),
+            size(cost.disk_bytes),
         )
     console = Console()
     console.print(table)
     console.print(
         f"{len(jobs)} cells, {workers} at a time: about "
         f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
-        f"now, at most {_size(sum(cost.disk_bytes for cost in costs))} on disk, under "
+        f"now, at most {size(at_once)} of memory at once and "
+        f"{size(sum(cost.disk_bytes for cost in costs))} on disk, under "
         f"{results / experiment.name}",
         soft_wrap=True,
         highlight=False,
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _pairs(settings: Any) -> str:

@@ -1,7 +1,7 @@
 """Evaluation, the same for every agent: sampled actions, no exploration noise, no selection."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from envs import Environments
 from qsm_bench.contract import Checked
-from qsm_bench.errors import UserError
 
 LONGEST_EPISODE = 100_000
 
@@ -37,6 +36,8 @@ class Episodes:
     """[S, E]"""
     terminated: NDArray[np.bool_]
     """[S, E]: ended by the task, not by a time limit."""
+    faults: dict[int, str] = field(default_factory=dict)
+    """Of each row of S one of whose environments failed: why. All its returns are NaN."""
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -78,24 +79,30 @@ def evaluate(
     ``environments`` are S * episodes in number, a seed's beside each other. Episode k of seed s
     starts from a state drawn for (s, ``occasion``, k) alone; ``occasion`` is the training step.
     ``watch`` is called after every step taken. A seed that is not ``sound`` [S] plays none, and
-    one whose action is not finite no further: their returns are NaN. Raises Interrupted as soon
-    as ``stop()`` is true, and UserError if an episode does not end.
+    one whose action is not finite, or one of whose environments fails, no further: their returns
+    are NaN. Raises Interrupted as soon as ``stop()`` is true.
     """
     shape = (len(seeds), episodes)
-    observation = np.stack(
-        [
-            environments.reset(
-                row * episodes + k, derive_seed(seed, "evaluation", occasion, k, bits=31)
-            )
-            for row, seed in enumerate(seeds)
-            for k in range(episodes)
-        ]
-    )
     rewards: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
     length = np.zeros(shape, dtype=np.int64)
     terminated = np.zeros(shape, dtype=bool)
     sound = np.ones(len(seeds), bool) if sound is None else sound.copy()
+    observation = np.zeros((environments.count, environments.observation_size), np.float32)
+    for row in np.flatnonzero(sound).tolist():
+        for k in range(episodes):
+            seed = derive_seed(seeds[row], "evaluation", occasion, k, bits=31)
+            observation[row * episodes + k] = environments.reset(row * episodes + k, seed)
+    faults: dict[int, str] = {}
+
+    def note_faults() -> None:
+        """Take out the seeds one of whose environments has failed."""
+        for index, fault in environments.faults.items():
+            if sound[index // episodes]:
+                faults[index // episodes] = fault
+                sound[index // episodes] = False
+
+    note_faults()
     active = np.broadcast_to(sound[:, np.newaxis], shape).copy()
     diagnosed = agent if isinstance(agent, Diagnosed) else None
     while active.any():
@@ -114,17 +121,21 @@ def evaluate(
             action.cpu().numpy().reshape(-1, environments.action_size), active.ravel()
         )
         watch()
+        note_faults()
         observation = step.observation
         reward = step.reward.reshape(shape)  # 0 where the episode has ended
         rewards.append(np.where(sound[:, np.newaxis], reward, np.nan))
         length += active
         terminated |= step.terminated.reshape(shape)
-        active &= ~(step.terminated | step.truncated).reshape(shape)
-        if length.max() > LONGEST_EPISODE:
-            raise UserError(
+        active &= ~(step.terminated | step.truncated).reshape(shape) & sound[:, np.newaxis]
+        for row in np.flatnonzero((active & (length >= LONGEST_EPISODE)).any(axis=1)).tolist():
+            faults[row] = (
                 f"task {environments.task.name!r}: an episode ran past {LONGEST_EPISODE} steps "
                 "without ending; give the task a time limit"
             )
+            sound[row] = False
+            active[row] = False
+            rewards[-1][row] = np.nan
     if not rewards:
         rewards, values = [np.full(shape, np.nan)], [np.full(shape, np.nan)]
     return Episodes(
@@ -132,4 +143,5 @@ def evaluate(
         np.stack(values).astype(np.float64),
         length,
         terminated,
+        faults,
     )

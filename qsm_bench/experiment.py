@@ -90,6 +90,8 @@ class Experiment:
     device: str
     first_seed: int = 0
     compiled: bool = False
+    replay_capacity: int | None = None
+    """Transitions of each seed that are kept; None: all, up to ``REPLAY_CAPACITY``."""
 
     def __post_init__(self) -> None:
         """Raise UserError where the numbers do not fit together or a column stands twice."""
@@ -136,7 +138,7 @@ class Experiment:
                     steps=self.steps,
                     warmup_steps=self.warmup_steps,
                     batch_size=self.batch_size,
-                    replay_capacity=min(self.steps, REPLAY_CAPACITY),
+                    replay_capacity=min(self.steps, self.replay_capacity or REPLAY_CAPACITY),
                     eval_every=self.eval_every,
                     eval_episodes=self.eval_episodes,
                     device=self.device,

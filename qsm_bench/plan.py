@@ -2,20 +2,27 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
+import psutil
 import torch
 
-from envs import Lockstep
+from envs import Lockstep, TaskError
 from qsm_bench.contract import rehearse
+from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
+from qsm_bench.memory import available, peak, size
 from qsm_bench.process import settle
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.training import build_agent
 
 ENVIRONMENT_STEPS, UPDATES = 50, 10
+MEASURED_UPDATES = 2
+"""Of which the memory is measured: an actor may be updated at every second one alone."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ def calibrate(job: Job) -> Cost:
     act_time = seconds_per(act, UPDATES, 1)
     evaluation_act_time = seconds_per(act, UPDATES, job.eval_episodes)
     update_time = seconds_per(lambda: agent.update(replay.sample(job.batch_size)), UPDATES)
+    if environments.faults:
+        raise TaskError(next(iter(environments.faults.values())))
     environments.close()
 
     updates = job.steps - job.warmup_steps
@@ -95,6 +104,117 @@ def calibrate(job: Job) -> Cost:
         disk_bytes=job.steps * replay.records[0].nbytes
         + 3 * sum(p.nbytes for p in _tensors(agent.state_dict())),
     )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one cell's process is expected to take at its largest, in bytes."""
+
+    replay: int
+    record: int
+    """Of the replay buffer, for each transition that it holds."""
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.replay + self.rest
+
+
+def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
+    """What each job will take: process, environments, replay buffer, an update, a checkpoint.
+
+    An update is done at small batch sizes for each agent, on its largest task. Raises UserError if
+    even its networks cannot be built here, and TaskError if a task cannot be constructed.
+    """
+    process = psutil.Process().memory_info().rss
+    tasks = {task: _task_sizes(task) for task in dict.fromkeys(job.task for job in jobs)}
+    largest: dict[str, Job] = {}
+    for job in sorted(jobs, key=lambda job: sum(tasks[job.task][:2])):
+        largest[job.agent] = job
+    learning = {agent: _learning_bytes(job, *tasks[job.task][:2]) for agent, job in largest.items()}
+    needs = []
+    for job in jobs:
+        observation_size, action_size, environment = tasks[job.task]
+        seeds = len(job.seeds)
+        record = seeds * (2 * observation_size + action_size + 3) * torch.float32.itemsize
+        environments = seeds * (1 + job.eval_episodes) * environment
+        rest = process + environments + learning[job.agent]
+        needs.append(Memory(job.replay_capacity * record, record, rest))
+    return needs
+
+
+def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], workers: int) -> None:
+    """Raise UserError if the ``workers`` largest jobs together need more than there is."""
+    order = sorted(range(len(jobs)), key=lambda index: needs[index].total)[-workers:]
+    total = sum(needs[index].total for index in order)
+    if not order or total <= (free := available(jobs[0].device)):
+        return
+    job, need = jobs[order[-1]], needs[order[-1]]
+    ways = ["fewer --seeds"]
+    if len(order) > 1:
+        ways.append("fewer --workers")
+    capacity = (free // len(order) - need.rest) // need.record
+    if capacity >= 2 * job.batch_size:
+        ways.insert(0, f"--replay-capacity {_rounded_down(capacity)} or less")
+    several = len(order) > 1
+    together = f"{len(order)} cells at a time need about {size(total)}: " if several else ""
+    raise UserError(
+        f"not enough memory: {together}{job.agent} on {job.task} needs about {size(need.total)}, "
+        f"{size(need.replay)} of it for its replay buffer, and {size(free)} are free: give "
+        f"{', or '.join(ways)}"
+    )
+
+
+def _task_sizes(task: str) -> tuple[int, int, int]:
+    """Observation size, action size, and about how many bytes one more environment takes."""
+    with chdir("."):  # where a task goes is no matter of this process
+        first = Lockstep(task, 1)
+        first.reset(0, 0)
+        before = psutil.Process().memory_info().rss
+        second = Lockstep(task, 1)
+        second.reset(0, 1)
+        more = max(0, psutil.Process().memory_info().rss - before)
+        for environments in (first, second):
+            environments.close()
+    return first.observation_size, first.action_size, more
+
+
+def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
+    """Networks, optimizers, an update, and a checkpoint of them on its way to the disk."""
+    widths = job.settings.get("hidden_sizes", ())
+    weights = sum(a * b for a, b in pairwise([observation_size + action_size, *widths]))
+    # Two critics and their targets, and what Adam keeps of the former: the least there is.
+    least = 8 * len(job.seeds) * weights * torch.float32.itemsize
+    if least > (free := available("cpu")):
+        raise UserError(
+            f"{job.agent} on {job.task}: its networks alone need {size(least)} of memory, and "
+            f"{size(free)} are free: give smaller hidden_sizes or fewer --seeds"
+        )
+    # Seeds are equal: one is enough to measure.
+    job, seeds = job.model_copy(update={"device": "cpu", "seeds": job.seeds[:1]}), len(job.seeds)
+    state: int = 0
+
+    def learn(batch_size: int) -> None:
+        nonlocal state
+        sizes = observation_size, action_size
+        agent = build_agent(job, *sizes)
+        replay = ReplayBuffer(1, *sizes, job.seeds, torch.device("cpu"))
+        replay.records.zero_()
+        replay.added = 1
+        for _ in range(MEASURED_UPDATES):
+            agent.update(replay.sample(batch_size))
+        state = sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
+
+    # A state is written into memory first, in an array that doubles as it grows.
+    update = peak(learn, job.batch_size)
+    return seeds * (update + 2 * state)
+
+
+def _rounded_down(number: int) -> int:
+    """To two digits."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return number // unit * unit
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

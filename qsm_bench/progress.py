@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from qsm_bench.ending import silence_output
 from qsm_bench.heartbeat import life, moment, named
-from qsm_bench.store import GONE, Cell
+from qsm_bench.store import GONE, Cell, SeedFailure
 
 BAR, SHORTEST_NAME = 20, 8
 """Columns of a terminal: of a bar, and those below which a name in several lines is no name."""
@@ -43,6 +44,9 @@ class CellState:
     reason: str | None
     diverged: dict[int, int] = field(default_factory=dict)
     """Seeds that diverged, each with its step."""
+    failed_seeds: dict[int, SeedFailure] = field(default_factory=dict)
+    """Seeds whose environment failed, while the others went on."""
+    warnings: tuple[str, ...] = ()
     log_tail: tuple[str, ...] = ()
     """The last lines of a failed job."""
 
@@ -50,7 +54,12 @@ class CellState:
     def faults(self) -> str:
         """What went wrong, a line for each thing; empty if nothing did."""
         seeds = [f"seed {seed} diverged at step {at:,}" for seed, at in self.diverged.items()]
-        lines = [*([self.reason] if self.reason else []), *seeds]
+        seeds += [
+            f"seed {seed} failed at step {failure.step:,}: {failure.reason}"
+            for seed, failure in self.failed_seeds.items()
+        ]
+        warnings = [f"warning: {line}" for line in self.warnings]
+        lines = [*([self.reason] if self.reason else []), *seeds, *warnings]
         return "\n".join([*lines, *(f"  | {line}" for line in self.log_tail)])
 
     @property
@@ -91,6 +100,8 @@ def cell_state(cell: Cell) -> CellState:
         seconds_left=number("seconds_left"),
         reason=_trouble(progress) if running else manifest.reason,
         diverged=_diverged(progress) if running else manifest.diverged,
+        failed_seeds=_failed_seeds(progress) if running else manifest.failed_seeds,
+        warnings=manifest.warnings,
         log_tail=manifest.log_tail,
     )
 
@@ -110,6 +121,14 @@ def _diverged(progress: dict[str, Any]) -> dict[int, int]:
     try:
         return {int(seed): int(step) for seed, step in progress["diverged"].items()}
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        return {}
+
+
+def _failed_seeds(progress: dict[str, Any]) -> dict[int, SeedFailure]:
+    """The seeds that failed, as JSON has them."""
+    try:
+        return TypeAdapter(dict[int, SeedFailure]).validate_python(progress["failed_seeds"])
+    except (LookupError, ValidationError):
         return {}
 
 
@@ -202,10 +221,9 @@ class Display:
         now = time.monotonic()
         for index, state in enumerate(states):
             before, since = self.shown.get(index, (None, 0.0))
-            news = before is None or (state.status, state.last_return, state.diverged) != (
-                before.status,
-                before.last_return,
-                before.diverged,
+            news = before is None or any(
+                getattr(state, what) != getattr(before, what)
+                for what in ("status", "last_return", "diverged", "failed_seeds", "warnings")
             )
             overdue = state.status == "running" and now - since >= LINE_SECONDS
             if (news and state.status != "pending") or overdue:

@@ -42,6 +42,16 @@ GONE = "its process is gone"
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
 
+class SeedFailure(BaseModel):
+    """What ended one seed of a job, while the others went on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    reason: str
+    """In one line."""
+
+
 class Manifest(BaseModel):
     """What a cell is and how it went."""
 
@@ -58,6 +68,10 @@ class Manifest(BaseModel):
     """Why it was started a second time, from its checkpoint."""
     diverged: dict[int, int] = {}
     """Seeds whose loss turned non-finite, each with its step; from there on returns are NaN."""
+    failed_seeds: dict[int, SeedFailure] = {}
+    """Seeds whose environment failed; from there on their returns are NaN."""
+    warnings: tuple[str, ...] = ()
+    """What a user should know of the run, a line each."""
     step: int = 0
     updates: int = 0
     """Gradient updates of each seed so far."""
@@ -151,13 +165,19 @@ class ExperimentStore:
     """The folder of one experiment."""
 
     def __init__(self, root: Path, name: str) -> None:
-        self.folder = root / name
+        # Absolute, before a task or an agent can change the working directory.
+        self.folder = root.absolute() / name
         self.file = self.folder / "experiment.json"
         self.holder_file = self.folder / ".holder"
 
     def cell(self, agent: str, task: str) -> Cell:
         """The folder of a cell; a label or Gymnasium id may hold characters a path may not."""
         return Cell(self.folder / _as_folder(agent) / _as_folder(task))
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether the job's cell is there and finished. Raises UserError if it cannot be read."""
+        cell = self.cell(job.agent, job.task)
+        return cell.manifest_file.exists() and cell.read_manifest().status == "finished"
 
     def existing_cell(self, agent: str, task: str) -> Cell:
         """The folder of a cell that was asked for. Raises UserError if it was not."""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.speed.acceleration import accelerate
-from envs import Environments, Lockstep, ParallelLockstep
+from envs import Environments, Lockstep, ParallelLockstep, TaskError, repeats_itself
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked, checked, rehearse
 from qsm_bench.errors import UserError
@@ -26,7 +26,7 @@ from qsm_bench.experiment import Job, validated
 from qsm_bench.files import write_atomically
 from qsm_bench.metrics import Means
 from qsm_bench.replay import ReplayBuffer
-from qsm_bench.store import Cell
+from qsm_bench.store import Cell, SeedFailure
 from qsm_bench.tables import CsvLog, as_csv
 
 LOG_EVERY = 1_000
@@ -95,6 +95,8 @@ class Training:
         """Each seed's running episode, counted from 0."""
         self.episode_start = np.zeros(seeds, dtype=np.int64)
         """The step at which it began."""
+        self.episode_before = np.full(seeds, -1)
+        """The step at which the episode before began; -1 if there was none."""
         self.episode_return = np.zeros(seeds)
         self.finished_returns: list[list[float]] = [[] for _ in job.seeds]
         """Returns of the training episodes that ended since the last row of training.csv."""
@@ -106,6 +108,12 @@ class Training:
         """Of each seed: losses and actions were finite so far."""
         self.diverged: dict[int, int] = {}
         """Seeds that were not sound any more, each with the step at which."""
+        self.going = np.ones(seeds, dtype=bool)
+        """Of each seed: its environments have not failed."""
+        self.failed: dict[int, SeedFailure] = {}
+        """Seeds whose environments failed; they stand still, and the others go on."""
+        self.warnings: tuple[str, ...] = ()
+        """What the user should know of this run, a line each."""
         self.last_return: float | None = None
         self.watched: Tensor | None = None
         """[S, WATCHED_STATES, obs], once the warm-up is over."""
@@ -117,8 +125,14 @@ class Training:
             self._restore(state)
         else:
             rehearse(partial(build_agent, job, *sizes), sizes[0], job.batch_size, self.device)
-            self._open_tables({})
             self.observation = np.stack([self._reset(row) for row in range(seeds)])
+            self._note_failed(self.environments.faults)
+            self._open_tables({})
+            if not repeats_itself(self.environments.task):
+                self.warnings = (
+                    f"task {job.task!r} does not repeat itself from the same seed and actions: "
+                    "this run cannot be resumed",
+                )
 
     @property
     def updates(self) -> int:
@@ -155,15 +169,18 @@ class Training:
             action = self.agent.act(observation.unsqueeze(1), explore=True).squeeze(1)
             self.sound &= action.isfinite().all(dim=-1)
             self._note_diverged()
-            # A diverged seed stands still: no environment is given what is no action.
-            action = torch.where(self.sound.unsqueeze(-1), action, 0.0)
-        self.environments.begin(action.cpu().numpy())
+        # A seed that diverged or failed stands still: no environment is given what is no action.
+        still = ~self.sound | ~torch.from_numpy(self.going).to(self.device)
+        action = torch.where(still.unsqueeze(-1), 0.0, action)
+        self.environments.begin(action.cpu().numpy(), self.going)
         # Between the two a GPU's update and the environments, in processes of their own, run at
         # once; so that it makes no difference to the numbers where they do not, an update draws
         # from the transitions before this step everywhere.
         if self.step >= self.job.warmup_steps:
             self._update()
         result = self.environments.finish()
+        if self.replay.added - self.checkpoint.saved == self.replay.capacity:
+            self.checkpoint.keep(self.replay)
         self.replay.add(
             observation,
             action,
@@ -183,9 +200,11 @@ class Training:
         for row in np.flatnonzero(result.terminated | result.truncated).tolist():
             self.finished_returns[row].append(float(self.episode_return[row]))
             self.episode[row] += 1
+            self.episode_before[row] = self.episode_start[row]
             self.episode_start[row] = self.step
             self.episode_return[row] = 0.0
             self.observation[row] = self._reset(row)
+        self._note_failed(self.environments.faults)
         if self.step == self.job.warmup_steps:
             self.watched = self._spread_states()
         if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.updates:
@@ -206,10 +225,34 @@ class Training:
 
     def _note_diverged(self) -> None:
         for row in (~self.sound).nonzero().flatten().tolist():
-            self.diverged.setdefault(self.job.seeds[row], self.step)
+            if self.going[row]:
+                self.diverged.setdefault(self.job.seeds[row], self.step)
 
-    def _reset(self, row: int) -> NDArray[np.float32]:
-        seed = derive_seed(self.job.seeds[row], "episode", int(self.episode[row]), bits=31)
+    def _note_failed(self, faults: Mapping[int, str]) -> None:
+        """Let the seeds stand still whose environments, by row, have failed.
+
+        Raises TaskError if no seed is left.
+        """
+        for row, reason in faults.items():
+            if self.going[row]:
+                self.going[row] = False
+                self.failed[self.job.seeds[row]] = SeedFailure(step=self.step, reason=reason)
+                self.observation[row] = 0.0
+        if faults and not self.going.any():
+            if self.step:
+                self.save()
+            raise self._all_failed()
+
+    def _all_failed(self) -> TaskError:
+        last = max(self.failed.values(), key=lambda failure: failure.step)
+        if not last.step:
+            return TaskError(last.reason)
+        return TaskError(f"{last.reason}; by step {last.step:,} every seed had failed")
+
+    def _reset(self, row: int, back: int = 0) -> NDArray[np.float32]:
+        """Begin a seed's running episode, or one so many before it."""
+        number = int(self.episode[row]) - back
+        seed = derive_seed(self.job.seeds[row], "episode", number, bits=31)
         return self.environments.reset(row, seed)
 
     def _log(self) -> None:
@@ -225,6 +268,7 @@ class Training:
             for row, (seed, finished) in enumerate(
                 zip(self.job.seeds, self.finished_returns, strict=True)
             )
+            if self.going[row]
         )
         self.finished_returns = [[] for _ in self.job.seeds]
 
@@ -242,14 +286,16 @@ class Training:
                 self.device,
                 self.stop,
                 watch,
-                self.sound.cpu().numpy(),
+                self.sound.cpu().numpy() & self.going,
             )
         except Interrupted:
             # The evaluation will come again, from before it drew any noise.
             self._save(state)
             raise
         returns = played.returns
-        self.sound &= torch.from_numpy(np.isfinite(returns).all(axis=1)).to(self.device)
+        fine = np.isfinite(returns).all(axis=1) | ~self.going
+        fine[list(played.faults)] = True
+        self.sound &= torch.from_numpy(fine).to(self.device)
         self._note_diverged()
         self.evaluations.append(
             {
@@ -264,6 +310,7 @@ class Training:
         )
         finite = returns[np.isfinite(returns)]
         self.last_return = float(finite.mean()) if finite.size else None
+        self._note_failed(played.faults)
         if self.watched is not None and isinstance(self.agent, Diagnosed):
             self._diagnose(self.agent, self.watched, played.critic_bias(job.settings["discount"]))
         self.evaluation_seconds += time.perf_counter() - began
@@ -274,6 +321,7 @@ class Training:
         self.diagnostics.append(
             {"seed": seed, "step": self.step, **{k: v[row] for k, v in measures.items()}}
             for row, seed in enumerate(self.job.seeds)
+            if self.going[row]
         )
         slices = agent.action_slices(watched[:, :SLICED_STATES], self.step)
         rows = [
@@ -286,6 +334,7 @@ class Training:
                 "share": float(slices.share[row, state, cell]),
             }
             for row, seed in enumerate(self.job.seeds)
+            if self.going[row]
             for state in range(SLICED_STATES)
             for cell, action in enumerate(slices.action.tolist())
         ]
@@ -343,6 +392,8 @@ class Training:
             "step": self.step,
             "episode": self.episode.tolist(),
             "episode_start": self.episode_start.tolist(),
+            "episode_before": self.episode_before.tolist(),
+            "observation": torch.from_numpy(self.observation.copy()),
             "episode_return": self.episode_return.tolist(),
             "finished_returns": self.finished_returns,
             "metrics": self.metrics.state_dict(),
@@ -350,6 +401,7 @@ class Training:
             "evaluation_seconds": self.evaluation_seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
             "diverged": self.diverged,
+            "failed_seeds": {seed: failure.model_dump() for seed, failure in self.failed.items()},
             "last_return": self.last_return,
             "watched": self.watched,
             **{f"{name}_size": table.size for name, table in self._tables.items()},
@@ -365,7 +417,10 @@ class Training:
                 f"{self.checkpoint.folder} does not fit its job ({type(error).__name__}): delete "
                 f"{self.cell.folder} to start the cell anew"
             ) from error
-        self.observation = np.stack([self._replay_episode(r) for r in range(len(self.job.seeds))])
+        if not self.going.any():
+            raise self._all_failed()
+        rows = range(len(self.job.seeds))
+        self.observation = np.stack([self._play_again(row, state) for row in rows])
 
     def _restore_parts(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
@@ -374,6 +429,7 @@ class Training:
         self.step = self.saved = state["step"]
         self.episode = np.array(state["episode"])
         self.episode_start = np.array(state["episode_start"])
+        self.episode_before = np.array(state.get("episode_before", self.episode_before))
         self.episode_return = np.array(state["episode_return"])
         self.finished_returns = state["finished_returns"]
         if "metrics" in state:
@@ -389,23 +445,59 @@ class Training:
         self.sound = torch.tensor(
             [seed not in self.diverged for seed in self.job.seeds], device=self.device
         )
+        self.failed = {
+            seed: SeedFailure.model_validate(failure)
+            for seed, failure in state.get("failed_seeds", {}).items()
+        }
+        self.going = np.array([seed not in self.failed for seed in self.job.seeds])
         self.last_return = state["last_return"]
         watched = state["watched"]
         self.watched = None if watched is None else watched.to(self.device)
 
-    def _replay_episode(self, row: int) -> NDArray[np.float32]:
-        """Bring a seed's environment to where its episode was: reset it and repeat its actions."""
-        observation = self._reset(row)
-        only = np.arange(len(self.job.seeds)) == row
-        for step in range(int(self.episode_start[row]), self.step):
-            seen, action, _, _, _, _ = self.replay.record(step)
-            if not np.array_equal(seen[row].cpu().numpy(), observation, equal_nan=True):
-                raise UserError(
-                    f"task {self.job.task!r} does not repeat itself from the same seed and "
-                    "actions, so its run cannot be resumed: start it anew under another --name"
-                )
-            observation = self.environments.step(action.cpu().numpy(), only).observation[row]
+    def _play_again(self, row: int, state: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Bring a seed's environment to where its episode was: reset it and repeat its actions.
+
+        So is the episode before, since the running one may have no step to compare yet. Raises
+        UserError if any observation, reward or flag is another than it was.
+        """
+        if not self.going[row]:
+            return np.zeros(self.environments.observation_size, np.float32)
+        if self.episode_before[row] >= 0:
+            episode = int(self.episode_before[row]), int(self.episode_start[row])
+            self._repeat(row, self._reset(row, back=1), *episode)
+        observation = self._repeat(row, self._reset(row), int(self.episode_start[row]), self.step)
+        if "observation" in state:
+            self._refuse_unless(np.array_equal(state["observation"][row].numpy(), observation))
         return observation
+
+    def _repeat(
+        self, row: int, observation: NDArray[np.float32], first: int, last: int
+    ) -> NDArray[np.float32]:
+        """Take a seed's steps ``first``..``last`` - 1 again; return the observation after them."""
+        only = np.arange(len(self.job.seeds)) == row
+        for fields in self.checkpoint.records(self.replay, first, last):
+            seen, _, reward, terminated, ended, after = (field[row].numpy() for field in fields)
+            self._refuse_unless(np.array_equal(seen, observation))
+            step = self.environments.step(fields[1].numpy(), only)
+            observation = step.observation[row]
+            self._refuse_unless(
+                np.array_equal(after, observation)
+                and reward[0] == step.reward[row]
+                and terminated[0] == step.terminated[row]
+                and ended[0] == (step.terminated[row] | step.truncated[row])
+            )
+        return observation
+
+    def _refuse_unless(self, repeated: bool) -> None:
+        if faults := self.environments.faults:
+            raise UserError(
+                f"{next(iter(faults.values()))}; so the run could not be resumed, and is as it was"
+            )
+        if not repeated:
+            raise UserError(
+                f"task {self.job.task!r} does not repeat itself from the same seed and actions, so "
+                "its run cannot be resumed: start it anew under another --name"
+            )
 
     def close(self) -> None:
         """Release environments and files."""

@@ -62,6 +62,7 @@ class Progress:
             else None,
             "seconds_left": pace * (job.steps - training.step) if pace else None,
             "diverged": dict(training.diverged),
+            "failed_seeds": {s: f.model_dump() for s, f in dict(training.failed).items()},
         }
 
 
@@ -75,7 +76,7 @@ def work(
 
     With ``lifeline``, the end of standard input asks it: see ``StopRequest``.
     """
-    cell = Cell(folder)
+    cell = Cell(folder.absolute())  # a task may change the working directory
     with suppress(OSError, ValueError):  # where standard error is no file
         faulthandler.enable()
     settle()
@@ -111,6 +112,9 @@ def _train(
         stop.listen()  # whatever the environments have made of the signals
         progress.follow(training)
         manifest.stretches[-1].first_step = training.step
+        if training.warnings:
+            manifest.warnings = training.warnings
+            print(*(f"warning: {line}" for line in training.warnings), sep="\n", file=sys.stderr)
         cell.write_manifest(manifest)
         training.run()
         training.sync()
@@ -155,6 +159,7 @@ def _note(training: Training, manifest: Manifest) -> None:
     manifest.step, manifest.updates = training.step, training.updates
     manifest.stretches[-1].last_step = training.step
     manifest.diverged = dict(training.diverged)
+    manifest.failed_seeds = dict(training.failed)
     manifest.train_seconds = round(training.train_seconds, 2)
     manifest.evaluation_seconds = round(training.evaluation_seconds, 2)
     manifest.checkpoint_seconds = round(training.checkpoint_seconds, 2)

@@ -89,6 +89,12 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
             f"{count(diverged, 'run')} diverged and stand outside the statistics: an agent that "
             "sometimes diverges is judged here by the runs that did not."
         )
+    lost = sum(len(cell.get("failed_seeds", {})) for cell in results.cells)
+    if lost:
+        warnings.append(
+            f"{count(lost, 'run')} failed with their environment and stand outside the statistics: "
+            "see what is missing, below."
+        )
     seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
     if seeds < FEW_SEEDS:
         warnings.append(

@@ -197,7 +197,15 @@ def _select_runs(
             reasons.append(f"{agent} on {task}: no complete evaluation.")
         else:
             seeds = curve.finite_seeds()
+            failures = {int(seed): fault for seed, fault in cell.get("failed_seeds", {}).items()}
+            for seed, fault in failures.items():
+                reasons.append(
+                    f"{agent} on {task}, seed {seed}: failed at step {fault['step']:,} "
+                    f"({fault['reason']})."
+                )
             for seed in sorted({*cell["seeds"], *curve.seeds} - {*seeds}):
+                if seed in failures:
+                    continue
                 why = "a return is not finite" if seed in curve.seeds else "no evaluation"
                 reasons.append(f"{agent} on {task}, seed {seed}: {why}.")
             if seeds:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs import Environments, Lockstep, ParallelLockstep, TaskError, find_task
+from envs import Environments, Lockstep, ParallelLockstep, Task, TaskError, find_task
 
 COUNT = 5
 
@@ -81,7 +81,15 @@ def test_a_process_that_is_killed_is_one_clear_line() -> None:
     victim = environments._processes[1].pid
     assert victim
     os.kill(victim, signal.SIGKILL)
-    with pytest.raises(TaskError, match="'four-goals': its environment's process died") as told:
-        environments.reset(1, 0)
-    assert "\n" not in str(told.value)
+    assert not environments.reset(1, 0).any()
+    assert environments.faults == {1: "task 'four-goals': its environment's process died"}
+    environments.reset(0, 0)
+    step = environments.step(np.ones((2, environments.action_size), np.float32))
+    assert step.observation[0].any()
+    assert not any(part[1].any() for part in step)
     environments.close()
+
+
+def test_a_task_that_cannot_be_constructed_there_is_refused_here() -> None:
+    with pytest.raises(TaskError, match="'absent-v0'"):
+        ParallelLockstep(Task("absent-v0", "absent-v0"), 2, 2)

@@ -1,5 +1,9 @@
 """Third-party tasks that misbehave: each fails its own cell, in one line that names the task."""
 
+import csv
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,11 +14,20 @@ import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from envs import Lockstep
-from qsm_bench import evaluation, executor
+from agents.common.streams import derive_seed
+from envs import Lockstep, ParallelLockstep, TaskError
+from qsm_bench import evaluation, executor, worker
+from qsm_bench.checkpoint_evaluation import evaluate_cell
+from qsm_bench.errors import UserError
+from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, parse_agents
-from qsm_bench.store import ExperimentStore
+from qsm_bench.progress import cell_state
+from qsm_bench.results import load_results
+from qsm_bench.statistics.selection import select_runs
+from qsm_bench.store import Cell, ExperimentStore, SeedFailure
+from qsm_bench.training import Training
+from tests.qsm_bench.jobs import AGENTS, after, make_job, train, uncut, written
 from tests.qsm_bench.processes import ForkedJob
 
 BAD_AT = 6
@@ -77,6 +90,47 @@ class NaNReward(Good):
         return np.nan if self.bad else 1.0
 
 
+class HugeObservation(Good):
+    """Finite in float64, infinite in float32."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def observation(self) -> Any:
+        return np.full(3, 1e40 if self.bad else 1.0)
+
+
+class HugeReward(Good):
+    def reward(self) -> float:
+        return -1e40 if self.bad else 1.0
+
+
+class LargeReward(Good):
+    """Finite in float32; the sum of a few, or the square of one, is not."""
+
+    def reward(self) -> float:
+        return 3e38
+
+
+class NoFlag(Good):
+    def is_over(self) -> Any:
+        return None
+
+
+class Exits(Good):
+    def reward(self) -> float:
+        raise SystemExit(3)
+
+
+class Interrupts(Good):
+    def reward(self) -> float:
+        raise KeyboardInterrupt
+
+
+class ExitsWhenMade(Good):
+    def __init__(self) -> None:
+        raise SystemExit(3)
+
+
 class NoReward(Good):
     def reward(self) -> Any:
         return None
@@ -124,12 +178,47 @@ class EmptyBounds(Good):
     action_space = spaces.Box(np.array([-1.0, 1.0]), np.array([1.0, 1.0]), dtype=np.float32)
 
 
-GOOD = (Good, UnequalBounds)
+class ArraysOfOne(Good):
+    def step(self, action: Any) -> Any:
+        observation, reward, *flags, info = super().step(action)
+        return observation, np.array([reward]), *(np.array([flag]) for flag in flags), info
+
+
+class CannotBeClosed(Good):
+    def close(self) -> None:
+        raise AttributeError("viewer")
+
+
+class ChangesFolder(Good):
+    def __init__(self) -> None:
+        os.chdir("/")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        os.chdir("/")
+        return super().reset()
+
+
+class HandsOutItsBuffer(Good):
+    buffer = np.zeros(3, np.float32)
+
+    def observation(self) -> NDArray[np.float32]:
+        self.buffer += 1.0
+        return self.buffer
+
+
+GOOD = (Good, UnequalBounds, ArraysOfOne, CannotBeClosed, ChangesFolder, HandsOutItsBuffer)
 BAD = {
-    NaNObservation: "returned an observation that is not finite",
-    NaNFromTheStart: "returned an observation that is not finite",
-    InfiniteObservation: "returned an observation that is not finite",
-    NaNReward: "returned the reward nan",
+    NaNObservation: "returned an observation with nan, which is not finite",
+    NaNFromTheStart: "returned an observation with nan, which is not finite",
+    InfiniteObservation: "returned an observation with inf, which is not finite",
+    HugeObservation: "an observation with 1e+40, which is beyond the +-1e+15 that float32 can",
+    NaNReward: "returned the reward nan, which is not finite",
+    HugeReward: "returned the reward -1e+40, which is beyond the +-1e+15 that float32 can learn",
+    LargeReward: "returned the reward 3e+38, which is beyond the +-1e+15 that float32 can learn",
+    NoFlag: "returned None for truncated, where True or False is right",
+    Exits: "raised SystemExit: 3",
+    Interrupts: "raised KeyboardInterrupt",
+    ExitsWhenMade: "cannot be constructed: 3",
     NoReward: "raised TypeError: ",
     Raises: "raised RuntimeError: the simulator has crashed",
     RaisesInReset: "raised OSError: no display",
@@ -179,7 +268,7 @@ def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Pa
         assert fault in manifest.reason
         assert "\n" not in manifest.reason
         assert manifest.log_tail
-    assert [manifest.status for manifest in manifests[len(BAD) :]] == ["finished", "finished"]
+    assert {manifest.status for manifest in manifests[len(BAD) :]} == {"finished"}
     reasons = [manifest.reason for manifest in manifests[: len(BAD)]]
     assert unfinished == dict(zip(cells, reasons, strict=False))
 
@@ -192,3 +281,233 @@ def test_a_fault_of_the_harness_is_not_blamed_on_the_task() -> None:
         environments.step(np.zeros((2, 2), np.float32))
     environments.reset(0, 0)
     environments.close()
+
+
+class OneSeed(gymnasium.Env[Any, Any]):
+    """A sum of actions, which goes wrong for one seed alone when ``fault`` says so."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    fault: Any = staticmethod(lambda seed, steps: None)
+    """What to do before the step of that number, 0 for the reset, in an episode of that seed."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.seed, self.steps, self.sum = seed, 0, float(self.np_random.uniform(-1, 1))
+        type(self).fault(seed, 0)
+        return np.array([self.sum, 0.0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        type(self).fault(self.seed, self.steps)
+        self.sum += float(action[0])
+        observation = np.array([self.sum, self.steps], np.float32)
+        return observation, -(self.sum**2), False, self.steps == 10, {}
+
+
+gymnasium.register(name(OneSeed), OneSeed)
+
+
+def failing(error: BaseException, seed: int, at: int) -> Any:
+    def fault(episode: int, steps: int) -> None:
+        if (episode, steps) == (seed, at):
+            raise error
+
+    return staticmethod(fault)
+
+
+def rows(folder: Path, table: str, seed: int) -> list[dict[str, str]]:
+    with (folder / f"{table}.csv").open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["seed"] == str(seed)]
+    return [{key: value for key, value in row.items() if key != "wall_clock"} for row in found]
+
+
+JOB = make_job(AGENTS[0], name(OneSeed), seeds=3)
+IN_TRAINING = derive_seed(1, "episode", 2, bits=31)
+"""Seed 1's third episode, steps 21 to 30."""
+IN_EVALUATION = derive_seed(1, "evaluation", 40, 1, bits=31)
+
+
+@pytest.mark.parametrize(
+    ("episode", "at", "step", "error", "processes"),
+    [
+        (IN_TRAINING, 0, 20, RuntimeError("lost"), 0),
+        (IN_TRAINING, 4, 24, SystemExit(3), 0),
+        (IN_TRAINING, 4, 24, RuntimeError("lost"), 2),
+        (IN_EVALUATION, 0, 40, KeyboardInterrupt(), 0),
+        (IN_EVALUATION, 7, 40, RuntimeError("lost"), 3),
+    ],
+)
+def test_a_seed_whose_environment_fails_is_shown_and_the_others_go_on_bit_for_bit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    episode: int,
+    at: int,
+    step: int,
+    error: BaseException,
+    processes: int,
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # no process of a job has Python's own handler
+    well, ill, cut = (tmp_path / part for part in ("well", "ill", "cut"))
+    for folder in (well, ill, cut):
+        folder.mkdir()
+    train(JOB, well)
+    monkeypatch.setattr(OneSeed, "fault", failing(error, episode, at))
+    if processes:
+        context = multiprocessing.get_context("fork")  # which inherits the fault
+        monkeypatch.setattr("envs.parallel.multiprocessing.get_context", lambda how: context)
+        monkeypatch.setattr(
+            Training,
+            "_environments",
+            lambda self, count: ParallelLockstep(JOB.task, count, processes),
+        )
+    training = Training(JOB, Cell(ill), checkpoint_every=7)
+    training.run()
+    training.close()
+    assert [(seed, failure.step) for seed, failure in training.failed.items()] == [(1, step)]
+    assert training.failed[1].reason.startswith(f"task {JOB.task!r} raised {type(error).__name__}")
+    assert not training.diverged
+    for seed in (0, 2):
+        for table in ("evaluations", "training", "diagnostics"):
+            assert rows(ill, table, seed) == rows(well, table, seed)
+    for row, healthy in zip(rows(ill, "evaluations", 1), rows(well, "evaluations", 1), strict=True):
+        failed = int(row["step"]) >= step
+        assert row["return"] == ("nan" if failed else healthy["return"])
+
+    for stop_at in (15, 17, 20):  # the last of them in an evaluation
+        assert not train(JOB, cut, stop_at=stop_at, checkpoint_every=7)
+    assert train(JOB, cut, checkpoint_every=7)
+    assert written(cut) == written(ill)
+
+
+def test_once_failed_a_seed_stays_so_though_its_environment_would_work_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = failing(OSError("gone"), IN_TRAINING, 4)
+    monkeypatch.setattr(OneSeed, "fault", fault)
+    assert not train(JOB, tmp_path, stop_at=75)
+    monkeypatch.setattr(OneSeed, "fault", staticmethod(lambda seed, steps: None))
+    again = Training(JOB, Cell(tmp_path), checkpoint_every=7)
+    again.run()
+    again.close()
+    assert list(again.failed) == [1]
+    assert rows(tmp_path, "evaluations", 1)[-1]["return"] == "nan"
+
+
+def test_if_every_seed_has_failed_the_job_ends_at_once_and_again_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(episode: int, steps: int) -> None:
+        if steps == 5:
+            raise OSError("gone")
+
+    monkeypatch.setattr(OneSeed, "fault", staticmethod(fault))
+    for _ in range(2):
+        with pytest.raises(TaskError, match="raised OSError: gone; by step 5 every seed had"):
+            train(JOB, tmp_path)
+        monkeypatch.setattr(OneSeed, "fault", staticmethod(lambda seed, steps: None))
+
+
+def test_if_every_seed_fails_at_its_first_reset_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(episode: int, steps: int) -> None:
+        raise OSError("no display")
+
+    monkeypatch.setattr(OneSeed, "fault", staticmethod(fault))
+    with pytest.raises(TaskError, match=r"raised OSError: no display$"):
+        train(JOB, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_seed_is_in_manifest_status_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ExperimentStore(tmp_path, "x")
+    (cell,) = store.prepare(
+        Experiment(
+            name="x",
+            agents=parse_agents(AGENTS[-1]),
+            tasks=(JOB.task,),
+            seeds=3,
+            steps=45,
+            warmup_steps=8,
+            batch_size=8,
+            eval_every=20,
+            eval_episodes=2,
+            device="cpu",
+        ),
+        "",
+    )
+    monkeypatch.setattr(OneSeed, "fault", failing(OSError("gone"), IN_TRAINING, 4))
+    worker.work(cell.folder, checkpoint_every=7)
+    manifest = cell.read_manifest()
+    assert manifest.status == "finished"
+    reason = f"task {JOB.task!r} raised OSError: gone"
+    assert manifest.failed_seeds == {1: SeedFailure(step=24, reason=reason)}
+    assert cell.read_progress()["failed_seeds"] == {"1": {"step": 24, "reason": reason}}
+    assert cell_state(cell).line.endswith(f"seed 1 failed at step 24: {reason}")
+    outcome = evaluate_cell(cell, 2)
+    assert outcome.failed == {1: reason}
+    assert np.isfinite(outcome.returns).all(axis=1).tolist() == [True, False, True]
+    left_out = select_runs(load_results(tmp_path, "x")).left_out
+    label = manifest.job.agent
+    assert f"{label} on {JOB.task}, seed 1: failed at step 24 ({reason})." in left_out
+
+
+class Forgetful(OneSeed):
+    """Differs from one time to the next in what ``part`` names."""
+
+    part = ""
+    length = 1
+
+    def reset(self, **how: Any) -> Any:
+        observation, info = super().reset(**how)
+        return observation + (self.part == "first observation") * self.surprise(), info
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, _, info = super().step(action)
+        reward += (self.part == "reward") * self.surprise()
+        observation = observation + (self.part == "observation") * self.surprise()
+        ends = self.steps == self.length
+        terminated = ends and not (self.part == "flag" and Forgetful.resumed)
+        return observation, reward, terminated, ends, info
+
+    resumed = False
+
+    def surprise(self) -> np.float32:
+        return np.float32(np.frombuffer(os.urandom(2), np.uint16)[0])
+
+
+gymnasium.register(name(Forgetful), Forgetful)
+
+
+@pytest.mark.parametrize("part", ["first observation", "observation", "reward", "flag", ""])
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_task_that_does_not_repeat_itself_is_told_at_the_start_and_refused_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, length: int
+) -> None:
+    """The checkpoint lies on an episode's boundary, where the running episode shows nothing."""
+    job = make_job(task=name(Forgetful))
+    monkeypatch.setattr(Forgetful, "part", part)
+    monkeypatch.setattr(Forgetful, "length", length)
+    training = Training(job, Cell(tmp_path), checkpoint_every=1000, stop=after(10))
+    with pytest.raises(Interrupted):
+        training.run()
+    training.close()
+    assert training.step == 10
+    assert bool(training.warnings) == (part not in ("", "flag"))
+    assert all("this run cannot be resumed" in line for line in training.warnings)
+    monkeypatch.setattr(Forgetful, "resumed", True)
+    if part:
+        with pytest.raises(UserError, match="does not repeat itself"):
+            train(job, tmp_path)
+    else:
+        assert train(job, tmp_path)
+
+
+def test_a_run_can_be_resumed_however_few_transitions_are_kept(tmp_path: Path) -> None:
+    job = make_job().model_copy(update={"replay_capacity": 2})
+    assert not train(job, tmp_path, stop_at=28, checkpoint_every=7)
+    assert train(job, tmp_path)
+    assert written(tmp_path) == uncut(job.model_dump_json())

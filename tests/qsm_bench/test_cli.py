@@ -556,7 +556,7 @@ def test_ctrl_c_stops_soon_and_going_on_leaves_what_an_uncut_run_leaves(folder: 
 def test_a_cell_that_fails_is_named_with_its_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The task can be built once, for the check before the run, and not again."""
+    """The task can be built by one process, for the checks before the run, and by no other."""
     monkeypatch.syspath_prepend(folder)
     (folder / "built_once.py").write_text(BUILT_ONCE)
     with patch.object(executor, "_start", ForkedJob):
@@ -570,6 +570,7 @@ def test_a_cell_that_fails_is_named_with_its_log(
 
 
 BUILT_ONCE = """
+import os
 from pathlib import Path
 
 import gymnasium
@@ -579,9 +580,9 @@ from envs.linear_quadratic import LinearQuadratic
 
 class BuiltOnce(LinearQuadratic):
     def __init__(self):
-        if Path("built").exists():
+        if Path("built").exists() and Path("built").read_text() != str(os.getpid()):
             raise RuntimeError("was built before")
-        Path("built").touch()
+        Path("built").write_text(str(os.getpid()))
         super().__init__()
 
 

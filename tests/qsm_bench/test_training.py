@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agents.speed.acceleration import why_not_compiled
-from envs import Lockstep, ParallelLockstep
+from envs import Lockstep, ParallelLockstep, TaskError
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
@@ -213,7 +213,7 @@ def test_a_task_that_does_not_repeat_itself_cannot_be_gone_on_with(tmp_path: Pat
 
 def test_an_episode_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qsm_bench.evaluation.LONGEST_EPISODE", 50)
-    with pytest.raises(UserError, match="ran past 50 steps without ending"):
+    with pytest.raises(TaskError, match="ran past 50 steps without ending"):
         train(make_job(task="test_training/Endless-v0"), tmp_path)
 
 

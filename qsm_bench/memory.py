@@ -1,0 +1,117 @@
+"""How much memory there is, and how much an agent's update takes."""
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available(device: str) -> int:
+    """Bytes that are free on a device: the GPU's, the machine's, or what a container leaves."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([psutil.virtual_memory().available, *_left_in_groups(CGROUPS, _own_group())])
+
+
+def _own_group() -> str:
+    """The control group of this process, as a path below that of all; of version 2 alone."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+
+
+def _left_in_groups(root: Path, own: str) -> list[int]:
+    """What the limits of a group, and of those above it, leave; empty without limits."""
+    left = []
+    folders = [root / own, *(root / own).parents]
+    places = [
+        (folder, "memory.max", "memory.current", "inactive_file")
+        for folder in folders[: folders.index(root) + 1]
+    ]
+    places.append(
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    for folder, limit, usage, reclaimable in places:
+        try:
+            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # there is no limit: "max", or no such file
+            continue
+        left.append(max(0, most - used + int(facts.get(reclaimable, 0))))
+    return left
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the sizes of tensors' memories as they come (above 0) and go (below)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.changes: list[int] = []
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), settings: Any = None
+    ) -> Any:
+        """Do what was asked, and note which memories it made."""
+        result = function(*arguments, **(settings or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.changes.append(size)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.changes.append(-size)
+
+
+def peak(work: Callable[[int], object], size: int, small: int = 1) -> int:
+    """The most bytes that tensors take at once in ``work(size)``, without doing it at that size.
+
+    It is done at two small sizes instead. What it allocates in the same order is a constant and
+    a share that grows with the size; both follow from the two.
+    """
+    one, two = (_changes(work, count) for count in (small, 2 * small))
+    if len(one) != len(two):  # its course depends on the size: the ends alone can be compared
+        one, two = [_highest(one)], [_highest(two)]
+    grown = [a + (b - a) * (size - small) // small for a, b in zip(one, two, strict=True)]
+    return _highest(grown)
+
+
+def _changes(work: Callable[[int], object], size: int) -> list[int]:
+    allocations = Allocations()
+    with allocations:
+        work(size)
+    return list(allocations.changes)
+
+
+def _highest(changes: list[int]) -> int:
+    now = highest = 0
+    for change in changes:
+        now += change
+        highest = max(highest, now)
+    return highest
+
+
+def size(count: float) -> str:
+    """Bytes in words: 17 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
