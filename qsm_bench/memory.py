@@ -80,16 +80,16 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.changes.append(-size)
 
 
-def peak(work: Callable[[int], object], size: int, small: int = 1) -> int:
+def peak(work: Callable[[int], object], size: int, small: int = 2) -> int:
     """The most bytes that tensors take at once in ``work(size)``, without doing it at that size.
 
     It is done at two small sizes instead. What it allocates in the same order is a constant and
     a share that grows with the size; both follow from the two.
     """
-    one, two = (_changes(work, count) for count in (small, 2 * small))
+    one, two = (_changes(work, count) for count in (small, small + 1))
     if len(one) != len(two):  # its course depends on the size: the ends alone can be compared
         one, two = [_highest(one)], [_highest(two)]
-    grown = [a + (b - a) * (size - small) // small for a, b in zip(one, two, strict=True)]
+    grown = [a + (b - a) * (size - small) for a, b in zip(one, two, strict=True)]
     return _highest(grown)
 
 

@@ -1,0 +1,76 @@
+"""What does not fit into memory is refused in one line before anything starts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qsm_bench import memory, plan
+from qsm_bench.errors import UserError
+from tests.qsm_bench.jobs import make_job
+
+KIB = 1024
+
+
+def test_the_peak_of_a_chain_of_products_is_known_without_running_it() -> None:
+    """At its most: the weights, the input, and two of the products, [size, 64] each."""
+
+    def work(size: int) -> None:
+        weights = torch.zeros(64, 64)
+        x = torch.zeros(size, 64)
+        y = x @ weights
+        del x
+        z = y @ weights
+        del y
+        _ = z @ weights
+
+    assert memory.peak(work, 10_000_000) == 4 * 64 * (64 + 2 * 10_000_000)
+
+
+def test_more_chains_or_a_larger_batch_take_more_memory_in_proportion() -> None:
+    def needed(chains: int, batch_size: int) -> int:
+        job = make_job(f"diffusion_pg[hidden_sizes=[64],chains={chains}]", batch_size=batch_size)
+        return plan.estimate_memory([job])[0].rest
+
+    base, wide, large = needed(2, 64), needed(2002, 64), needed(2, 64_064)
+    assert wide - base == pytest.approx(large - base, rel=0.1)
+    assert wide - base > 2_000 * 64 * 64 * 4
+
+
+def test_a_replay_buffer_counts_in_full_and_a_smaller_one_is_offered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = [make_job(steps=1_000_000), make_job(steps=10_000)]
+    needs = plan.estimate_memory(jobs)
+    assert needs[0].replay == 1_000_000 * 2 * (2 * 2 + 2 + 3) * 4
+    monkeypatch.setattr(plan, "available", lambda device: needs[0].total)
+    plan.refuse_what_does_not_fit(jobs, needs, workers=1)
+    with pytest.raises(UserError, match="2 cells at a time need") as refused:
+        plan.refuse_what_does_not_fit(jobs, needs, workers=2)
+    assert "\n" not in str(refused.value)
+    monkeypatch.setattr(plan, "available", lambda device: needs[0].rest + 500_000 * 2 * 9 * 4)
+    with pytest.raises(UserError, match="give --replay-capacity 500000 or less"):
+        plan.refuse_what_does_not_fit(jobs[:1], needs[:1], workers=1)
+
+
+def test_networks_that_cannot_be_built_are_refused_unbuilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job("td3[hidden_sizes=[1000000,1000000]]")
+    with pytest.raises(UserError, match="its networks alone need"):
+        plan.estimate_memory([job])
+
+
+def test_a_containers_limit_counts_and_that_of_the_group_above_it(tmp_path: Path) -> None:
+    for folder, limit, used in (("", "max", 9), ("a", "1000", 300), ("a/b", "800", 500)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / folder / "memory.current").write_text(f"{used}\n")
+        (tmp_path / folder / "memory.stat").write_text("anon 7\ninactive_file 100\n")
+    assert sorted(memory._left_in_groups(tmp_path, "a/b")) == [400, 800]
+    assert memory._left_in_groups(tmp_path / "absent", "") == []
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 B"), (1536, "2 KiB"), (5 * KIB**4, "5.0 TiB")])
+def test_a_size_in_words(count: int, shown: str) -> None:
+    assert memory.size(count) == shown
