@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from qsm_bench.errors import UserError
+from qsm_bench.files import new, plain
 from qsm_bench.replay import ReplayBuffer
 
 FORMAT = 2
 """Of a state. 1, up to November 2026: torch's own optimisers, and updates after each step."""
+LARGEST_STATE = 2**32
+"""Bytes of a state that is still read: a thousand million numbers."""
 CHUNK = 4096
 """Replay records that are read or written at a time."""
 
@@ -29,8 +32,10 @@ class Checkpoint:
     that is longer, from a checkpoint that was cut off, is simply cut back.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, job: str | None = None) -> None:
+        """``job`` is the identity of the job whose checkpoint it must be, where that is known."""
         self.folder = folder
+        self.job = job
         self.state_file = folder / "state.pt"
         self.previous_file = folder / "previous.pt"
         self.replay_file = folder / "replay.f32"
@@ -49,9 +54,14 @@ class Checkpoint:
         try:
             checksum = self._append(replay)
             buffer = io.BytesIO()
-            log = {"format": FORMAT, "replay_added": replay.added, "replay_checksum": checksum}
+            log = {
+                "format": FORMAT,
+                "job": self.job,
+                "replay_added": replay.added,
+                "replay_checksum": checksum,
+            }
             torch.save(state | log, buffer)
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=new) as file:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
@@ -81,13 +91,15 @@ class Checkpoint:
             if not file.exists():
                 continue
             try:
-                state = read_state(file)
+                state = self._read(file)
                 self._read_log(replay, state)
                 fits(state)
             except UserError as error:
                 faults.append(str(error))
                 continue
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
+            except OSError:
+                raise
+            except Exception as error:  # a state may be anything, and so may what it leads to
                 faults.append(f"{file} is no state of this job ({type(error).__name__})")
                 continue
             if faults:
@@ -127,12 +139,22 @@ class Checkpoint:
         for file in (self.state_file, self.previous_file):
             if file.exists():
                 try:
-                    return read_state(file)
+                    return self._read(file)
                 except UserError as error:
                     faults.append(error)
         if faults:
-            raise faults[0]
+            raise UserError(
+                f"{faults[0]}; delete {self.folder.parent} and run again to train this cell anew"
+            )
         return None
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        """Read a state. Raises UserError if it is damaged, or another job's."""
+        state = read_state(file)
+        # States of before November 2026 do not say whose they are.
+        if self.job is not None and state.get("job") not in (None, self.job):
+            raise UserError(f"{file} is another job's")
+        return state
 
     def drop_replay(self) -> None:
         """Delete what a finished job needs no more: the replay log and the state before."""
@@ -142,7 +164,7 @@ class Checkpoint:
     def _append(self, replay: ReplayBuffer) -> int:
         """Write the records that are new; return the checksum of the log with them."""
         checksum = self.checksum
-        with self.replay_file.open("ab") as file:
+        with open(self.replay_file, "ab", opener=plain) as file:
             file.truncate(self.saved * replay.records[0].nbytes)
             for start in range(self.saved, replay.added, CHUNK):
                 number = torch.arange(start, min(start + CHUNK, replay.added))
@@ -161,7 +183,7 @@ class Checkpoint:
         try:
             if self.replay_file.stat().st_size < added * record_bytes:
                 raise UserError(f"{self.replay_file} is cut off")
-            with self.replay_file.open("rb") as file:
+            with open(self.replay_file, "rb", opener=plain) as file:
                 for start in range(0, added, CHUNK):
                     data = bytearray(file.read(min(CHUNK, added - start) * record_bytes))
                     checksum = crc32(data, checksum)
@@ -183,18 +205,31 @@ def read_state(file: Path) -> dict[str, Any]:
     Raises UserError if it is damaged, or is no state.
     """
     try:
-        # torch writes the checksum of every record, but does not look at them when it reads.
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise UserError(f"{file} is damaged: the checksum of {damaged!r} is another")
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with open(file, "rb", opener=plain) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size > LARGEST_STATE:
+                raise UserError(f"{file} is damaged: it has {size:,} bytes")
+            # torch writes the checksum of every record, but does not look at them when it reads.
+            with zipfile.ZipFile(opened) as archive:
+                records = archive.infolist()
+                # It packs nothing, so what takes more room unpacked is not from there.
+                if sum(record.file_size for record in records) > size:
+                    raise UserError(f"{file} is damaged: it would unpack to more than it is")
+                damaged = archive.testzip()
+            if damaged:
+                raise UserError(f"{file} is damaged: the checksum of {damaged!r} is another")
+            opened.seek(0)
+            state = torch.load(opened, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # neither zipfile nor torch raises one kind for a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{file} cannot be read: {reason}") from error
-    if not isinstance(state, dict) or not isinstance(state.get("replay_added", 0), int):
+    whole = ("replay_added", "replay_checksum", "format", "step")
+    kinds: dict[str, Any] = {**dict.fromkeys(whole, int), "job": str | None, "agent": dict}
+    if not isinstance(state, dict) or not all(
+        isinstance(state[key], kind) for key, kind in kinds.items() if key in state
+    ):
         raise UserError(f"{file} is not a checkpoint's state")
     if state.get("format", 1) != FORMAT:
         raise UserError(

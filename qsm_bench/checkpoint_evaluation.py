@@ -1,5 +1,6 @@
 """Evaluating a cell's last checkpoint, outside training."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.registry import AgentError
 from envs import Lockstep
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked
@@ -14,6 +16,7 @@ from qsm_bench.errors import UserError
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.film import Film
+from qsm_bench.outside import refuse_unnamed
 from qsm_bench.store import Cell
 from qsm_bench.training import build_agent
 
@@ -36,10 +39,15 @@ class Outcome:
     """The device it was trained on, where this machine has none such and the CPU took its place."""
 
 
-def evaluate_cell(cell: Cell, episodes: int) -> Outcome:
-    """Play fresh episodes with each seed's policy. Raises UserError if there is no checkpoint."""
+def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> Outcome:
+    """Play fresh episodes with each seed's policy.
+
+    ``modules`` are those that the user has named to be imported. Raises UserError if the cell
+    needs another one, or has no checkpoint.
+    """
     manifest = cell.read_manifest()
     trained = manifest.job
+    refuse_unnamed(trained, modules)
     job = _here(trained)
     failed = {seed: failure.reason for seed, failure in manifest.failed_seeds.items()}
     together = min(episodes, max(1, AT_A_TIME // len(job.seeds)))
@@ -91,9 +99,16 @@ def _here(job: Job) -> Job:
 
 
 def _load(cell: Cell, job: Job, observation_size: int, action_size: int) -> tuple[Checked, int]:
-    state = Checkpoint(cell.checkpoint).load_state()
+    state = Checkpoint(cell.checkpoint, job.identity).load_state()
     if state is None:
         raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")
-    agent = build_agent(job, observation_size, action_size)
-    agent.load_state_dict(state["agent"])
-    return agent, state["step"]
+    try:
+        agent = build_agent(job, observation_size, action_size)
+        agent.load_state_dict(state["agent"])
+        return agent, int(state["step"])
+    except (AgentError, UserError):
+        raise
+    except Exception as error:  # a state, and a manifest's settings, may be anything
+        raise UserError(
+            f"{cell.checkpoint} does not fit its job ({type(error).__name__}); {cell.anew}"
+        ) from error

@@ -16,6 +16,7 @@ from rich.console import Console
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, naming, near
 from qsm_bench.signals import Heard, raised, remembered
+from qsm_bench.visible import visible
 
 if TYPE_CHECKING:
     from envs import Suite
@@ -65,6 +66,7 @@ WORTH_COMPILING = 50_000
 """Updates from which compiling, up to a minute, is won back: see reports/performance.md."""
 
 WATCH_SECONDS = 2.0
+NEWLINE = "\n"
 
 CELLS_FAILED = 1
 """Exit status."""
@@ -161,7 +163,7 @@ def run(
     jobs = list(experiment.jobs())
     _check_tasks(experiment.tasks)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    to_run = [job for job in jobs if not earlier.is_finished(job)]
+    to_run = [job for job in jobs if earlier.is_open(job)]
     memory = plan.estimate_memory(to_run)
     if dry_run:
         _show_plan(experiment, jobs, workers, results)
@@ -181,9 +183,9 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
     store = ExperimentStore(results, experiment.name)
     with remembered() as heard, store.lock():
         cells = store.prepare(experiment, command)
-        open_cells = [cell for cell in cells if cell.read_manifest().status != "finished"]
-        if len(open_cells) < len(cells):
-            print(f"{len(cells) - len(open_cells)} finished cells are skipped", flush=True)
+        open_cells, finished, damaged = _sorted_out(cells)
+        if finished:
+            print(f"{len(finished)} finished cells are skipped", flush=True)
         if open_cells:
             _refuse_uncompilable(experiment)
         _say_changes(open_cells, command, console)
@@ -203,8 +205,10 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
             again = _command(*_with_results(sys.argv[1:], results))
             print(f"{stopped}; to go on: {again}", file=sys.stderr)
             heard.end_if_any()
+    unfinished = damaged | unfinished
     for cell, reason in unfinished.items():
-        print(f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}", file=sys.stderr)
+        line = f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}"
+        print(visible(line), file=sys.stderr)
     if unfinished:
         raise typer.Exit(CELLS_FAILED)
     print(f"done; the report: {_command(*_with_results(['report', experiment.name], results))}")
@@ -261,6 +265,25 @@ def _say_changes(cells: "Sequence[Cell]", command: str, console: Console) -> Non
             highlight=False,
             markup=False,
         )
+
+
+def _sorted_out(
+    cells: "Sequence[Cell]",
+) -> "tuple[list[Cell], list[Cell], dict[Cell, str]]":
+    """Cells that are still to run, finished ones, and damaged ones with what is wrong of each."""
+    from qsm_bench.results import read_cell
+
+    to_run, finished, damaged = [], [], {}
+    for cell in cells:
+        try:
+            if cell.read_manifest().status != "finished":
+                to_run.append(cell)
+                continue
+            read_cell(cell)
+            finished.append(cell)
+        except UserError as error:
+            damaged[cell] = str(error)
+    return to_run, finished, damaged
 
 
 def _train(
@@ -331,7 +354,7 @@ def compare(
     folder = reports / f"{first}-vs-{second}"
     with raised(), naming(folder):
         page, verdict = write_comparison(ours, theirs, folder)
-    print(f"{verdict}\n{page}\n{page.with_name('report.md')}")
+    print(f"{visible(verdict, keep=NEWLINE)}\n{page}\n{page.with_name('report.md')}")
 
 
 @app.command()
@@ -348,7 +371,7 @@ def status(
     if watch:
         _watch(store)
         return
-    states = [cell_state(cell) for cell in store.cells()]
+    states = [cell_state(cell, tables=True) for cell in store.cells()]
     console = Console()
     if console.is_terminal:
         console.print(states_view(states, console.width))
@@ -433,17 +456,27 @@ def evaluate(
             help="Film the first seed's first episode, e.g. out.mp4.", parser=_path, metavar="FILE"
         ),
     ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="A module of your own that the agent or task needs. May be repeated.",
+        ),
+    ] = None,
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Evaluate the last checkpoint of a cell on fresh episodes."""
     from qsm_bench.checkpoint_evaluation import evaluate_cell, film_cell
     from qsm_bench.film import Film
+    from qsm_bench.outside import refuse_unnamed
     from qsm_bench.store import ExperimentStore
 
     cell = ExperimentStore(results, _safe(name)).existing_cell(agent, task)
+    refuse_unnamed(cell.read_manifest().job, modules or ())
     # What would keep a film from being made is found before the episodes are played.
     film = Film(task, video) if video else None
-    outcome = evaluate_cell(cell, episodes)
+    outcome = evaluate_cell(cell, episodes, modules or ())
     if outcome.elsewhere:
         print(f"evaluated on the CPU: {outcome.elsewhere}, where it was trained, is not here")
     _print_rows(
@@ -549,7 +582,12 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
     console.print(table)
     for f in findings:
         if f.note:
-            console.print(f"{f.agent} on {f.task}: {f.note}", style="red", soft_wrap=True)
+            console.print(
+                visible(f"{f.agent} on {f.task}: {f.note}"),
+                style="red",
+                soft_wrap=True,
+                markup=False,
+            )
     alarms = sum(f.alarm for f in findings)
     console.print(
         f"{alarms} alarms in {len(findings)} exact rank tests of {seeds} fresh seeds; a score of 0 "

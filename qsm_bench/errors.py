@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qsm_bench.visible import visible
+
 
 class UserError(Exception):
     """A wrong input. The message is one line: the thing, the value, and what would be right."""
@@ -21,10 +23,7 @@ def near(value: str, known: Iterable[str]) -> str:
 
 def one_line(text: str) -> str:
     """``text`` in one line of characters that a terminal shows and does not obey."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in " ".join(text.split())
-    )
+    return visible(" ".join(text.split()))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError
+from qsm_bench.files import plain
 from qsm_bench.heartbeat import named
 from qsm_bench.process import REFUSED
 from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
@@ -106,13 +107,14 @@ class Orphans:
 def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[bytes]:
     # One thread a job: as many jobs as cores beat one job on all cores.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with cell.log_file.open("ab") as log:
+    with open(cell.log_file, "ab", opener=plain) as log:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "qsm_bench.worker", str(cell.folder)),
                 f"--checkpoint-every={checkpoint_every}",
                 f"--command={command}",
                 "--lifeline",
+                *([f"--job={cell.job}"] if cell.job else []),
             ],
             stdin=subprocess.PIPE,
             stdout=log,
@@ -146,6 +148,7 @@ def _end(cell: Cell, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
 
 def _mark(cell: Cell, **changes: Any) -> bool:
     """Write what a cell's manifest now says, unless it is finished or another process has it."""
+    cell.refuse_foreign(writing=True)
     with suppress(Timeout), FileLock(cell.lock_file, timeout=0):
         manifest = cell.read_manifest()
         if manifest.status != "finished":

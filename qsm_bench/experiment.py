@@ -1,5 +1,6 @@
 """An experiment: a grid of agents x tasks, each cell a job that trains all seeds in lockstep."""
 
+import hashlib
 import json
 import math
 import re
@@ -42,6 +43,16 @@ class Job(BaseModel):
     device: str
     compiled: bool = False
     """Updates run as compiled code: the same up to the order of floating-point operations."""
+
+    @property
+    def identity(self) -> str:
+        """A text that another job does not have, wherever it is computed.
+
+        Fields that come later leave it as it is.
+        """
+        where = {"device", "compiled"}
+        content = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

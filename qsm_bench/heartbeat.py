@@ -68,7 +68,8 @@ class Heartbeat:
 def life(told: dict[str, Any]) -> Life:
     """What a sign of life says of the process that gave it, whoever wrote it."""
     pid, at = told.get("pid"), told.get("time")
-    age = time.time() - at if isinstance(at, int | float) else float("inf")
+    at = at if isinstance(at, int | float) and abs(at) < 1e12 else float("-inf")
+    age = time.time() - at
     if told.get("place") != place():
         return "alive" if age <= SILENT_SECONDS else "gone"
     if type(pid) is not int or not 0 < pid < 2**31 or told.get("born") != born(pid):

@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qsm_bench.ending import silence_output
+from qsm_bench.errors import UserError
 from qsm_bench.heartbeat import life, moment, named
 from qsm_bench.store import GONE, Cell, SeedFailure
+from qsm_bench.visible import visible
 
 BAR, SHORTEST_NAME = 20, 8
 """Columns of a terminal: of a bar, and those below which a name in several lines is no name."""
@@ -79,9 +81,16 @@ class CellState:
         return ", ".join([*parts, *([faults] if faults else [])])
 
 
-def cell_state(cell: Cell) -> CellState:
-    """Read a cell's state. Raises UserError if its manifest cannot be read."""
-    manifest = cell.standing()
+def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
+    """Read a cell's state: "damaged" where its manifest or, with ``tables``, one of them is."""
+    try:
+        manifest = cell.standing()
+        if tables:
+            from qsm_bench.results import read_cell
+
+            read_cell(cell)
+    except UserError as error:
+        return _damaged(cell, str(error))
     progress = cell.read_progress()
     running = manifest.status == "running"
 
@@ -90,19 +99,39 @@ def cell_state(cell: Cell) -> CellState:
         return value if isinstance(value, (int, float)) and abs(value) < 1e15 else None
 
     return CellState(
-        agent=manifest.job.agent,
-        task=manifest.job.task,
+        agent=visible(manifest.job.agent),
+        task=visible(manifest.job.task),
         status=manifest.status,
         step=int(number("step") or 0) if running else manifest.step,
         steps=manifest.job.steps,
         last_return=number("return"),
         updates_per_second=number("updates_per_second"),
         seconds_left=number("seconds_left"),
-        reason=_trouble(progress) if running else manifest.reason,
+        reason=visible((_trouble(progress) if running else manifest.reason) or "") or None,
         diverged=_diverged(progress) if running else manifest.diverged,
-        failed_seeds=_failed_seeds(progress) if running else manifest.failed_seeds,
-        warnings=manifest.warnings,
-        log_tail=manifest.log_tail,
+        failed_seeds={
+            seed: failure.model_copy(update={"reason": visible(failure.reason)})
+            for seed, failure in (
+                _failed_seeds(progress) if running else manifest.failed_seeds
+            ).items()
+        },
+        warnings=tuple(map(visible, manifest.warnings)),
+        log_tail=tuple(map(visible, manifest.log_tail)),
+    )
+
+
+def _damaged(cell: Cell, fault: str) -> CellState:
+    """Of a cell of which no more is known than what is wrong with it."""
+    return CellState(
+        agent=visible(cell.agent or cell.folder.parent.name),
+        task=visible(cell.task or cell.folder.name),
+        status="damaged",
+        step=0,
+        steps=0,
+        last_return=None,
+        updates_per_second=None,
+        seconds_left=None,
+        reason=visible(fault),
     )
 
 
@@ -173,7 +202,7 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
         table.add_row(
             Text(state.agent),
             Text(state.task),
-            Text(state.status, style="bold red" if state.status == "failed" else ""),
+            Text(state.status, style="bold red" if state.status in ("failed", "damaged") else ""),
             *([ProgressBar(total=state.steps, completed=state.step, width=BAR)] if bars else []),
             f"{state.step:,}/{state.steps:,}",
             "" if state.last_return is None else f"{state.last_return:.1f}",

@@ -1,6 +1,12 @@
-"""The results of an experiment, read from its folder into tables."""
+"""The results of an experiment, read from its folder into tables.
 
+A folder may come from anybody, so every table is held against its cell's job. A cell with a file
+that its job cannot have written is damaged: it is left out, and named.
+"""
+
+import csv
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
-from qsm_bench.store import ExperimentStore, Manifest
+from qsm_bench.experiment import Job
+from qsm_bench.files import read
+from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore, LaterFormatError, Manifest
 from qsm_bench.tables import trusted
 
 if TYPE_CHECKING:
@@ -16,7 +24,22 @@ if TYPE_CHECKING:
 
 EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
 TRAINING_COLUMNS = ("seed", "step", "wall_clock", "training_return")
+DIAGNOSTICS_COLUMNS = ("seed", "step")
 SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
+WHOLE = ("seed", "step", "episode", "length", "state")
+"""The columns of whole numbers."""
+LONGEST_LINE, MOST_COLUMNS = 2**16, 1_000
+"""Bytes of a line, and columns, beyond which a table is damaged."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A cell that cannot be read."""
+
+    agent: str
+    task: str
+    fault: str
+    """One line: the file, what is wrong with it, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,61 +60,176 @@ class Results:
     """agent, task, seed, step, state, action, q, share: the critic along an action axis."""
     notes: tuple[str, ...] = ()
     """What of the tables cannot be trusted and is left blank, a line for each."""
+    damaged: tuple[Damaged, ...] = ()
+    """The cells that stand in none of the others."""
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """What one sound cell holds."""
+
+    manifest: Manifest
+    evaluations: "pd.DataFrame"
+    training: "pd.DataFrame"
+    diagnostics: "pd.DataFrame"
+    slices: "pd.DataFrame"
+    notes: tuple[str, ...]
 
 
 def load_results(root: Path, name: str) -> Results:
     """Read an experiment, finished or not. Raises UserError if there is none of that name."""
     store = ExperimentStore(root, name)
     experiment = store.read()
-    cells = list(store.cells())
-    manifests = [cell.standing() for cell in cells]
-    notes: list[str] = []
+    sound: list[CellResults] = []
+    damaged: list[Damaged] = []
+    for cell in store.cells():
+        try:
+            sound.append(read_cell(cell))
+        except LaterFormatError:
+            raise
+        except UserError as error:
+            damaged.append(Damaged(cell.agent or "", cell.task or "", str(error)))
     return Results(
         name=name,
         experiment=experiment,
         cells=[
-            {**m.job.model_dump(mode="json"), **m.model_dump(mode="json", exclude={"job"})}
-            for m in manifests
+            {
+                **cell.manifest.job.model_dump(mode="json"),
+                **cell.manifest.model_dump(mode="json", exclude={"job"}),
+            }
+            for cell in sound
         ],
-        evaluations=_table([c.evaluations_file for c in cells], manifests, EVALUATION_COLUMNS),
-        training=_table(
-            [c.training_file for c in cells],
-            manifests,
-            TRAINING_COLUMNS,
-            notes,
-        ),
-        diagnostics=_table([c.diagnostics_file for c in cells], manifests, ("seed", "step")),
-        slices=_table([c.slices_file for c in cells], manifests, SLICE_COLUMNS),
-        notes=tuple(notes),
+        evaluations=_together([cell.evaluations for cell in sound], EVALUATION_COLUMNS),
+        training=_together([cell.training for cell in sound], TRAINING_COLUMNS),
+        diagnostics=_together([cell.diagnostics for cell in sound], DIAGNOSTICS_COLUMNS),
+        slices=_together([cell.slices for cell in sound], SLICE_COLUMNS),
+        notes=tuple(note for cell in sound for note in cell.notes),
+        damaged=tuple(damaged),
     )
 
 
-def _table(
-    files: Sequence[Path],
-    manifests: Sequence[Manifest],
-    columns: Sequence[str],
-    notes: list[str] | None = None,
-) -> "pd.DataFrame":
+def read_cell(cell: Cell) -> CellResults:
+    """Read a cell's manifest and tables.
+
+    Raises UserError if they are not what a job writes: the line says what to do.
+    """
+    manifest = cell.standing()
+    notes: list[str] = []
+    try:
+        return CellResults(
+            manifest,
+            _table(cell.evaluations_file, manifest, EVALUATION_COLUMNS, ("episode",), more=False),
+            _table(cell.training_file, manifest, TRAINING_COLUMNS, notes=notes),
+            _table(cell.diagnostics_file, manifest, DIAGNOSTICS_COLUMNS),
+            _table(cell.slices_file, manifest, SLICE_COLUMNS, ("state", "action"), more=False),
+            tuple(notes),
+        )
+    except UserError as error:
+        raise UserError(f"{error}; {cell.anew}") from error
+
+
+def _together(tables: Sequence["pd.DataFrame"], columns: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
-    tables = []
-    for file, manifest in zip(files, manifests, strict=True):
-        text = _rows(file, manifest)
-        if text:
-            if notes is not None:
-                text, blank = trusted(text, len(columns))
-                if blank:
-                    notes.append(untrusted(file, blank))
-            try:
-                table = pd.read_csv(io.BytesIO(text))
-            except ValueError as error:
-                raise UserError(f"{file} cannot be read: {error}") from error
-            table.insert(0, "agent", manifest.job.agent)
-            table.insert(1, "task", manifest.job.task)
-            tables.append(table)
+    tables = [table for table in tables if len(table)]
     if not tables:
         return pd.DataFrame(columns=["agent", "task", *columns])
     return pd.concat(tables, ignore_index=True)
+
+
+def _table(
+    file: Path,
+    manifest: Manifest,
+    columns: Sequence[str],
+    keys: Sequence[str] = (),
+    *,
+    more: bool = True,
+    notes: list[str] | None = None,
+) -> "pd.DataFrame":
+    """A cell's table with the columns agent and task before its own.
+
+    It has ``columns`` first and, with ``more``, further ones. A row is known by seed, step and
+    ``keys``. Raises UserError if the job cannot have written it.
+    """
+    import pandas as pd
+
+    text = _rows(file, manifest)
+    if not text:
+        return pd.DataFrame(columns=["agent", "task", *columns])
+    if notes is not None:
+        text, blank = trusted(text, len(columns))
+        if blank:
+            notes.append(untrusted(file, blank))
+    try:
+        table = parse_numbers(text)
+        names = list(table.columns)
+        if names[: len(columns)] != list(columns) or (not more and len(names) > len(columns)):
+            raise ValueError(f"its columns are not {', '.join(columns)}")
+        _refuse_foreign_rows(table, manifest.job, ["seed", "step", *keys])
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    table.insert(0, "agent", manifest.job.agent)
+    table.insert(1, "task", manifest.job.task)
+    return table
+
+
+def parse_numbers(text: bytes) -> "pd.DataFrame":
+    """Read CSV of numbers and blanks alone; ``WHOLE`` columns are whole numbers without blanks.
+
+    Raises ValueError, in one line, for anything else.
+    """
+    import numpy as np
+    import pandas as pd
+
+    breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+    if np.diff(breaks, prepend=-1, append=len(text)).max() > LONGEST_LINE:
+        raise ValueError(f"a line of it is longer than {LONGEST_LINE:,} bytes")
+    try:
+        (names,) = csv.reader([text.partition(b"\n")[0].decode()])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"its first line is no heading ({error})") from error
+    if len(names) > MOST_COLUMNS:
+        raise ValueError(f"it has {len(names):,} columns")
+    twice = [name for name in names if names.count(name) > 1 or name in ("", "agent", "task")]
+    if twice:
+        raise ValueError(f"it has a column {twice[0]!r} twice, or should not have it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pandas drops values beyond the last column
+            table = pd.read_csv(io.BytesIO(text), index_col=False, low_memory=False)
+    except Exception as error:  # pandas raises errors, and warnings, of many kinds
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+    for name in table.columns:
+        kind = table[name].dtype.kind
+        if name in WHOLE and len(table) and kind != "i":
+            raise ValueError(f"column {name!r} has something else than whole numbers")
+        if kind not in "if":
+            if not table[name].dropna().empty:
+                raise ValueError(f"column {name!r} has something else than numbers")
+            table[name] = table[name].astype(float)
+    return table
+
+
+def _refuse_foreign_rows(table: "pd.DataFrame", job: Job, keys: list[str]) -> None:
+    """Raise ValueError if a row is of no seed, step or episode of the job, or stands twice."""
+    strange = table.loc[~table["seed"].isin(job.seeds), "seed"]
+    if len(strange):
+        raise ValueError(f"the job has no seed {strange.iloc[0]}")
+    strange = table.loc[~table["step"].between(1, job.steps), "step"]
+    if "episode" in keys:
+        due = (table["step"] % job.eval_every == 0) | (table["step"] == job.steps)
+        strange = table.loc[~(table["step"].between(1, job.steps) & due), "step"]
+        episodes = table.loc[~table["episode"].between(0, job.eval_episodes - 1), "episode"]
+        if len(episodes):
+            raise ValueError(f"the job has no episode {episodes.iloc[0]}")
+        if (table["length"] < 0).any():
+            raise ValueError("an episode has a negative length")
+    if len(strange):
+        raise ValueError(f"the job has no such row at step {strange.iloc[0]}")
+    twice = table[table.duplicated(keys)]
+    if len(twice):
+        row = ", ".join(f"{key} {twice.iloc[0][key]:g}" for key in keys)
+        raise ValueError(f"it has {row} twice")
 
 
 def untrusted(file: Path, rows: int) -> str:
@@ -105,12 +243,15 @@ def untrusted(file: Path, rows: int) -> str:
 
 def _rows(file: Path, manifest: Manifest) -> bytes:
     """A table's text: a finished cell's as it was written, another's up to its last whole row."""
-    try:
-        text = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    if manifest.status != "finished":
+    finished = manifest.status == "finished"
+    known = manifest.checksums.get(file.name)
+    if not file.exists():
+        if finished and (known is not None or file.name == "evaluations.csv"):
+            raise UserError(f"{file} is missing")
+        return b""
+    text = read(file, TABLE_LIMIT)
+    if not finished:
         return text[: text.rfind(b"\n") + 1]
-    if crc32(text) != manifest.checksums.get(file.name, crc32(text)):
+    if known not in (None, crc32(text)):
         raise UserError(f"{file} is damaged: it is not what its job wrote")
     return text

@@ -12,6 +12,9 @@ results/<experiment>/<agent>/<task>/manifest.json     what ran, and how it went
 """
 
 import json
+import math
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC
@@ -25,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from qsm_bench.errors import UserError, near
 from qsm_bench.experiment import Experiment, Job
-from qsm_bench.files import write_atomically
+from qsm_bench.files import MIB, plain, read, read_json, refuse_foreign, write_atomically
 from qsm_bench.heartbeat import Heartbeat, life, moment, named
 from qsm_bench.stretches import Stretch, from_top_level
 
@@ -38,6 +41,11 @@ the field, and this one reads a manifest without it."""
 
 GONE = "its process is gone"
 """Why a cell was cut off whose process nobody has seen end."""
+
+TABLE_LIMIT = 1024 * MIB
+"""Bytes of a table that is still read."""
+MOST_CELLS, MOST_SEEDS, MOST_STEPS, MOST_EVALUATIONS = 100_000, 100_000, 10**12, 1_000_000
+"""What is beyond them is no experiment, but damage."""
 
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
@@ -102,8 +110,18 @@ class Manifest(BaseModel):
 class Cell:
     """The folder of one (agent, task) cell."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        agent: str | None = None,
+        task: str | None = None,
+        job: str | None = None,
+    ) -> None:
+        """``agent``, ``task`` and the identity of ``job``: whose it must be, if that is known."""
         self.folder = folder
+        self.agent = agent
+        self.task = task
+        self.job = job
         self.manifest_file = folder / "manifest.json"
         self.evaluations_file = folder / "evaluations.csv"
         self.training_file = folder / "training.csv"
@@ -114,9 +132,54 @@ class Cell:
         self.lock_file = folder / ".lock"
         self.checkpoint = folder / "checkpoint"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of a job: one without a manifest is damaged."""
+        files = (self.manifest_file, self.evaluations_file, self.checkpoint)
+        return any(os.path.lexists(file) for file in files)
+
+    @property
+    def anew(self) -> str:
+        """What to do where the folder is damaged."""
+        return f"delete {self.folder} and run again to train this cell anew"
+
+    def refuse_foreign(self, *, writing: bool = False) -> None:
+        """Raise UserError if there is a link or anything else but plain files in plain folders."""
+        for folder in (self.folder.parent, self.folder, self.checkpoint):
+            refuse_foreign(folder, folder=True)
+        names = ("state.pt", "previous.pt", "replay.f32")
+        for file in (
+            *(self.manifest_file, self.lock_file, self.progress_file, self.log_file),
+            *self.tables,
+            *(self.checkpoint / name for name in names),
+        ):
+            refuse_foreign(file, writing=writing)
+
     def read_manifest(self) -> Manifest:
-        """The cell's manifest. Raises UserError if the file is missing or is not one."""
-        return _read_manifest(self.manifest_file)
+        """The cell's manifest. Raises UserError, with what to do, where the cell is damaged:
+
+        the file is missing, or is not a manifest, or that of another cell, or a link is there.
+        """
+        try:
+            self.refuse_foreign()
+            manifest = _read_manifest(self.manifest_file)
+            _refuse_nonsense(self.manifest_file, manifest)
+            for what, mine, told in (
+                ("agent", self.agent, manifest.job.agent),
+                ("task", self.task, manifest.job.task),
+            ):
+                if mine not in (None, told):
+                    raise UserError(
+                        f"{self.manifest_file} is of another cell: of {what} {told!r}, and "
+                        f"{mine!r} is right here"
+                    )
+            if self.job not in (None, manifest.job.identity):
+                raise UserError(f"{self.manifest_file} is of another job than was asked for")
+        except LaterFormatError:
+            raise
+        except UserError as error:
+            raise UserError(f"{error}; {self.anew}") from error
+        return manifest
 
     def standing(self) -> Manifest:
         """The manifest as it is now: what runs by it, and has no process any more, was cut off.
@@ -125,6 +188,8 @@ class Cell:
         """
         manifest = self.read_manifest()
         told = self.read_progress()
+        if manifest.status == "running" and life(told) == "gone":
+            manifest = self.read_manifest()  # it may have come to its end in between
         if manifest.status == "running" and life(told) == "gone":
             manifest.status, manifest.reason = "interrupted", GONE
             manifest.end_stretch(told)
@@ -144,21 +209,25 @@ class Cell:
     def log_tail(self, lines: int = 5) -> tuple[str, ...]:
         """The last lines the job printed."""
         try:
-            with self.log_file.open("rb") as file:
-                file.seek(max(0, self.log_file.stat().st_size - 10_000))
+            with open(self.log_file, "rb", opener=plain) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
                 return tuple(file.read().decode(errors="replace").splitlines()[-lines:])
-        except OSError:
+        except (OSError, UserError):
             return ()
 
-    def checksums(self) -> dict[str, int]:
-        """Of the tables that are there."""
-        tables = (
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """The files of the tables, there or not."""
+        return (
             self.evaluations_file,
             self.training_file,
             self.diagnostics_file,
             self.slices_file,
         )
-        return {file.name: crc32(file.read_bytes()) for file in tables if file.exists()}
+
+    def checksums(self) -> dict[str, int]:
+        """Of the tables that are there."""
+        return {f.name: crc32(read(f, TABLE_LIMIT)) for f in self.tables if f.exists()}
 
 
 class ExperimentStore:
@@ -170,14 +239,18 @@ class ExperimentStore:
         self.file = self.folder / "experiment.json"
         self.holder_file = self.folder / ".holder"
 
-    def cell(self, agent: str, task: str) -> Cell:
-        """The folder of a cell; a label or Gymnasium id may hold characters a path may not."""
-        return Cell(self.folder / _as_folder(agent) / _as_folder(task))
+    def cell(self, agent: str, task: str, job: str | None = None) -> Cell:
+        """The folder of a cell; a label or Gymnasium id may hold characters a path may not.
 
-    def is_finished(self, job: Job) -> bool:
-        """Whether the job's cell is there and finished. Raises UserError if it cannot be read."""
+        With ``job``, the identity of a job, it holds that one and no other.
+        """
+        return Cell(self.folder / _as_folder(agent) / _as_folder(task), agent, task, job)
+
+    def is_open(self, job: Job) -> bool:
+        """Whether the job is still to run: neither finished nor damaged."""
         cell = self.cell(job.agent, job.task)
-        return cell.manifest_file.exists() and cell.read_manifest().status == "finished"
+        manifest = _manifest_or_none(cell) if cell.begun else None
+        return not cell.begun or (manifest is not None and manifest.status != "finished")
 
     def existing_cell(self, agent: str, task: str) -> Cell:
         """The folder of a cell that was asked for. Raises UserError if it was not."""
@@ -196,7 +269,9 @@ class ExperimentStore:
 
         Raises UserError that names the process that has it, or says why it cannot be written.
         """
-        lock = FileLock(self.folder / ".lock", timeout=0)
+        lock_file = self.folder / ".lock"
+        refuse_foreign(lock_file, writing=True)
+        lock = FileLock(lock_file, timeout=0)
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -228,7 +303,7 @@ class ExperimentStore:
         for task in asked["tasks"]:
             for agent in asked["agents"]:
                 cell = self.cell(agent, task)
-                if cell.manifest_file.exists():
+                if cell.begun:
                     yield cell
 
     def read(self) -> dict[str, Any]:
@@ -238,14 +313,39 @@ class ExperimentStore:
             hint = near(self.folder.name, known) if known else "none has been run yet"
             raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
         try:
-            asked: dict[str, Any] = json.loads(self.file.read_text("utf-8"))
+            asked: dict[str, Any] = read_json(self.file)
             _refuse_later(self.file, asked)
-            for names in (asked["agents"], asked["tasks"]):
-                if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-                    raise TypeError("agents and tasks must be lists of names")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.file} cannot be read: {error!r}") from error
+            self._refuse_nonsense(asked)
+        except LaterFormatError:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"{error}; delete this file alone, and the experiment's command writes it anew"
+            ) from error
         return asked
+
+    def _refuse_nonsense(self, asked: Any) -> None:
+        """Raise UserError if the content of ``experiment.json`` says no such experiment."""
+        fault = None
+        if not isinstance(asked, dict):
+            fault = "it is no object"
+        elif not all(
+            isinstance(names := asked.get(key), list) and all(isinstance(n, str) for n in names)
+            for key in ("agents", "tasks")
+        ):
+            fault = "agents and tasks must be lists of names"
+        elif len(asked["agents"]) * len(asked["tasks"]) > MOST_CELLS:
+            fault = f"more than {MOST_CELLS:,} cells are none that were run"
+        elif asked.get("name", self.folder.name) != self.folder.name:
+            fault = (
+                f"it is of the experiment {asked['name']!r}, which must lie in a folder so named"
+            )
+        elif not isinstance(asked.get("command", ""), str):
+            fault = "command must be a text"
+        elif not isinstance(asked.get("compiled", False), bool):
+            fault = "compiled must be true or false"
+        if fault:
+            raise UserError(f"{self.file} is damaged: {fault}")
 
     def add_column(self, agent: str) -> None:
         """Name a column that something other than ``run`` has filled, so that reports show it."""
@@ -257,14 +357,15 @@ class ExperimentStore:
         """Lay out the cells of ``experiment``, or find them as an earlier run left them.
 
         Agents and tasks may be added to an experiment; a cell that is there must be the same job.
-        Raises UserError with the difference if it is not; nothing is written then.
+        Raises UserError with the difference if it is not; nothing is written then. A cell that is
+        damaged is left as it is, for its own ``read_manifest`` to tell of.
         """
-        asked = self.read() if self.file.exists() else {"agents": [], "tasks": []}
+        asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = list(experiment.jobs())
         cells = [self.cell(job.agent, job.task) for job in jobs]
         for cell, job in zip(cells, jobs, strict=True):
-            if cell.manifest_file.exists():
-                _refuse_difference(experiment.name, cell.read_manifest().job, job)
+            if cell.begun and (manifest := _manifest_or_none(cell)):
+                _refuse_difference(experiment.name, manifest.job, job)
         asked |= {
             "format": FORMAT,
             "name": experiment.name,
@@ -287,9 +388,10 @@ class ExperimentStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
             for cell, job in zip(cells, jobs, strict=True):
-                if not cell.manifest_file.exists():
+                if not cell.begun:
+                    cell.refuse_foreign(writing=True)
                     cell.write_manifest(Manifest(job=job))
-        return cells
+        return [self.cell(job.agent, job.task, job.identity) for job in jobs]
 
 
 @contextmanager
@@ -301,11 +403,15 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
+class LaterFormatError(UserError):
+    """What a later version wrote: it is not damaged, and nothing of it is to be deleted."""
+
+
 def _refuse_later(file: Path, content: Any) -> None:
     """Raise UserError if a file is of a later format than this version reads."""
     written = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
     if isinstance(written, int) and written > FORMAT:
-        raise UserError(
+        raise LaterFormatError(
             f"{file} was written by a later version of qsm_bench, in format {written}; this one "
             f"reads formats up to {FORMAT}: upgrade qsm_bench"
         )
@@ -319,26 +425,71 @@ def _as_folder(name: str) -> str:
 def read_sign(file: Path) -> dict[str, Any]:
     """The content of a small file that another process may write; empty if it has none."""
     try:
-        told = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        told = read_json(file, MIB)
+    except UserError:
         return {}
     return told if isinstance(told, dict) else {}
 
 
 def _read_manifest(file: Path) -> Manifest:
+    content = read_json(file)
+    _refuse_later(file, content)
     try:
-        text = file.read_text("utf-8")
-        with suppress(ValueError):
-            _refuse_later(file, json.loads(text))
-        return Manifest.model_validate_json(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(
             f"{file} is not a manifest of this version: {where}: {first['msg']}"
         ) from error
+
+
+def _refuse_nonsense(file: Path, manifest: Manifest) -> None:
+    """Raise UserError if no run could have written the numbers of a manifest."""
+    job = manifest.job
+    counts = {
+        name: getattr(job, name)
+        for name in ("steps", "eval_every", "batch_size", "replay_capacity", "eval_episodes")
+    }
+    counts["action_repeat"] = job.action_repeat
+    faults = [f"{name} is {value}" for name, value in counts.items() if not 0 < value <= MOST_STEPS]
+    faults += [
+        f"{name} is {value}"
+        for name, value, most in (
+            ("step", manifest.step, job.steps),
+            ("updates", manifest.updates, MOST_STEPS),
+        )
+        if not 0 <= value <= most
+    ]
+    if not 0 < len(job.seeds) <= MOST_SEEDS:
+        faults.append(f"there are {len(job.seeds)} seeds")
+    if len(set(job.seeds)) < len(job.seeds) or not all(0 <= s < 2**63 for s in job.seeds):
+        faults.append("the seeds are no different numbers from 0 on")
+    if not faults and job.steps / job.eval_every > MOST_EVALUATIONS:
+        faults.append(f"it has {job.steps // job.eval_every} evaluations")
+    failures = manifest.failed_seeds.items()
+    ended = [*manifest.diverged.items(), *((seed, failure.step) for seed, failure in failures)]
+    if not all(seed in job.seeds and 0 <= at <= job.steps for seed, at in ended):
+        faults.append("a seed failed or diverged that the job does not have, or at no step of it")
+    seconds = (manifest.train_seconds, manifest.evaluation_seconds, manifest.checkpoint_seconds)
+    if not all(0 <= value < math.inf for value in seconds):
+        faults.append("a time is negative or endless")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", job.device):
+        faults.append(f"device is {job.device!r}")
+    if not all(map(math.isfinite, job.score_range or ())):
+        faults.append(f"score_range is {job.score_range}")
+    if faults:
+        raise UserError(f"{file} is damaged: {faults[0]}")
+
+
+def _manifest_or_none(cell: Cell) -> Manifest | None:
+    """A cell's manifest; None where the cell is damaged. Raises UserError for a later format."""
+    try:
+        return cell.read_manifest()
+    except LaterFormatError:
+        raise
+    except UserError:
+        return None
 
 
 def _refuse_difference(name: str, there: Job, asked: Job) -> None:

@@ -119,7 +119,7 @@ class Training:
         """[S, WATCHED_STATES, obs], once the warm-up is over."""
 
         self.cell = cell
-        self.checkpoint = Checkpoint(cell.checkpoint)
+        self.checkpoint = Checkpoint(cell.checkpoint, job.identity)
         state = self.checkpoint.load(self.replay, self._open_tables)
         if state:
             self._restore(state)
@@ -412,7 +412,7 @@ class Training:
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self._restore_parts(state)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a state may be anything
             raise UserError(
                 f"{self.checkpoint.folder} does not fit its job ({type(error).__name__}): delete "
                 f"{self.cell.folder} to start the cell anew"

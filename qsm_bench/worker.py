@@ -21,6 +21,7 @@ from qsm_bench.environment import begin_stretch, now
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.outside import refuse_unnamed
 from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, settle
 from qsm_bench.signals import StopRequest, lifeline_of_stdin
 from qsm_bench.store import Cell, Manifest
@@ -71,12 +72,18 @@ def work(
     checkpoint_every: Annotated[int, typer.Option()],
     command: Annotated[str, typer.Option()] = "",
     lifeline: Annotated[bool, typer.Option("--lifeline")] = False,
+    job: Annotated[str | None, typer.Option()] = None,
 ) -> None:
     """Run the job of a cell to its end, or until it is asked to stop.
 
-    With ``lifeline``, the end of standard input asks it: see ``StopRequest``.
+    It must be the one whose identity is ``job``: that is the one that the user has asked for, and
+    only that one may import modules of the user's own. With ``lifeline``, the end of standard
+    input asks it to stop: see ``StopRequest``.
     """
-    cell = Cell(folder.absolute())  # a task may change the working directory
+    cell = Cell(folder.absolute(), job=job)  # a task may change the working directory
+    cell.refuse_foreign(writing=True)
+    if job is None:
+        refuse_unnamed(cell.read_manifest().job, ())
     with suppress(OSError, ValueError):  # where standard error is no file
         faulthandler.enable()
     settle()

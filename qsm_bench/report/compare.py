@@ -10,7 +10,16 @@ import pandas as pd
 
 from qsm_bench.errors import UserError
 from qsm_bench.report import figures, runs
-from qsm_bench.report.document import Block, Bullets, Document, Section, Table, Text, write_document
+from qsm_bench.report.document import (
+    Block,
+    Bullets,
+    Document,
+    Section,
+    Table,
+    Text,
+    Warnings,
+    write_document,
+)
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
 from qsm_bench.report.scores import BOOTSTRAP
@@ -183,7 +192,7 @@ def write_comparison(first: Results, second: Results, folder: Path) -> tuple[Pat
                 title=f"{change.names[0]} against {change.names[1]}",
                 lead="Two experiments, agent by agent, at the steps at which both were evaluated.",
                 sections=[
-                    Section("The answer", [Bullets(verdict)]),
+                    _answer(change),
                     _cells(change, drawing),
                     _settings(change),
                     Section("What is missing", [Bullets(_missing(change))]),
@@ -203,6 +212,15 @@ LIMITS = (
     "Runs of one seed in both experiments count as independent. Where they are not, which makes "
     "them more alike, differences are seen less often, not more.",
 )
+
+
+def _answer(change: Change) -> Section:
+    blocks: list[Block] = [Bullets(change.verdict)]
+    damaged = len(change.first.damaged) + len(change.second.damaged)
+    if damaged:
+        lacking = f"{count(damaged, 'cell')} of the two cannot be read: see what is missing, below."
+        blocks.append(Warnings([lacking]))
+    return Section("The answer", blocks)
 
 
 def _cells(change: Change, drawing: Drawing) -> Section:
@@ -310,6 +328,7 @@ def _missing(change: Change) -> list[str]:
             only = [n for n in names_of(mine) if n not in names_of(other)]
             if only:
                 sentences.append(f"Only {name} has the {what} {listed(only)}.")
+        sentences += [f"In {name}: {sentence}" for sentence in runs.damaged_cells(mine)]
     sentences += change.analysis.comparison.left_out
     return sentences or ["Nothing: every cell of both is compared."]
 

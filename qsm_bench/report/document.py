@@ -1,6 +1,7 @@
 """A report as data, and its two renderings: one self-contained HTML page, and Markdown.
 
-Text in a document is plain: both renderings show every character of it as it is.
+Text in a document is plain: both renderings show every character of it as it is, and those that
+cannot be seen, but would be obeyed, in writing. No cell of a CSV file is a spreadsheet's formula.
 """
 
 import re
@@ -12,6 +13,8 @@ from typing import ClassVar
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from qsm_bench.visible import defused, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -116,7 +119,7 @@ def write_document(document: Document, folder: Path) -> None:
     (folder / "data").mkdir(exist_ok=True)
     for block in document.blocks():
         if isinstance(block, Table | Picture):
-            block.data.to_csv(folder / "data" / f"{block.name}.csv", index=False)
+            _defused(block.data).to_csv(folder / "data" / f"{block.name}.csv", index=False)
     for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
         text = _environment().get_template(template).render(document=document)
         (folder / name).write_text(text, encoding="utf-8")
@@ -138,6 +141,22 @@ def markdown_code(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
+def _defused(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table, its texts and headings for any reader of CSV."""
+    table = table.rename(columns=lambda name: defused(str(name)))
+    for column in table.select_dtypes(exclude=["number", "bool"]):
+        values = [defused(value) if isinstance(value, str) else value for value in table[column]]
+        table[column] = pd.Series(values, table.index, dtype=table[column].dtype)
+    return table
+
+
+def _shown(value: object) -> object:
+    """What a template writes: nothing in it is obeyed but its line breaks."""
+    if isinstance(value, str):
+        return type(value)(visible(value, keep="\n"))
+    return value
+
+
 def _picture_element(picture: Picture) -> Markup:
     label = f'<svg role="img" aria-label="{escape(picture.alt)}" '
     return Markup(picture.svg.replace("<svg ", label, 1))
@@ -148,6 +167,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from qsm_bench.report import figures
 from qsm_bench.report.document import Picture
+from qsm_bench.visible import visible
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,5 @@ class Drawing:
     ) -> Picture:
         """Save a figure and make a block of it."""
         svg, points = figures.save(chart, self.folder, name)
+        points = [(x, y, visible(value)) for x, y, value in points]
         return Picture(name=name, alt=alt, caption=caption, svg=svg, data=data, points=points)

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from qsm_bench.report.wording import interval, number
 from qsm_bench.statistics.estimates import STATISTICS
 from qsm_bench.statistics.selection import AREA, AT_END
+from qsm_bench.visible import visible
 
 INK, PAPER = "#1c1e21", "#fefefe"
 """Colours that stand for the page's own, where a figure is part of one."""
@@ -105,7 +106,7 @@ def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, 
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         dpi = min(150.0, LONGEST_SIDE / max(figure.get_size_inches()))
         figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
-    svg = "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    svg = "\n".join(visible(line.rstrip()) for line in text.getvalue().split("\n"))
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     element = svg[svg.index("<svg ") :].replace(INK, "currentColor").replace(PAPER, "none")
     element = re.sub(r"<(metadata)>.*?</\1>\s*|<!--.*?-->\s*", "", element, flags=re.DOTALL)

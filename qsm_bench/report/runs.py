@@ -286,7 +286,8 @@ def _commands(results: Results) -> Iterable[str]:
 def what_is_missing(analysis: Analysis) -> Section:
     """Everything that was asked for and is not in the statistics."""
     comparison, results = analysis.comparison, analysis.results
-    sentences = [
+    sentences = damaged_cells(results)
+    sentences += [
         f"{cell['agent']} on {cell['task']}: {cell['status']} at step {cell['step']:,}"
         + (f" ({cell['reason']})" if cell["reason"] else "")
         + "."
@@ -308,6 +309,14 @@ def what_is_missing(analysis: Analysis) -> Section:
             blocks.append(Text(f"The last lines of {cell['agent']} on {cell['task']}:"))
             blocks.append(Code("\n".join(cell["log_tail"])))
     return Section("What failed, diverged or is missing", blocks)
+
+
+def damaged_cells(results: Results) -> list[str]:
+    """A sentence for each cell that cannot be read."""
+    return [
+        f"{cell.agent} on {cell.task} is damaged and left out: {cell.fault}."
+        for cell in results.damaged
+    ]
 
 
 def _shown(value: Any) -> str:

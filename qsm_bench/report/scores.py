@@ -83,6 +83,11 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
     failed = [c for c in results.cells if c["status"] == "failed"]
     if failed:
         warnings.append(f"{count(len(failed), 'cell')} failed: see what is missing, below.")
+    if results.damaged:
+        warnings.append(
+            f"{count(len(results.damaged), 'cell')} cannot be read and "
+            f"{'is' if len(results.damaged) == 1 else 'are'} left out: see what is missing, below."
+        )
     diverged = sum(len(cell.get("diverged", {})) for cell in results.cells)
     if diverged:
         warnings.append(

@@ -144,6 +144,11 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
 def select_runs(results: Results) -> Comparison:
     """Select the runs to compare. Raises UserError if there is no evaluation at all."""
     curves = learning_curves(results)
+    if not curves and results.damaged:
+        raise UserError(
+            f"experiment {results.name!r} has nothing to report: {len(results.damaged)} of its "
+            f"cells cannot be read, the first because {results.damaged[0].fault}"
+        )
     if not curves:
         raise UserError(
             f"experiment {results.name!r} has no evaluations yet: there is nothing to report "
@@ -188,7 +193,9 @@ def _select_runs(
     reasons = []
     for agent in agents_of(results):
         cell, curve = cells.get(agent), curves.get((agent, task))
-        if cell is None:
+        if (agent, task) in {(cell.agent, cell.task) for cell in results.damaged}:
+            reasons.append(f"{agent} on {task}: it is damaged.")
+        elif cell is None:
             reasons.append(f"{agent} on {task}: it was not run.")
         elif cell["status"] == "failed":
             why = f" ({cell['reason']})" if cell["reason"] else ""

@@ -44,7 +44,9 @@ class ForkedJob:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-            worker.work(cell.folder, checkpoint_every=checkpoint_every, command=command)
+            worker.work(
+                cell.folder, checkpoint_every=checkpoint_every, command=command, job=cell.job
+            )
 
         self.pid = fork(work)
         self.returncode: int | None = None

@@ -24,7 +24,7 @@ def cells(tmp_path: Path) -> list[Cell]:
         name="test",
         agents=parse_agents("sac,qsm[alpha=10]"),
         tasks=("four-goals",),
-        seeds=1,
+        seeds=2,
         steps=3000,
         warmup_steps=10,
         batch_size=8,

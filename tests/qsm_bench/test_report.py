@@ -1,5 +1,7 @@
 """The report: whole, in order, the same every time, and honest about what it could not say."""
 
+import csv
+import errno
 import json
 import re
 import time
@@ -33,8 +35,10 @@ from qsm_bench.report.document import (
     Warnings,
     write_document,
 )
+from qsm_bench.report.folder import replacing
 from qsm_bench.results import Results
 from qsm_bench.statistics import estimates
+from qsm_bench.visible import visible
 from tests.qsm_bench.synthetic import make_results, with_diagnostics
 
 SECTIONS = [
@@ -279,13 +283,21 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
 
 
+def old_report(folder: Path) -> dict[str, bytes]:
+    """A folder as an earlier report left it: its files."""
+    with replacing(folder) as fresh:
+        (fresh / "data").mkdir()
+        (fresh / "index.html").write_text("old")
+        (fresh / "data" / "old.csv").write_text("old")
+    return files_of(folder)
+
+
 def test_an_old_report_is_replaced_whole(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    (folder / "data").mkdir(parents=True)
-    (folder / "index.html").write_text("old")
-    (folder / "data" / "old.csv").write_text("old")
+    old_report(folder)
     page = write_report(small_results(), folder)
     assert page == folder / "index.html"
+    assert page.read_text() != "old"
     assert "old.csv" not in {Path(name).name for name in files_of(folder)}
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
@@ -294,24 +306,117 @@ def test_an_old_report_stays_if_writing_fails_half_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "r"
-    folder.mkdir()
-    (folder / "index.html").write_text("old")
+    before = old_report(folder)
 
     def fail(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(report, "write_document", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="r cannot be written: No space left on device"):
         write_report(small_results(tasks=("a",)), folder)
-    assert files_of(folder) == {"index.html": b"old"}
+    assert files_of(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
-def test_a_folder_that_is_no_report_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not a report"):
-        write_report(small_results(), tmp_path)
-    assert files_of(tmp_path) == {"thesis.tex": b"years of work"}
+@pytest.mark.parametrize("name", ["thesis.tex", "index.html", "data/scores.csv", ".hidden"])
+def test_a_folder_that_no_report_made_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "r" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("years of work")
+    with pytest.raises(UserError, match="holds something that no report made"):
+        old_report(tmp_path / "r")
+    assert files_of(tmp_path) == {f"r/{name}": b"years of work"}
+
+
+def test_somebodys_files_in_a_report_are_kept_as_they_are(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "r", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("not ours")
+    old_report(folder)
+    (folder / "notes" / "empty").mkdir(parents=True)
+    (folder / "notes" / "a.txt").write_text("years of work")
+    (folder / "data" / "mine.csv").write_text("more of it")
+    (folder / "link").symlink_to(outside)
+    with replacing(folder) as fresh:
+        (fresh / "index.html").write_text("new")
+    assert (folder / "index.html").read_text() == "new"
+    assert not (folder / "data" / "old.csv").exists()
+    assert (folder / "notes" / "a.txt").read_text() == "years of work"
+    assert (folder / "data" / "mine.csv").read_text() == "more of it"
+    assert (folder / "notes" / "empty").is_dir()
+    assert (folder / "link").readlink() == outside
+    assert files_of(outside) == {"file": b"not ours"}
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.md/deeper", "data"])
+def test_a_file_of_somebodys_in_the_way_of_a_report_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "r"
+    with replacing(folder) as fresh:
+        (fresh / "index.html").write_text("old")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("years of work")
+    before = files_of(folder)
+
+    def again() -> None:
+        with replacing(folder) as fresh:
+            (fresh / "data").mkdir()
+            (fresh / "data" / "x.csv").write_text("new")
+            (fresh / "report.md").write_text("new")
+
+    with pytest.raises(UserError, match="move it"):
+        again()
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("marker", ["", "something else\nindex.html\n", "\0" * 9])
+def test_a_marker_that_is_none_makes_no_report(tmp_path: Path, marker: str) -> None:
+    (tmp_path / ".qsm_bench-report").write_text(marker)
+    (tmp_path / "index.html").write_text("years of work")
+    with pytest.raises(UserError, match="is not a report's"):
+        old_report(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "years of work"
+
+
+def test_a_link_in_the_place_of_a_report_is_refused(tmp_path: Path) -> None:
+    old_report(tmp_path / "elsewhere")
+    (tmp_path / "r").symlink_to(tmp_path / "elsewhere")
+    before = files_of(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        old_report(tmp_path / "r")
+    assert files_of(tmp_path / "elsewhere") == before
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1+1", "'+1+1"),
+        ("-1-1", "'-1-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "\\t=1"),
+        ("\r=1", "\\r=1"),
+        (" =1", "' =1"),
+        ("-1.5", "-1.5"),
+        ("-1,500", "-1,500"),
+        ("+2e-3", "+2e-3"),
+        ("-inf", "-inf"),
+        ("qsm[alpha=10]", "qsm[alpha=10]"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+    ],
+)
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path: Path, text: str, cell: str) -> None:
+    table = pd.DataFrame({"name": [text], text: [-1.5]})
+    cells = table.astype(str)
+    write_document(Document("t", "l", [Section("s", [Table("x", "", cells, table)])]), tmp_path)
+    with (tmp_path / "data" / "x.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["name", cell], [cell, "-1.5"]]
+
+
+@given(st.text() | st.text("\x1b[31m\x9b\u202e\x07\r\u2028\ud800 a]"))
+def test_nothing_in_a_text_is_obeyed(text: str) -> None:
+    assert visible(text).isprintable()
+    assert visible(visible(text)) == visible(text)
+    visible(text).encode()
 
 
 # Results that are not whole
@@ -508,6 +613,7 @@ def test_both_renderings_show_every_character_of_a_text(
         Table("t", second, cells, cells),
     ]
     write_document(Document("title", "lead", [Section("S", blocks)]), folder)
+    first, second, third = map(visible, (first, second, third))
     for page in (page_of(folder), markdown_page(folder)):
         assert (page.text_of("p") + page.text_of("figcaption")).count(first) >= 1
         assert second in " ".join(page.text_of("li"))

@@ -174,16 +174,20 @@ def test_a_damaged_manifest_is_one_clear_line(store: ExperimentStore, damage: st
     first, *_ = store.cells()
     file = first.manifest_file
     file.write_text(DAMAGES[damage](file.read_text()))
-    for read in (
-        first.read_manifest,
-        lambda: load_results(store.folder.parent, "there"),
-        lambda: store.prepare(experiment(), ""),
-        lambda: cell_state(first),
-    ):
-        with pytest.raises(UserError, match="manifest") as damaged:
-            read()
-        assert str(file) in str(damaged.value)
-        assert "\n" not in str(damaged.value)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="manifest") as damaged:
+        first.read_manifest()
+    fault = str(damaged.value)
+    assert str(file) in fault
+    assert "\n" not in fault
+    assert f"delete {first.folder} and run again" in fault
+    results = load_results(store.folder.parent, "there")
+    assert [(cell.agent, cell.fault) for cell in results.damaged] == [("sac", fault)]
+    assert [cell["agent"] for cell in results.cells] == ["qsm"]
+    assert cell_state(first).status == "damaged"
+    assert fault in cell_state(first).line
+    assert len(store.prepare(experiment(), "")) == 2
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -236,5 +240,6 @@ def test_results_are_the_cells_tables_with_their_names(store: ExperimentStore) -
 def test_a_table_cut_off_in_a_row_is_one_clear_line(store: ExperimentStore) -> None:
     first, *_ = store.cells()
     first.evaluations_file.write_bytes(b"seed,step\n0,20\n\xff\xfe,1,2,3\n")
-    with pytest.raises(UserError, match=r"evaluations\.csv"):
-        load_results(store.folder.parent, "there")
+    (damaged,) = load_results(store.folder.parent, "there").damaged
+    assert "evaluations.csv is damaged" in damaged.fault
+    assert "\n" not in damaged.fault
