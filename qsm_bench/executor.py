@@ -72,7 +72,9 @@ def run_locally(
                 elif status != "finished":
                     unfinished[cell] = reason
                     if status == "failed":
-                        _record(cell, status="failed", reason=reason, log_tail=cell.log_tail())
+                        # What was refused is said whole in its reason.
+                        tail = () if process.returncode == REFUSED else cell.log_tail()
+                        _record(cell, status="failed", reason=reason, log_tail=tail)
             reap_adopted({process.pid for process in running.values()})
             watch()
             time.sleep(POLL_SECONDS)

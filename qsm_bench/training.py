@@ -157,7 +157,9 @@ class Training:
             if self.stop():
                 self.save()
                 raise Interrupted
-            if self.step % self.checkpoint_every == 0 or self.step == job.steps:
+            # After the warm-up updates may be compiled, which takes a minute and cannot be saved.
+            due = self.step % self.checkpoint_every == 0
+            if due or self.step in (job.warmup_steps, job.steps):
                 self.save()
 
     def _take_step(self) -> None:

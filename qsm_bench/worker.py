@@ -135,14 +135,15 @@ def _train(
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         manifest.status = "failed"
-        manifest.reason = " ".join(f"{type(error).__name__}: {error}".split())
+        traceback.print_exc()
         expected = isinstance(error, (UserError, TaskError, AgentError))
         if expected:
             manifest.reason = str(error)
         elif isinstance(error, OSError) and error.strerror:
             manifest.reason = f"{error.filename or cell.folder}: {error.strerror}"
-        traceback.print_exc()
-        manifest.log_tail = cell.log_tail()
+        else:  # a line cannot say it all: the last lines of the log stand beside it
+            manifest.reason = " ".join(f"{type(error).__name__}: {error}".split())
+            manifest.log_tail = cell.log_tail()
         again = not expected or isinstance(error, EnvironmentDiedError)
         raise SystemExit(FAILED if again else REFUSED) from None
     finally:
