@@ -13,8 +13,8 @@ from torch import Tensor
 
 SAMPLES = 64
 """Sampled actions of each state."""
-NEIGHBOUR = 3
-"""Which nearest neighbour the entropy estimate measures the distance to."""
+NEIGHBOR = 3
+"""Which nearest neighbor the entropy estimate measures the distance to."""
 RESOLUTION = 1e-3
 """Distances below this count as this: samples clipped onto a bound coincide exactly."""
 BANDWIDTH = 0.2
@@ -30,7 +30,7 @@ class ActionSlices:
     """The critic along the first action dimension, beside the policy's samples there."""
 
     action: Tensor
-    """[C]: centres of C equal cells of [-1, 1]."""
+    """[C]: centers of C equal cells of [-1, 1]."""
     value: Tensor
     """[S, N, C]: mean Q of the twin critics; the other dimensions are at the samples' mean."""
     share: Tensor
@@ -67,14 +67,14 @@ def clipped_share(samples: Tensor) -> Tensor:
 def entropy(samples: Tensor) -> Tensor:
     """Differential entropy in nats of M samples a state, averaged: [S, N, M, act] -> [S].
 
-    The nearest-neighbour estimate of Kozachenko and Leonenko (1987) with k = NEIGHBOUR. Mass on a
+    The nearest-neighbor estimate of Kozachenko and Leonenko (1987) with k = NEIGHBOR. Mass on a
     bound has no density: RESOLUTION keeps the estimate finite there, so compare, do not add up.
     """
     *_, count, size = samples.shape
     distance = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest = distance.kthvalue(NEIGHBOUR + 1, dim=-1).values.clamp(min=RESOLUTION)
+    nearest = distance.kthvalue(NEIGHBOR + 1, dim=-1).values.clamp(min=RESOLUTION)
     log_ball = size / 2 * math.log(math.pi) - math.lgamma(size / 2 + 1)
-    digamma = torch.tensor([float(count), float(NEIGHBOUR)]).digamma()
+    digamma = torch.tensor([float(count), float(NEIGHBOR)]).digamma()
     return (
         float(digamma[0] - digamma[1]) + log_ball + size * nearest.log().mean(dim=-1).mean(dim=-1)
     )
@@ -99,12 +99,12 @@ def modes(samples: Tensor) -> Tensor:
 
 
 def slice_actions(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions [S, N, C, act] along the first dimension, and the cells' centres [C]."""
+    """Actions [S, N, C, act] along the first dimension, and the cells' centers [C]."""
     edges = torch.linspace(-1.0, 1.0, SLICE_CELLS + 1, device=samples.device)
-    centres = (edges[1:] + edges[:-1]) / 2
+    centers = (edges[1:] + edges[:-1]) / 2
     actions = samples.mean(dim=2, keepdim=True).repeat(1, 1, SLICE_CELLS, 1)
-    actions[..., 0] = centres
-    return actions, centres
+    actions[..., 0] = centers
+    return actions, centers
 
 
 def slice_shares(samples: Tensor) -> Tensor:

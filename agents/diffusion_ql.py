@@ -4,7 +4,7 @@ The critic's value is climbed by backpropagation through the whole sampler:
 
     L = -mean Q(s, a_theta(s, noise)) + w L_BC
 
-where a_theta is the reparameterised sample after T denoiser calls and L_BC the denoising loss on
+where a_theta is the reparameterized sample after T denoiser calls and L_BC the denoising loss on
 replayed actions (w = 0 online). The clip inside each reverse step stays, as in the sampler: its
 gradient is zero outside the action box.
 
@@ -59,7 +59,7 @@ class DiffusionQLConfig(DiffusionConfig):
         ),
     ] = "online"
     cloning_weight: Annotated[
-        float, Field(ge=0, description="Weight w of the behaviour-cloning loss.")
+        float, Field(ge=0, description="Weight w of the behavior-cloning loss.")
     ] = 0.0
     ema_target: Annotated[
         bool,

@@ -108,9 +108,9 @@ class SAC(Learner):
         "target_critic",
         "actor",
         "temperature",
-        "critic_optimiser",
-        "actor_optimiser",
-        "temperature_optimiser",
+        "critic_optimizer",
+        "actor_optimizer",
+        "temperature_optimizer",
         "update_stream",
         "explore_stream",
         "sample_stream",
@@ -145,9 +145,9 @@ class SAC(Learner):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         start = torch.full((len(seeds), 1), math.log(config.initial_temperature), device=device)
         self.temperature = nn.ParameterDict({"log": start})
-        self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
-        self.actor_optimiser = Adam(self.actor.parameters(), config.actor_step_size)
-        self.temperature_optimiser = Adam(self.temperature.parameters(), config.learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.actor_optimizer = Adam(self.actor.parameters(), config.actor_step_size)
+        self.temperature_optimizer = Adam(self.temperature.parameters(), config.learning_rate)
         self.update_stream = stream("update")
         self.explore_stream = stream("explore")
         self.sample_stream = stream("sample")
@@ -187,19 +187,19 @@ class SAC(Learner):
             next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q - temperature * next_log_density)
-        self.critic_optimiser.minimise(loss)
+        self.critic_optimizer.minimize(loss)
 
         action, log_density = self.policy(batch.observation, noise.action)
         q_action = self.critic(batch.observation, action)
         value = q_action.amin(dim=0) if self.config.actor_critic == "min" else q_action.mean(dim=0)
         actor_loss = (temperature * log_density - value).mean(dim=-1)
-        gradient_norm = self.actor_optimiser.minimise(actor_loss)
+        gradient_norm = self.actor_optimizer.minimize(actor_loss)
 
         entropy = -log_density.detach().mean(dim=-1)
         target_entropy = self.config.entropy_per_action * self.action_size
         in_log = self.config.temperature_loss == "log_tau"
         multiplier = log_temperature if in_log else log_temperature.exp()
-        self.temperature_optimiser.minimise(multiplier.squeeze(-1) * (entropy - target_entropy))
+        self.temperature_optimizer.minimize(multiplier.squeeze(-1) * (entropy - target_entropy))
 
         polyak_update(self.target_critic, self.critic, self.config.polyak)
         return {

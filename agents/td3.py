@@ -91,8 +91,8 @@ class TD3(Learner):
         "target_critic",
         "actor",
         "target_actor",
-        "critic_optimiser",
-        "actor_optimiser",
+        "critic_optimizer",
+        "actor_optimizer",
         "updates",
         "update_stream",
         "explore_stream",
@@ -124,8 +124,8 @@ class TD3(Learner):
             config.initialization,
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
-        self.actor_optimiser = Adam(self.actor.parameters(), config.actor_step_size)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.actor_optimizer = Adam(self.actor.parameters(), config.actor_step_size)
         self.updates = Count()
         self.update_stream = stream("update")
         self.explore_stream = stream("explore")
@@ -156,13 +156,13 @@ class TD3(Learner):
             next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q)
-        self.critic_optimiser.minimise(loss)
+        self.critic_optimizer.minimize(loss)
 
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}
         if moves_actor:
             action = self.actor(batch.observation).tanh()
             actor_loss = -self.climbed_value(batch.observation, action).mean(dim=-1)
-            metrics["actor_gradient_norm"] = self.actor_optimiser.minimise(actor_loss)
+            metrics["actor_gradient_norm"] = self.actor_optimizer.minimize(actor_loss)
             metrics["actor_loss"] = actor_loss.detach()
             polyak_update(self.target_actor, self.actor, self.config.polyak)
         if moves_actor or self.config.delayed_targets == "actor":

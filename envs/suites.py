@@ -90,7 +90,7 @@ SUITES: dict[str, Suite] = {
         Suite(
             "gym_mujoco",
             "five Gymnasium MuJoCo tasks with the step count usual for them; their episodes can"
-            " terminate, and Humanoid has no reference scores to normalise by",
+            " terminate, and Humanoid has no reference scores to normalize by",
             ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
             steps=1_000_000,
         ),

@@ -28,7 +28,7 @@ class Task:
     Attributes:
         name: the short name where there is one, otherwise the Gymnasium id.
         gymnasium_id: what `gymnasium.make` is given.
-        score_range: the returns that count as 0 and 1 once normalised; None where no convention
+        score_range: the returns that count as 0 and 1 once normalized; None where no convention
             exists.
         action_repeat: environment steps for each decision.
         source: where `score_range` comes from.

@@ -17,8 +17,9 @@ from qsm_bench.errors import UserError
 from qsm_bench.files import new, plain
 from qsm_bench.replay import ReplayBuffer
 
-FORMAT = 2
-"""Of a state. 1, up to November 2026: torch's own optimisers, and updates after each step."""
+FORMAT = 3
+"""Of a state. 1: torch's own optimizers, and updates after each step. 2, up to November 2026: parts
+of an agent under other names."""
 LARGEST_STATE = 2**32
 """Bytes of a state that is still read: a thousand million numbers."""
 CHUNK = 4096

@@ -24,7 +24,7 @@ from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job
 from qsm_bench.files import write_atomically
 from qsm_bench.results import load_results
-from qsm_bench.statistics.selection import normalised
+from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
 
@@ -34,7 +34,7 @@ BASELINE_SEEDS, SEEDS = 24, 8
 FIRST_SEED = 1_000
 """Fresh seeds begin here: none is the baseline's, or the samples would not be independent."""
 SCORES = ("end", "area")
-"""Of a run, normalised: its last evaluation, and the mean over all of them."""
+"""Of a run, normalized: its last evaluation, and the mean over all of them."""
 
 EVERY_AGENT = {"hidden_sizes": [64, 64], "learning_rate": 1e-3}
 """Small networks learn these tasks, and a larger step size in minutes."""
@@ -208,13 +208,13 @@ def _without_seeds(job: Job) -> dict[str, Any]:
 
 
 def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
-    """Normalised scores of every run, from the store."""
+    """Normalized scores of every run, from the store."""
     rows = []
     evaluations = load_results(root, experiment.name).evaluations
     for job in experiment.jobs():
         mine = evaluations[evaluations["agent"] == job.agent]
         returns = mine.groupby(["seed", "step"])["return"].mean().unstack("step")
-        scores = normalised(returns.to_numpy(dtype=np.float64), job.score_range)
+        scores = normalized(returns.to_numpy(dtype=np.float64), job.score_range)
         rows += [
             (_agent(job), job.task, seed, curve[-1], curve.mean())
             for seed, curve in zip(returns.index, scores, strict=True)

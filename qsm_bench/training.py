@@ -38,7 +38,7 @@ SLICED_STATES = 4
 
 
 def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
-    """The job's agent, freshly initialised from the job's seeds; its promises are checked.
+    """The job's agent, freshly initialized from the job's seeds; its promises are checked.
 
     Raises AgentError if it cannot be built, UserError if its settings are not right.
     """

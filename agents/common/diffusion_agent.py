@@ -71,8 +71,8 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         "critic",
         "target_critic",
         "denoiser",
-        "critic_optimiser",
-        "actor_optimiser",
+        "critic_optimizer",
+        "actor_optimizer",
         "update_stream",
         "explore_stream",
         "sample_stream",
@@ -112,8 +112,8 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
             config.initialization,
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.critic_optimiser = Adam(self.critic.parameters(), config.learning_rate)
-        self.actor_optimiser = Adam(
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.actor_optimizer = Adam(
             self.denoiser.parameters(), config.actor_step_size, config.actor_decay_updates
         )
         self.update_stream = stream("update")
@@ -156,11 +156,11 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
             next_q = self.target_critic(batch.next_observation, next_action)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q.amin(dim=0))
-        self.critic_optimiser.minimise(loss)
+        self.critic_optimizer.minimize(loss)
         polyak_update(self.target_critic, self.critic, self.config.polyak)
 
         actor_loss, metrics = self.actor_loss(batch, noise.actor)
-        gradient_norm = self.actor_optimiser.minimise(actor_loss)
+        gradient_norm = self.actor_optimizer.minimize(actor_loss)
         return {
             "critic_loss": loss.detach(),
             "actor_loss": actor_loss.detach(),
@@ -241,10 +241,10 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
     def action_slices(self, observation: Tensor, occasion: int) -> diagnostics.ActionSlices:
         """The critic and the policy's samples along the first action dimension."""
         samples = self._samples(observation, self.stream(f"slices/{occasion}"))
-        actions, centres = diagnostics.slice_actions(samples)
-        states = observation.repeat_interleave(len(centres), dim=1)
+        actions, centers = diagnostics.slice_actions(samples)
+        states = observation.repeat_interleave(len(centers), dim=1)
         value = self.action_value(states, actions.flatten(1, 2)).view(actions.shape[:3])
-        return diagnostics.ActionSlices(centres, value, diagnostics.slice_shares(samples))
+        return diagnostics.ActionSlices(centers, value, diagnostics.slice_shares(samples))
 
     @torch.no_grad()
     def _samples(self, observation: Tensor, stream: SeedStreams) -> Tensor:

@@ -8,7 +8,7 @@ from agents.protocol import Batch, StateDict
 
 
 class Stateful(Protocol):
-    """A part that can be saved: network, optimiser or random stream."""
+    """A part that can be saved: network, optimizer or random stream."""
 
     def state_dict(self) -> Any: ...
 

@@ -30,7 +30,7 @@ class Adam:
         self.second_moments = [torch.zeros_like(p) for p in self.parameters]
         self.updates = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
 
-    def minimise(self, loss: Tensor) -> Tensor:
+    def minimize(self, loss: Tensor) -> Tensor:
         """Take one step down the gradient of each seed's own ``loss``, [S].
 
         Returns the norm of each member's gradient, [M].

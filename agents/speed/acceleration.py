@@ -72,7 +72,7 @@ def accelerate(agent: Agent, device: torch.device, *, seeds: int, compiled: bool
 
 def _compile(step: FunctionType, device: torch.device) -> Callable[..., dict[str, Tensor]]:
     """The method ``step(self, *inputs)`` as one program, compiled when it is first called."""
-    # The gradients and the optimiser are part of it.
+    # The gradients and the optimizer are part of it.
     torch._dynamo.config.trace_autograd_ops = True
     # torch keeps programs by code object, so agents of one class would share them.
     code = step.__code__.replace()

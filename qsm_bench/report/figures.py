@@ -1,6 +1,6 @@
 """The report's figures, drawn from the tables of ``qsm_bench.statistics``.
 
-An agent keeps its colour (Okabe and Ito's, told apart by colour-blind readers), line style and
+An agent keeps its color (Okabe and Ito's, told apart by color-blind readers), line style and
 marker in every figure, so that none of them is needed alone. A figure's files are white; within a
 page it takes the page's own ink and paper, light or dark.
 """
@@ -27,7 +27,7 @@ from qsm_bench.statistics.selection import AREA, AT_END
 from qsm_bench.visible import visible
 
 INK, PAPER = "#1c1e21", "#fefefe"
-"""Colours that stand for the page's own, where a figure is part of one."""
+"""Colors that stand for the page's own, where a figure is part of one."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00")
 """Okabe and Ito's without black, which is the ink; their yellow darkened to show on white."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
@@ -70,7 +70,7 @@ STYLE: dict[Any, Any] = {
 class AgentStyle:
     """How an agent is drawn."""
 
-    colour: str
+    color: str
     line: Any
     marker: str
 
@@ -150,7 +150,7 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
                     name = f"{agent}, {statistic} {when}"
                     _interval(chart, panel, row, y + offset, styles[agent], name, when=when)
             panel.set_title(f"{statistic}\n({_better(statistic)} is better)")
-            panel.set_xlabel("normalised score")
+            panel.set_xlabel("normalized score")
             panel.set_yticks(range(len(agents)), labels)
             panel.set_ylim(len(agents) - 0.5, -0.5)
             panel.grid(visible=False, axis="y")
@@ -304,7 +304,7 @@ def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Char
             at = part["action"].to_numpy(dtype=float)
             width = 2.0 / max(1, len(at))
             share = part["share"].to_numpy(dtype=float)
-            panel.bar(at, share, width, color=styles[agent].colour, alpha=0.45)
+            panel.bar(at, share, width, color=styles[agent].color, alpha=0.45)
             panel.set_ylim(0.0, 1.05)
             panel.set_title(title)
             value = panel.twinx()
@@ -334,12 +334,12 @@ def _curve(
     panel.plot(
         at,
         value,
-        color=style.colour,
+        color=style.color,
         linestyle=style.line,
         marker=style.marker,
         markevery=max(1, len(at) // 8),
     )
-    panel.fill_between(at, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    panel.fill_between(at, low, high, color=style.color, alpha=0.18, linewidth=0)
     chart.values.extend(
         (panel, a, v, f"{name}, {x_label} {a:,.6g}: {interval(v, lo, hi)}")
         for a, v, lo, hi in zip(at, value, low, high, strict=True)
@@ -367,14 +367,14 @@ def _interval(
     when: str = AT_END,
     value: str = "value",
 ) -> None:
-    panel.plot([row["low"], row["high"]], [y, y], color=style.colour, linewidth=3, alpha=0.5)
+    panel.plot([row["low"], row["high"]], [y, y], color=style.color, linewidth=3, alpha=0.5)
     panel.plot(
         [row[value]],
         [y],
-        color=style.colour,
+        color=style.color,
         marker=style.marker,
         markersize=7,
-        markerfacecolor=style.colour if when == AT_END else PAPER,
+        markerfacecolor=style.color if when == AT_END else PAPER,
     )
     text = f"{name}: {interval(row[value], row['low'], row['high'])}"
     chart.values.append((panel, float(row[value]), y, text))
@@ -405,7 +405,7 @@ def _legend_layout(names: Sequence[str], width: float) -> tuple[list[str], int, 
 
 
 def _key(style: AgentStyle) -> Line2D:
-    return Line2D([], [], color=style.colour, linestyle=style.line, marker=style.marker)
+    return Line2D([], [], color=style.color, linestyle=style.line, marker=style.marker)
 
 
 def _wrapped(text: str, width: int) -> str:

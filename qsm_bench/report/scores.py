@@ -116,7 +116,7 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
 
 
 def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
-    """IQM, median, mean and optimality gap of normalised scores."""
+    """IQM, median, mean and optimality gap of normalized scores."""
     table = analysis.aggregates
     if table.empty:
         return Section("Aggregate scores", [Text("No task has scores of all agents to aggregate.")])
@@ -139,7 +139,7 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
         [
             Table(
                 "aggregates",
-                f"Normalised scores: 0 and 1 are the ends of each task's range. {BOOTSTRAP} "
+                f"Normalized scores: 0 and 1 are the ends of each task's range. {BOOTSTRAP} "
                 f"Measured {AT_END} of training, and as {AREA}: the mean over all evaluations. "
                 "Runs: seeds x tasks.",
                 pd.DataFrame(rows),
@@ -151,7 +151,7 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
                 table,
                 alt=f"Points with intervals for {', '.join(STATISTICS)}. "
                 f"Interquartile means at the end: {iqms}.",
-                caption=f"Aggregates of normalised scores. {BOOTSTRAP}",
+                caption=f"Aggregates of normalized scores. {BOOTSTRAP}",
             ),
         ],
     )
@@ -166,7 +166,7 @@ def profiles(analysis: Analysis, drawing: Drawing) -> Section:
         table,
         drawing.styles,
         x="score",
-        x_label="normalised score",
+        x_label="normalized score",
         y_label="share of runs above it",
     )
     return Section(
@@ -176,7 +176,7 @@ def profiles(analysis: Analysis, drawing: Drawing) -> Section:
                 "profiles",
                 figure,
                 table,
-                alt="For each agent, the share of its runs whose normalised score is above each "
+                alt="For each agent, the share of its runs whose normalized score is above each "
                 "value from 0 to 1; a higher line is better.",
                 caption=f"Share of runs above each score at the end of training. {BOOTSTRAP}",
             )
@@ -276,10 +276,10 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
                     drawing.styles,
                     x="step",
                     x_label="steps",
-                    y_label="IQM of normalised scores",
+                    y_label="IQM of normalized scores",
                 ),
                 overall,
-                alt="Interquartile mean of normalised scores over steps, a line for each agent.",
+                alt="Interquartile mean of normalized scores over steps, a line for each agent.",
                 caption=f"Over {count(len(comparison.aggregate_tasks), 'task')}. {BOOTSTRAP}",
             )
         )

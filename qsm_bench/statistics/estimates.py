@@ -13,7 +13,7 @@ from qsm_bench.statistics.selection import (
     Comparison,
     Curves,
     FloatArray,
-    normalised,
+    normalized,
 )
 
 REPLICATIONS = 2_000
@@ -48,7 +48,7 @@ def bootstrap(
 
 
 def aggregates(comparison: Comparison) -> pd.DataFrame:
-    """rliable's aggregates of normalised scores.
+    """rliable's aggregates of normalized scores.
 
     Columns: agent, measured (at the end, or area under the curve: the mean over evaluations),
     statistic, value, low, high, seeds, tasks. Empty if no task can be aggregated.
@@ -96,7 +96,7 @@ def interquartile_mean(runs: FloatArray) -> FloatArray:
 
 
 def performance_profiles(comparison: Comparison) -> pd.DataFrame:
-    """Share of runs with a normalised score above each threshold, at the end of training.
+    """Share of runs with a normalized score above each threshold, at the end of training.
 
     Columns: agent, score, value, low, high.
     """
@@ -158,7 +158,7 @@ def task_curves(curves: Mapping[CellKey, Curves]) -> pd.DataFrame:
 def final_scores(comparison: Comparison) -> pd.DataFrame:
     """Every run that is compared: task, agent, seed, step, return, area, score.
 
-    area is the mean return over evaluations; score the normalised return, NaN without a range.
+    area is the mean return over evaluations; score the normalized return, NaN without a range.
     """
     tables = []
     for (agent, task), runs in comparison.runs.items():
@@ -172,7 +172,7 @@ def final_scores(comparison: Comparison) -> pd.DataFrame:
                     "step": runs.steps[-1],
                     "return": last,
                     "area": runs.returns.mean(axis=1),
-                    "score": normalised(last, score_range) if score_range else np.nan,
+                    "score": normalized(last, score_range) if score_range else np.nan,
                 }
             )
         )

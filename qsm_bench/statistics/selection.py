@@ -88,31 +88,31 @@ class Comparison:
         return np.stack([c[:, -1] for c in self.balanced(agent, tasks)], axis=1)
 
     def scores(self, agent: str, when: str = AT_END) -> FloatArray:
-        """Normalised scores on the aggregate tasks, [seeds, tasks]."""
+        """Normalized scores on the aggregate tasks, [seeds, tasks]."""
         tasks = self.aggregate_tasks
         columns = [
-            normalised(c, self.score_ranges[task])
+            normalized(c, self.score_ranges[task])
             for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
         ]
         return np.stack([c[:, -1] if when == AT_END else c.mean(axis=1) for c in columns], axis=1)
 
     def score_curves(self, agent: str) -> tuple[IntArray, FloatArray]:
-        """Steps that all aggregate tasks have, and normalised scores [seeds, tasks, steps]."""
+        """Steps that all aggregate tasks have, and normalized scores [seeds, tasks, steps]."""
         tasks = self.aggregate_tasks
         steps = _common([self.steps(task) for task in tasks])
         return steps, np.stack(
             [
-                normalised(c, self.score_ranges[task])[:, np.searchsorted(self.steps(task), steps)]
+                normalized(c, self.score_ranges[task])[:, np.searchsorted(self.steps(task), steps)]
                 for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
             ],
             axis=1,
         )
 
 
-def normalised(returns: FloatArray, score_range: ScoreRange | None) -> FloatArray:
+def normalized(returns: FloatArray, score_range: ScoreRange | None) -> FloatArray:
     """Map ``score_range`` to [0, 1] linearly; values outside it stay outside."""
     if score_range is None:
-        raise ValueError("a task without a score range has no normalised scores")
+        raise ValueError("a task without a score range has no normalized scores")
     low, high = score_range
     return (returns - low) / (high - low)
 

@@ -34,13 +34,13 @@ class FixedCritic(nn.Module):
         return self.values[0](observation, action)
 
 
-class NoOptimiser:
+class NoOptimizer:
     """Counts its updates and changes nothing."""
 
     def __init__(self) -> None:
         self.updates = 0
 
-    def minimise(self, loss: Tensor) -> Tensor:
+    def minimize(self, loss: Tensor) -> Tensor:
         self.updates += 1
         return torch.zeros_like(loss)
 
@@ -48,13 +48,13 @@ class NoOptimiser:
 def fix_critic(agent: Any, first: Value, second: Value | None = None) -> None:
     """Make known functions the agent's critic, for good."""
     agent.critic = agent.target_critic = FixedCritic(first, second)
-    agent.critic_optimiser = NoOptimiser()
+    agent.critic_optimizer = NoOptimizer()
 
 
-def first_gradients(optimiser: Adam) -> list[Tensor]:
-    """The gradients of an optimiser's first step, which its moments are a tenth of."""
-    assert optimiser.updates == 1
-    return [moment / (1 - FIRST_DECAY) for moment in optimiser.first_moments]
+def first_gradients(optimizer: Adam) -> list[Tensor]:
+    """The gradients of an optimizer's first step, which its moments are a tenth of."""
+    assert optimizer.updates == 1
+    return [moment / (1 - FIRST_DECAY) for moment in optimizer.first_moments]
 
 
 def in_float64(agent: Any) -> Any:

@@ -144,13 +144,13 @@ class PlainDiffusion(PlainLearner):
         return torch.cat(rows)
 
     def update(self, batch: Batch, noise: Any) -> None:
-        next_action = self.chain(self.behaviour(), batch.next_observation, noise.chain)
+        next_action = self.chain(self.behavior(), batch.next_observation, noise.chain)
         next_action = next_action + self.config.exploration_noise * noise.exploration
         self.learn_critics(batch, next_action.clamp(-1, 1))
         self.follow(self.target_critics, self.critics)
         self.actor_adam.step(self.actor_loss(batch, noise.actor))
 
-    def behaviour(self) -> PlainDenoiser:
+    def behavior(self) -> PlainDenoiser:
         return self.denoiser
 
     def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
@@ -182,7 +182,7 @@ class PlainDiffusionQL(PlainDiffusion):
         mine = super().networks()
         return mine | {"target_denoiser": self.average} if self.config.ema_target else mine
 
-    def behaviour(self) -> PlainDenoiser:
+    def behavior(self) -> PlainDenoiser:
         return self.average if self.config.ema_target else self.denoiser
 
     def update(self, batch: Batch, noise: Any) -> None:

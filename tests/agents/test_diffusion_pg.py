@@ -276,7 +276,7 @@ def test_climbing_q_equal_to_a_raises_the_actions() -> None:
     before = agent.sample(state, noise[:, :3]).mean(dim=1)
     batch = make_batch(2, 64, 1, 1, torch.float64)
     for _ in range(60):
-        agent.actor_optimiser.minimise(agent.actor_loss(batch, chain_noise(2, 3, 256, 1))[0])
+        agent.actor_optimizer.minimize(agent.actor_loss(batch, chain_noise(2, 3, 256, 1))[0])
     after = agent.sample(state, noise[:, :3]).mean(dim=1)
     assert (after > before + 0.3).all()
 

@@ -71,8 +71,8 @@ def test_gradient_is_the_central_difference_of_the_whole_samplers_value(
         return twins.amin(dim=0).mean(dim=-1), action.abs() == 1, twins.argmin(dim=0)
 
     with torch.no_grad():
-        centre, clipped, _ = value()
-        torch.testing.assert_close(loss, -centre)
+        center, clipped, _ = value()
+        torch.testing.assert_close(loss, -center)
         assert clipped.any() == (scale == 1.0)
         assert not clipped.all()
         h = 1e-6
@@ -177,7 +177,7 @@ def test_the_actor_leaves_the_critic_alone() -> None:
     agent = build()
     before = [p.clone() for p in agent.critic.parameters()]
     batch = make_batch(2, 16, 3, 2, torch.float64)
-    agent.actor_optimiser.minimise(agent.actor_loss(batch, draw(agent, 16))[0])
+    agent.actor_optimizer.minimize(agent.actor_loss(batch, draw(agent, 16))[0])
     for parameter, old in zip(agent.critic.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
         assert parameter.grad is None

@@ -153,7 +153,7 @@ def test_evaluating_does_not_change_training(name: str) -> None:
         )
 
 
-def test_unknown_agents_are_named_with_their_neighbours() -> None:
+def test_unknown_agents_are_named_with_their_neighbors() -> None:
     with pytest.raises(AgentError, match="unknown agent 'qms': did you mean 'qsm"):
         find_agent("qms")
     with pytest.raises(AgentError, match="no module named 'nowhere'"):

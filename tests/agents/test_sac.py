@@ -28,7 +28,7 @@ def build(**settings: Any) -> SAC:
 
 
 def squashed(agent: SAC, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """A reparameterised draw of the policy and its log-density, by torch.distributions."""
+    """A reparameterized draw of the policy and its log-density, by torch.distributions."""
     mean, log_std = agent.actor(observation).split(2, dim=-1)
     log_std = log_std.clamp(agent.config.log_std_min, agent.config.log_std_max)
     policy = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform(cache_size=1))
@@ -101,7 +101,7 @@ def test_actor_climbs_value_and_entropy(actor_critic: str) -> None:
     gradients = torch.autograd.grad(expected.sum(), list(agent.actor.parameters()))
     metrics = agent.step(batch, noise)
     torch.testing.assert_close(metrics["actor_loss"], expected.detach(), rtol=1e-6, atol=1e-8)
-    for taken, gradient in zip(first_gradients(agent.actor_optimiser), gradients, strict=True):
+    for taken, gradient in zip(first_gradients(agent.actor_optimizer), gradients, strict=True):
         torch.testing.assert_close(taken, gradient, rtol=1e-5, atol=1e-8)
 
 
@@ -120,7 +120,7 @@ def test_temperature_gradient_is_entropy_minus_its_target(
     with torch.no_grad():
         _, log_density = squashed(agent, batch.observation, noise.action)
     agent.step(batch, noise)
-    gradient = first_gradients(agent.temperature_optimiser)[0][:, 0]
+    gradient = first_gradients(agent.temperature_optimizer)[0][:, 0]
     expected = factor * (-log_density.mean(dim=-1) - 2 * entropy_per_action)
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
 

@@ -113,11 +113,11 @@ def test_actor_climbs_the_first_critic() -> None:
     value = first(batch.observation, agent.actor(batch.observation).tanh()).mean(dim=-1)
     gradients = torch.autograd.grad(-value.sum(), list(agent.actor.parameters()))
     agent.step(batch, normal(2, 16, 2), moves_actor=True)
-    for taken, gradient in zip(first_gradients(agent.actor_optimiser), gradients, strict=True):
+    for taken, gradient in zip(first_gradients(agent.actor_optimizer), gradients, strict=True):
         torch.testing.assert_close(taken, gradient)
 
 
-def test_the_actor_settles_at_the_maximiser() -> None:
+def test_the_actor_settles_at_the_maximizer() -> None:
     agent = TD3(TD3Config(hidden_sizes=(16,), learning_rate=1e-2), 3, 2, (0, 1), CPU)
     fix_critic(agent, lambda s, a: -(a - torch.tensor([0.4, -0.7])).square().sum(dim=-1))
     for _ in range(400):

@@ -1,7 +1,7 @@
 """The floating-point operations that an update needs, from the shapes of its matrix products.
 
 A product of [B, n] and [n, m] takes 2 B n m operations. Counted is what the mathematics asks for
-and nothing else: products whose result nobody uses, element-wise work and optimisers are not in
+and nothing else: products whose result nobody uses, element-wise work and optimizers are not in
 it, so a share of the roofline computed from these numbers flatters nobody.
 """
 

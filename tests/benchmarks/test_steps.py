@@ -78,8 +78,8 @@ def test_where_a_training_run_spends_its_time(
     clock.on(diffusion, "sample", "update: the sampler, for the critic's target")
     clock.on(training.agent.bare.target_critic, "forward", "update: target critic")  # type: ignore[attr-defined]
     clock.on(training.agent.bare.critic, "forward", "update: critic, forward and for grad_a Q")  # type: ignore[attr-defined]
-    clock.on(training.agent.bare.critic_optimiser, "minimise", "update: critic, backward and step")  # type: ignore[attr-defined]
-    clock.on(training.agent.bare.actor_optimiser, "minimise", "update: actor, backward and step")  # type: ignore[attr-defined]
+    clock.on(training.agent.bare.critic_optimizer, "minimize", "update: critic, backward and step")  # type: ignore[attr-defined]
+    clock.on(training.agent.bare.actor_optimizer, "minimize", "update: actor, backward and step")  # type: ignore[attr-defined]
     clock.on(training.agent.bare, "actor_loss", "update: actor, the rest of grad_a Q and its loss")
     clock.on(training, "_take_step", "the loop itself")
     rounds = 1 if benchmark.disabled else STEPS

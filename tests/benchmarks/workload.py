@@ -47,8 +47,8 @@ def actor_update(steps: int) -> Callable[[], Any]:
     agent, batch = new_agent("qsm", 1, diffusion_steps=steps), new_batch(1)
     assert isinstance(agent, DiffusionAgent)
     noise = agent.draw_actor_noise(BATCH)
-    minimise = agent.actor_optimiser.minimise
-    return lambda: minimise(agent.actor_loss(batch, noise)[0])
+    minimize = agent.actor_optimizer.minimize
+    return lambda: minimize(agent.actor_loss(batch, noise)[0])
 
 
 def seconds(call: Callable[[], Any], times: int = 1) -> float:

@@ -145,11 +145,11 @@ class TestNames:
     def test_a_module_that_raises_is_named_with_its_reason(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        (tmp_path / "broken_tasks.py").write_text("raise RuntimeError('no\\nlicence')\n")
+        (tmp_path / "broken_tasks.py").write_text("raise RuntimeError('no\\nlicense')\n")
         monkeypatch.syspath_prepend(tmp_path)
         message = error_of(lambda: make("broken_tasks:Some-v0"))
         assert "'broken_tasks:Some-v0'" in message
-        assert "no licence" in message
+        assert "no license" in message
 
 
 def box(low: float | list[float], high: float | list[float], dtype: Any = np.float32) -> spaces.Box:
@@ -228,7 +228,7 @@ class TestSpaces:
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(ValueError("no\nlicence"), "no licence"), (NotImplementedError(), "NotImplementedError")],
+    [(ValueError("no\nlicense"), "no license"), (NotImplementedError(), "NotImplementedError")],
     ids=["with a message", "without"],
 )
 def test_a_constructor_that_raises_is_named_with_its_reason(error: Exception, reason: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-import torch._dynamo  # noqa: F401 - or each copy would import it for its first optimiser
+import torch._dynamo  # noqa: F401 - or each copy would import it for its first optimizer
 
 from qsm_bench import worker
 from qsm_bench.store import Cell

@@ -70,7 +70,7 @@ class Environment(gymnasium.Env[Any, Any]):
 
 class Raises(Environment):
     def __init__(self) -> None:
-        raise RuntimeError("the licence\nhas expired")
+        raise RuntimeError("the license\nhas expired")
 
 
 class Words(Environment):
@@ -162,7 +162,7 @@ WRONG = {
     # Tasks that cannot be trained on.
     "discrete actions": (run(tasks="CartPole-v1"), "action space Discrete(2) is not a Box"),
     "observations in words": (run(tasks="test_cli/Words-v0"), "cannot be flattened to a Box"),
-    "a task that raises": (run(tasks="test_cli/Raises-v0"), "the licence has expired"),
+    "a task that raises": (run(tasks="test_cli/Raises-v0"), "the license has expired"),
     # Experiments.
     **{
         f"an experiment called {name!r}": (run(f"--name={name}"), "experiment name")
@@ -209,8 +209,8 @@ def test_an_agent_whose_module_raises_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(folder)
-    (folder / "agent_that_raises.py").write_text("raise RuntimeError('no licence')")
-    assert_refused(call(*run(agents="agent_that_raises:Agent")), "no licence")
+    (folder / "agent_that_raises.py").write_text("raise RuntimeError('no license')")
+    assert_refused(call(*run(agents="agent_that_raises:Agent")), "no license")
 
 
 def test_a_label_too_long_for_a_folder_is_one_line_and_leaves_nothing(folder: Path) -> None:

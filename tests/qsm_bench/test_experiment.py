@@ -39,7 +39,7 @@ def experiment(**changes: object) -> Experiment:
         ("qsm_reference", ["qsm_reference"]),
     ],
 )
-def test_agents_are_read_and_labelled(text: str, labels: list[str]) -> None:
+def test_agents_are_read_and_labeled(text: str, labels: list[str]) -> None:
     assert [entry.label for entry in parse_agents(text)] == labels
 
 
@@ -133,7 +133,7 @@ def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], message
         experiment(**changes)
 
 
-def test_an_unknown_task_is_refused_with_its_neighbours() -> None:
+def test_an_unknown_task_is_refused_with_its_neighbors() -> None:
     with pytest.raises(
         UserError, match="unknown task 'cartpole-swngup': did you mean 'cartpole-sw"
     ):

@@ -182,12 +182,12 @@ def test_every_figure_has_both_formats_its_numbers_and_a_text(full: Path) -> Non
     ]
 
 
-def test_a_figure_shows_the_agents_in_the_same_colours_as_every_other(full: Path) -> None:
-    colours = [
+def test_a_figure_shows_the_agents_in_the_same_colors_as_every_other(full: Path) -> None:
+    colors = [
         set(re.findall(r"stroke: (#[0-9a-f]{6})", (full / f"figures/{name}.svg").read_text()))
         for name in ("profiles", "learning-overall", "learning-curves", "aggregates")
     ]
-    agents = set.intersection(*colours)
+    agents = set.intersection(*colors)
     assert {"#0072b2", "#d55e00", "#009e73"} <= agents
 
 

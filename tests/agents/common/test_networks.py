@@ -184,7 +184,7 @@ def test_adam_of_many_seeds_is_torchs_adam_of_each() -> None:
     references = [torch.optim.Adam([p], lr=1e-2) for p in apart]
     scale = torch.tensor([1.0, 10.0, 100.0])
     for _ in range(20):
-        norm = adam.minimise(scale * (together.square() * torch.arange(4)).sum(dim=1))
+        norm = adam.minimize(scale * (together.square() * torch.arange(4)).sum(dim=1))
         for s, (parameter, reference) in enumerate(zip(apart, references, strict=True)):
             reference.zero_grad()
             (scale[s] * (parameter.square() * torch.arange(4)).sum()).backward()
@@ -199,7 +199,7 @@ def test_cosine_decay_ends_at_zero() -> None:
     adam = Adam([parameter], 1.0, decay_updates=4)
     positions = []
     for _ in range(6):
-        adam.minimise(parameter[:, 0])
+        adam.minimize(parameter[:, 0])
         positions.append(parameter.item())
     # A constant gradient moves Adam by its step size exactly.
     steps = -torch.tensor([0.0, *positions]).diff()
