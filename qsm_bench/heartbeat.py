@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
+from qsm_bench.errors import UserError
 from qsm_bench.files import write_atomically
 
 BEAT_SECONDS = 1.0
@@ -36,6 +37,7 @@ class Heartbeat:
         self.file = file
         self.tell = tell
         self._over = threading.Event()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -50,15 +52,17 @@ class Heartbeat:
 
     def write(self) -> None:
         """Give a sign of life now."""
-        told = {
-            "place": place(),
-            "pid": os.getpid(),
-            "born": born(os.getpid()),
-            "time": time.time(),
-            **self.tell(),
-        }
-        with suppress(OSError):  # a full disk is for the checkpoint to find
-            write_atomically(self.file, json.dumps(told))
+        with self._writing:
+            told = {
+                "place": place(),
+                "pid": os.getpid(),
+                "born": born(os.getpid()),
+                "time": time.time(),
+                **self.tell(),
+            }
+            # A full disk is for the checkpoint to find, a link in its place for who reads it.
+            with suppress(OSError, UserError):
+                write_atomically(self.file, json.dumps(told))
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):

@@ -1,17 +1,24 @@
 """Scores that others have published, to stand beside ours: results/published/ says whose."""
 
-import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from qsm_bench.errors import UserError
+from qsm_bench.files import MIB, read, read_json
+from qsm_bench.results import parse_table
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 COLUMNS = ("source", "agent", "task", "action_repeat", "steps", "seeds")
 SPREAD = ("mean", "std", "median", "min", "max")
 """Over seeds."""
+TEXTS, COUNTS = COLUMNS[:3], COLUMNS[3:]
+LARGEST = 1e15
+"""No score lies beyond it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Published:
     sources: Mapping[str, Source]
     scores: pd.DataFrame
     """A row a source, agent, task and step: ``COLUMNS`` and ``SPREAD``; steps are decisions."""
+    fault: str = ""
+    """Why there are none, where they cannot be read."""
 
     def within(self, budgets: Mapping[str, int]) -> "Published":
         """The scores on tasks in ``budgets``, at steps that those reach."""
@@ -43,15 +52,46 @@ class Published:
         scores = self.scores[self.scores["steps"] <= reach]
         kept = set(scores["source"])
         sources = {name: source for name, source in self.sources.items() if name in kept}
-        return Published(sources, scores.reset_index(drop=True))
+        return Published(sources, scores.reset_index(drop=True), self.fault)
 
 
 def published_scores(folder: Path = PUBLISHED) -> Published:
-    """Read ``folder``; empty where the package was installed without it."""
-    if not (folder / "scores.csv").exists():
-        return Published({}, pd.DataFrame(columns=[*COLUMNS, *SPREAD]))
-    sources: dict[str, dict[str, Any]] = json.loads((folder / "sources.json").read_text("utf-8"))
-    return Published(
-        {name: Source(**source) for name, source in sources.items()},
-        pd.read_csv(folder / "scores.csv"),
-    )
+    """Read ``folder``: no scores where the package was installed without it, or one is damaged.
+
+    ``fault`` says so then, in one line that names the file.
+    """
+    nothing = Published({}, pd.DataFrame(columns=[*COLUMNS, *SPREAD]))
+    if not os.path.lexists(folder / "scores.csv"):
+        return nothing
+    try:
+        sources = _sources(folder / "sources.json")
+        return Published(sources, _scores(folder / "scores.csv", sources))
+    except UserError as error:
+        return replace(nothing, fault=str(error))
+
+
+def _sources(file: Path) -> dict[str, Source]:
+    content = read_json(file, MIB)
+    try:
+        return TypeAdapter(dict[str, Source]).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise UserError(f"{file} is damaged: {where}: {first['msg']}") from error
+
+
+def _scores(file: Path, sources: Mapping[str, Source]) -> pd.DataFrame:
+    text = read(file, MIB)
+    try:
+        table = parse_table(text, texts=TEXTS, whole=COUNTS)
+        if list(table.columns) != [*COLUMNS, *SPREAD]:
+            raise ValueError(f"its columns are not {', '.join([*COLUMNS, *SPREAD])}")
+        if not (table[list(COUNTS)] > 0).all(axis=None):
+            raise ValueError(f"a number in {', '.join(COUNTS)} is not above 0")
+        if (table[list(SPREAD)].abs() > LARGEST).any(axis=None):
+            raise ValueError(f"a score is beyond +-{LARGEST:g}")
+        if unknown := sorted(set(table["source"]) - set(sources)):
+            raise ValueError(f"it has scores of {unknown[0]!r}, which sources.json does not name")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    return table

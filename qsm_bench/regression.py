@@ -22,8 +22,8 @@ from agents.registry import find_agent
 from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job
-from qsm_bench.files import write_atomically
-from qsm_bench.results import load_results
+from qsm_bench.files import MIB, read, read_json, write_atomically
+from qsm_bench.results import load_results, parse_table
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
@@ -175,11 +175,9 @@ def write_baseline(folder: Path, scores: pd.DataFrame) -> None:
 def read_baseline(folder: Path) -> pd.DataFrame:
     """The recorded scores. Raises UserError if there are none, or of another protocol."""
     try:
-        about = json.loads((folder / "baseline.json").read_text("utf-8"))
-        scores = pd.read_csv(folder / "baseline.csv")
-        recorded = [_without_seeds(_completed(job)) for job in about["protocol"]]
-        _ = scores[["agent", "task", "seed", *SCORES]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recorded = _recorded(folder / "baseline.json")
+        scores = _recorded_scores(folder / "baseline.csv")
+    except UserError as error:
         raise UserError(
             f"no baseline can be read from {folder} ({error}): make one with regress --record"
         ) from error
@@ -191,6 +189,41 @@ def read_baseline(folder: Path) -> pd.DataFrame:
     return scores
 
 
+def _recorded(file: Path) -> list[dict[str, Any]]:
+    """The protocol that a baseline was made under."""
+    about = read_json(file, MIB)
+    try:
+        return [_without_seeds(_completed(job)) for job in about["protocol"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{file} is damaged: {reason[:300]}") from error
+
+
+def _recorded_scores(file: Path) -> pd.DataFrame:
+    """A baseline's scores: finite, of every cell, and of the same seeds in each."""
+    text = read(file, MIB)
+    cells = {(agent, course.task) for agent in AGENTS for course in COURSES}
+    try:
+        scores = parse_table(text, texts=("agent", "task"), whole=("seed",))
+        if list(scores.columns) != ["agent", "task", "seed", *SCORES]:
+            raise ValueError(f"its columns are not agent, task, seed, {', '.join(SCORES)}")
+        if not np.isfinite(scores[list(SCORES)]).all(axis=None):
+            raise ValueError("a score is not finite")
+        seeds = {key: sorted(part["seed"]) for key, part in scores.groupby(["agent", "task"])}
+        if set(seeds) != cells:
+            raise ValueError(f"it is not of the {len(cells)} cells that the regression has")
+        first = next(iter(seeds.values()))
+        if (
+            any(own != first for own in seeds.values())
+            or len(set(first)) < max(2, len(first))
+            or first[0] < 0
+        ):
+            raise ValueError("its cells are not of the same seeds, two at least, each once")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    return scores
+
+
 def protocol() -> list[dict[str, Any]]:
     """Everything that decides the scores, but the seeds."""
     return [_without_seeds(job) for experiment in experiments(1, 0) for job in experiment.jobs()]
@@ -198,6 +231,8 @@ def protocol() -> list[dict[str, Any]]:
 
 def _completed(job: dict[str, Any]) -> Job:
     """A recorded job in which a setting that came later is there with its default."""
+    if job["agent_name"] not in AGENTS:  # it could name anybody's module
+        raise ValueError(f"the regression has no agent {job['agent_name']!r}")
     agent = find_agent(job["agent_name"]).agent
     config = TypeAdapter(agent.config_class).validate_python(job["settings"])
     return Job(**{**job, "settings": asdict(config)}, seeds=())

@@ -7,7 +7,7 @@ that its job cannot have written is damaged: it is left out, and named.
 import csv
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,7 @@ def _table(
         if blank:
             notes.append(untrusted(file, blank))
     try:
-        table = parse_numbers(text)
+        table = parse_table(text)
         names = list(table.columns)
         if names[: len(columns)] != list(columns) or (not more and len(names) > len(columns)):
             raise ValueError(f"its columns are not {', '.join(columns)}")
@@ -173,10 +173,13 @@ def _table(
     return table
 
 
-def parse_numbers(text: bytes) -> "pd.DataFrame":
-    """Read CSV of numbers and blanks alone; ``WHOLE`` columns are whole numbers without blanks.
+def parse_table(
+    text: bytes, *, texts: Collection[str] = (), whole: Collection[str] = WHOLE
+) -> "pd.DataFrame":
+    """Read CSV of numbers and blanks alone, but for columns of ``texts``.
 
-    Raises ValueError, in one line, for anything else.
+    Those in ``texts`` and in ``whole``, which are of whole numbers, have no blanks. Raises
+    ValueError, in one line, for anything else.
     """
     import numpy as np
     import pandas as pd
@@ -190,18 +193,25 @@ def parse_numbers(text: bytes) -> "pd.DataFrame":
         raise ValueError(f"its first line is no heading ({error})") from error
     if len(names) > MOST_COLUMNS:
         raise ValueError(f"it has {len(names):,} columns")
-    twice = [name for name in names if names.count(name) > 1 or name in ("", "agent", "task")]
+    strange = {"", "agent", "task"}.difference(texts)
+    twice = [name for name in names if names.count(name) > 1 or name in strange]
     if twice:
         raise ValueError(f"it has a column {twice[0]!r} twice, or should not have it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # pandas drops values beyond the last column
-            table = pd.read_csv(io.BytesIO(text), index_col=False, low_memory=False)
+            table = pd.read_csv(
+                io.BytesIO(text), index_col=False, low_memory=False, dtype=dict.fromkeys(texts, str)
+            )
     except Exception as error:  # pandas raises errors, and warnings, of many kinds
         raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
     for name in table.columns:
+        if name in texts:
+            if table[name].isna().any():
+                raise ValueError(f"column {name!r} has blanks")
+            continue
         kind = table[name].dtype.kind
-        if name in WHOLE and len(table) and kind != "i":
+        if name in whole and len(table) and kind != "i":
             raise ValueError(f"column {name!r} has something else than whole numbers")
         if kind not in "if":
             if not table[name].dropna().empty:

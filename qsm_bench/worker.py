@@ -100,10 +100,10 @@ def _run(cell: Cell, checkpoint_every: int, command: str, stop: StopRequest) -> 
     manifest = cell.read_manifest()
     manifest.end_stretch(cell.read_progress())
     progress = Progress()
-    with Heartbeat(cell.progress_file, progress):
+    with Heartbeat(cell.progress_file, progress) as heartbeat:
         _begin(manifest, command)
         cell.write_manifest(manifest)
-        _train(cell, manifest, checkpoint_every, progress, stop)
+        _train(cell, manifest, checkpoint_every, progress, heartbeat, stop)
 
 
 def _train(
@@ -111,6 +111,7 @@ def _train(
     manifest: Manifest,
     checkpoint_every: int,
     progress: Progress,
+    heartbeat: Heartbeat,
     stop: StopRequest,
 ) -> None:
     training: Training | None = None
@@ -128,12 +129,13 @@ def _train(
         manifest.status = "finished"
         manifest.checksums = cell.checksums()
         _note(training, manifest)
+        heartbeat.write()  # whoever reads that it is finished finds its last return
         cell.write_manifest(manifest)
         training.checkpoint.drop_replay()
     except Interrupted:
         manifest.status = "interrupted"
         raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:  # Ctrl-C itself is ``stop``'s
         manifest.status = "failed"
         traceback.print_exc()
         expected = isinstance(error, (UserError, TaskError, AgentError))
@@ -150,6 +152,7 @@ def _train(
         if training:
             _note(training, manifest)
             training.close()
+        heartbeat.write()
         manifest.stretches[-1].ended = now()
         cell.write_manifest(manifest)
 

@@ -266,6 +266,8 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
     """Learning curves over all tasks, and on each, with what others have published beside them."""
     comparison = analysis.comparison
     blocks: list[Block] = []
+    if published.fault:
+        blocks.append(Warnings([f"No published scores stand here: {published.fault}."]))
     overall = aggregate_curves(comparison)
     if not overall.empty and len(comparison.aggregate_tasks) > 1:
         blocks.append(
@@ -285,7 +287,7 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
         )
     by_task = analysis.task_curves
     if by_task.empty:
-        return Section("Sample efficiency", [Text("No run has finite returns.")])
+        return Section("Sample efficiency", [*blocks, Text("No run has finite returns.")])
     marks = _marks(analysis.results, published)
     last = by_task.groupby(["task", "agent"], sort=False).last().reset_index()
     ends = "; ".join(

@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from agents.common.streams import derive_seed
 from envs import Lockstep, ParallelLockstep, TaskError
-from qsm_bench import evaluation, executor, worker
+from qsm_bench import __main__, evaluation, executor, worker
 from qsm_bench.checkpoint_evaluation import evaluate_cell
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
@@ -271,6 +272,65 @@ def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Pa
     assert {manifest.status for manifest in manifests[len(BAD) :]} == {"finished"}
     reasons = [manifest.reason for manifest in manifests[: len(BAD)]]
     assert unfinished == dict(zip(cells, reasons, strict=False))
+
+
+class InterruptsInReset(Good):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        raise KeyboardInterrupt("by the task")
+
+
+class InterruptsWhenMade(Good):
+    def __init__(self) -> None:
+        raise KeyboardInterrupt("by the task")
+
+
+class InterruptsAsPythonWould(Good):
+    """It has Python's own handler of Ctrl-C back, under which such an error is the user's."""
+
+    def is_over(self) -> Any:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt("by the task")
+
+
+for kind in (InterruptsInReset, InterruptsWhenMade, InterruptsAsPythonWould):
+    gymnasium.register(name(kind), kind)
+
+
+@pytest.mark.parametrize(
+    "kind", [Interrupts, InterruptsInReset, InterruptsWhenMade, InterruptsAsPythonWould]
+)
+def test_an_interrupt_that_a_task_raises_under_run_is_not_the_users(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: type[Good]
+) -> None:
+    numbers = {"seeds": 2, "steps": 40, "warmup-steps": 20, "batch-size": 8, "eval-every": 20}
+    arguments = [
+        *("qsm_bench", "run", "--agents=td3[hidden_sizes=[8]]", f"--tasks={name(kind)}"),
+        *(f"--{option}={value}" for option, value in numbers.items()),
+        *("--name=own", "--eval-episodes=1", "--device=cpu", f"--results={tmp_path}"),
+    ]
+    with (
+        patch.object(executor, "_start", ForkedJob),
+        patch.object(sys, "argv", arguments),
+        patch.object(sys, "path", [*sys.path]),
+        pytest.raises(SystemExit) as ended,
+    ):
+        __main__.main()
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert "KeyboardInterrupt" in told or "cannot be constructed: by the task" in told
+    if kind is InterruptsWhenMade:  # which is found before anything begins
+        assert ended.value.code == 2
+        assert told.startswith(f"error: task {name(kind)!r}")
+        return
+    assert ended.value.code == 1
+    (cell,) = ExperimentStore(tmp_path, "own").cells()
+    manifest = cell.read_manifest()
+    assert manifest.status == "failed"
+    assert manifest.reason is not None
+    if kind is InterruptsAsPythonWould:  # nobody can tell any more than the job that has failed
+        assert manifest.reason == "KeyboardInterrupt: by the task"
+        return
+    assert manifest.reason.startswith(f"task {name(kind)!r} raised KeyboardInterrupt")
 
 
 def test_a_fault_of_the_harness_is_not_blamed_on_the_task() -> None:

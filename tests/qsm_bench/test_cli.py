@@ -463,7 +463,7 @@ def test_a_log_has_plain_lines_of_every_cell(real: Real) -> None:
     assert "\x1b" not in real.out
     assert real.out.isascii()
     *lines, last = real.out.splitlines()
-    assert "python -m qsm_bench report real" in last
+    assert shlex.join([sys.executable, "-m", "qsm_bench", "report", "real"]) in last
     for agent in REAL_AGENTS:
         cell = f"{agent} on linear-quadratic: "
         # A job may be over before anybody looked, so that none of its lines need say "running".

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qsm_bench import progress
+from qsm_bench import heartbeat, progress, worker
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.plan import makespan
@@ -259,3 +259,26 @@ def test_names_and_steps_are_whole_on_a_terminal_of_any_width(width: int) -> Non
         assert all(f"qsm[alpha={alpha}]" in text for alpha in (10, 20))
     # Of a name in several lines each line is a part: that which tells them apart is there.
     assert all(f"{alpha}]" in whole for alpha in (10, 20))
+
+
+@pytest.mark.parametrize("beat", [0.001, 1e9])
+def test_a_cell_that_is_seen_to_be_over_is_seen_with_its_last_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat: float
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", beat)  # all the time, or never
+    cell = Cell(tmp_path)
+    cell.write_manifest(Manifest(job=make_job()))
+    seen = []
+    write = Cell.write_manifest
+
+    def look(self: Cell, manifest: Manifest) -> None:
+        write(self, manifest)
+        seen.append(cell_state(self))
+
+    monkeypatch.setattr(Cell, "write_manifest", look)
+    worker.work(tmp_path, checkpoint_every=1000)
+    after = cell_state(cell)
+    over = [state for state in seen if state.status == "finished"]
+    assert over
+    assert after.last_return is not None
+    assert {state.line for state in over} == {after.line}

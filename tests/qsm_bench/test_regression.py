@@ -1,6 +1,8 @@
 """The regression: its false-alarm rate, its power, its baseline, and what the baseline says."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +106,79 @@ def test_a_setting_that_came_later_has_its_default_in_a_baseline(tmp_path: Path)
     assert len(regression.read_baseline(tmp_path)) == 3 * len(about["protocol"])
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"protocol": []'])
+PROTOCOLS = {
+    "nothing": "",
+    "no JSON": "{",
+    "cut off": '{"protocol": []',
+    "nested 100,000 deep": "[" * 100_000,
+    "no object": "[]",
+    "no protocol": "{}",
+    "a protocol of numbers": '{"protocol": [1]}',
+    "a protocol that is one": '{"protocol": 7}',
+    "a surrogate": '{"protocol": ["\\ud800"]}',
+    "somebody's agent": '{"protocol": [{"agent_name": "antigravity:X", "settings": {}}]}',
+    "an agent that is a list": '{"protocol": [{"agent_name": [], "settings": {}}]}',
+    "settings of no agent": '{"protocol": [{"agent_name": "qsm", "settings": {"x": [[]]}}]}',
+    "a huge file": " " * 2**21,
+}
+
+
+@pytest.mark.parametrize("damage", PROTOCOLS)
 def test_a_baseline_that_cannot_be_read_is_one_clear_line(tmp_path: Path, damage: str) -> None:
     regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(6), 3))
-    (tmp_path / "baseline.json").write_text(damage)
-    with pytest.raises(UserError, match="no baseline can be read from"):
+    (tmp_path / "baseline.json").write_text(PROTOCOLS[damage])
+    with pytest.raises(
+        UserError, match=r"no baseline can be read from .*baseline\.json"
+    ) as refused:
         regression.read_baseline(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert "antigravity" not in sys.modules
+
+
+SCORES_OF = {
+    "nothing": lambda text: "",
+    "a foreign column": lambda text: text.replace("area", "arena"),
+    "one column more": lambda text: text.replace("area\n", "area,more\n"),
+    "200,000 columns": lambda text: "agent," * 200_000 + text,
+    "a cell too few": lambda text: text[: text.index("td3,")],
+    "a cell too many": lambda text: text + "evil,four-goals,0,1,1\n",
+    "a seed twice": lambda text: text + text.splitlines()[-1] + "\n",
+    "a seed too few": lambda text: text[: text.rindex("td3,")],
+    "words for numbers": lambda text: text + "td3,four-goals,9,good,1\n",
+    "an endless number": lambda text: text + "td3,four-goals,9,inf,1\n",
+    "a blank": lambda text: text + "td3,four-goals,9,,1\n",
+    "a blank agent": lambda text: text + ",four-goals,9,1,1\n",
+    "part of a seed": lambda text: text + "td3,four-goals,1.5,1,1\n",
+    "a negative seed": lambda text: text.replace(",0,", ",-1,"),
+    "a seed beyond all": lambda text: text.replace(",0,", f",{10**30},"),
+}
+
+
+@pytest.mark.parametrize("damage", SCORES_OF)
+def test_scores_of_a_baseline_that_are_damaged_are_one_clear_line(
+    tmp_path: Path, damage: str
+) -> None:
+    regression.write_baseline(tmp_path, made_up_scores(np.random.default_rng(6), 3))
+    file = tmp_path / "baseline.csv"
+    file.write_text(SCORES_OF[damage](file.read_text()))
+    with pytest.raises(UserError, match=r"no baseline can be read from .*baseline\.csv") as refused:
+        regression.read_baseline(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["baseline.json", "baseline.csv"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_baseline_is_of_plain_files(tmp_path: Path, name: str, kind: str) -> None:
+    regression.write_baseline(tmp_path / "b", made_up_scores(np.random.default_rng(6), 3))
+    file = (tmp_path / "b" / name).replace(tmp_path / "elsewhere")
+    place = tmp_path / "b" / name
+    {
+        "link": lambda: place.symlink_to(file),
+        "pipe": lambda: os.mkfifo(place),
+        "folder": place.mkdir,
+    }[kind]()
+    with pytest.raises(UserError, match=f"{name} is a "):
+        regression.read_baseline(tmp_path / "b")
 
 
 def test_the_committed_baseline_is_of_the_settings_of_now() -> None:

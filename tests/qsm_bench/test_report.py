@@ -3,7 +3,9 @@
 import csv
 import errno
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from shutil import which
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -23,7 +26,7 @@ from playwright.sync_api import sync_playwright
 from envs import task_names
 from qsm_bench import report
 from qsm_bench.errors import UserError
-from qsm_bench.published import published_scores
+from qsm_bench.published import PUBLISHED, published_scores
 from qsm_bench.report import write_report
 from qsm_bench.report.document import (
     Bullets,
@@ -652,6 +655,88 @@ def test_published_scores_change_no_statistic(tmp_path: Path) -> None:
     data = [name for name in without_them if name.startswith("data/")]
     assert {name: with_them[name] for name in data} == {name: without_them[name] for name in data}
     assert set(with_them) - set(without_them) == {"data/published.csv"}
+
+
+SOURCES_OF = {
+    "nothing": lambda text: "",
+    "nested 100,000 deep": lambda text: "[" * 100_000,
+    "a list": lambda text: "[]",
+    "a source that is a number": lambda text: '{"a": 3}',
+    "a label that is a number": lambda text: re.sub(r'"label": "[^"]*"', '"label": 3', text),
+    "no url": lambda text: text.replace('"url"', '"uri"'),
+    "another source": lambda text: text.replace('"evgenii-nikishin/', '"somebody/'),
+    "half a character": lambda text: text.replace("SAC", "\\ud800"),
+}
+SCORES_OF = {
+    "nothing": lambda text: "",
+    "zeros": lambda text: "\0" * 99,
+    "a missing column": lambda text: text.replace(",max", ""),
+    "a foreign column": lambda text: text.replace("median", "mode"),
+    "200,000 columns": lambda text: "source," * 200_000 + text,
+    "words for numbers": lambda text: text.replace(",8,", ",many,"),
+    "part of a step": lambda text: text.replace(",100000,", ",1000.5,"),
+    "a negative step": lambda text: text.replace(",100000,", ",-100000,"),
+    "a step beyond all": lambda text: text.replace(",100000,", f",{10**30},"),
+    "an endless score": lambda text: text.replace(",12.2", ",inf"),
+    "a score beyond all": lambda text: text.replace(",12.2", ",1e300"),
+    "a blank task": lambda text: text.replace(",acrobot-swingup,", ",,"),
+    "a huge file": lambda text: text + " " * 2**21,
+}
+
+
+def damaged_scores(folder: Path, name: str, damage: Callable[[str], str]) -> Path:
+    shutil.copytree(PUBLISHED, folder)
+    text = (folder / name).read_text(encoding="utf-8")
+    assert damage(text) != text
+    (folder / name).write_text(damage(text), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("sources.json", damage) for damage in SOURCES_OF),
+        *(("scores.csv", damage) for damage in SCORES_OF),
+    ],
+)
+def test_damaged_published_scores_are_none_and_one_line(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    change = (SOURCES_OF if name == "sources.json" else SCORES_OF)[damage]
+    published = published_scores(damaged_scores(tmp_path / "p", name, change))
+    assert published.scores.empty
+    assert not published.sources
+    assert published.fault.startswith(str(tmp_path / "p"))
+    assert name in published.fault
+    assert "\n" not in published.fault
+
+
+@pytest.mark.parametrize("name", ["sources.json", "scores.csv"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "nothing"])
+def test_published_scores_are_plain_files(tmp_path: Path, name: str, kind: str) -> None:
+    shutil.copytree(PUBLISHED, tmp_path / "p")
+    place = tmp_path / "p" / name
+    file = place.replace(tmp_path / name)
+    if kind == "link":
+        place.symlink_to(file)
+    if kind == "pipe":
+        os.mkfifo(place)
+    published = published_scores(tmp_path / "p")
+    assert published.scores.empty
+    # A package that is installed has no scores at all.
+    assert (name in published.fault) == ((name, kind) != ("scores.csv", "nothing"))
+
+
+def test_a_report_goes_without_published_scores_that_are_damaged_and_says_so(
+    tmp_path: Path,
+) -> None:
+    results = make_results(("qsm",), ("cheetah-run",), evaluations=20, episodes=1)
+    folder = damaged_scores(tmp_path / "p", "scores.csv", lambda text: text + "a,b\n")
+    with patch.object(report, "published_scores", lambda: published_scores(folder)):
+        write_report(results, tmp_path / "r")
+    said = section_text(tmp_path / "r", "Sample efficiency")
+    assert f"No published scores stand here: {folder / 'scores.csv'} is damaged" in said
+    assert not (tmp_path / "r" / "data" / "published.csv").exists()
 
 
 def test_published_scores_are_of_our_tasks_and_their_sources_are_named() -> None:
