@@ -412,7 +412,7 @@ def _wrapped(text: str, width: int) -> str:
     """``text`` in lines of at most ``width`` characters, broken where an agent's settings end."""
     wrapper = textwrap.TextWrapper(width)
     wrapper.wordsep_re = re.compile(r"(\s+)|(?<=[,-])|(?<=\[)(?=[a-z])")
-    return "\n".join(wrapper.wrap(text))
+    return "\n".join(wrapper.wrap(visible(text)))
 
 
 def _extent(texts: Sequence[str]) -> tuple[float, int]:

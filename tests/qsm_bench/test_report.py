@@ -8,8 +8,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
+from itertools import count, cycle
 from pathlib import Path
 from shutil import which
 from typing import Any, Literal
@@ -26,8 +27,9 @@ from playwright.sync_api import sync_playwright
 from envs import task_names
 from qsm_bench import report
 from qsm_bench.errors import UserError
-from qsm_bench.published import PUBLISHED, published_scores
+from qsm_bench.published import PUBLISHED, Published, Source, published_scores
 from qsm_bench.report import write_report
+from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import (
     Bullets,
     Code,
@@ -39,7 +41,7 @@ from qsm_bench.report.document import (
     write_document,
 )
 from qsm_bench.report.folder import replacing
-from qsm_bench.results import Results
+from qsm_bench.results import Damaged, Results
 from qsm_bench.statistics import estimates
 from qsm_bench.visible import visible
 from tests.qsm_bench.synthetic import make_results, with_diagnostics
@@ -592,6 +594,84 @@ def test_names_from_results_are_shown_and_never_run(tmp_path: Path) -> None:
         assert all(" ".join(name.split()) in shown for name in HOSTILE)
     allowed = "h1 h2 p ul li table thead tbody tr th td img a blockquote strong pre code"
     assert {tag for tag, _ in markdown.elements} <= set(allowed.split())
+
+
+ATTACKS = (
+    "<script>alert(1)</script>",
+    "</script><script src=//h/x.js>",
+    "<img src=x onerror=alert(1)>",
+    "' onmouseover='alert(1)' x='",
+    '" onfocus="alert(1)" autofocus tabindex="1',
+    "'><a href='javascript:alert(1)'>x</a>",
+    '"/><iframe srcdoc="<b>">',
+    "</title></style></svg></code></pre><b>",
+    "--><!-- ]]> <![CDATA[ <?xml?>",
+    "&#60;script&#62; &lt;b&gt;",
+    "[x](javascript:alert(1))",
+    "![x](//h/x.png)",
+    "[x]: javascript:alert(1)",
+    "<javascript:alert(1)>",
+    "javascript:alert(1)",
+    "data:text/html,<b>x",
+    "{{ 7 * 7 }}{% raw %}",
+    "\x1b]8;;javascript:alert(1)\x07x\x1b[2J",
+    "\u202e\r\n\n# heading\n\n<b>\x00\x85\u2028<i>",
+    "```\n<b>\n~~~",
+)
+
+
+def told_by(words: Iterator[str]) -> tuple[Results, Published]:
+    """Results, and published scores, in which ``words`` stand wherever data are shown."""
+    agent, task = next(words)[:150], next(words)[:150]
+    results = make_results((agent, "td3"), (task, "b"), metrics=(next(words), "q"), name="named")
+    for cell in results.cells:
+        cell["settings"] |= {next(words): next(words)}
+        cell["warnings"] = (next(words),)
+        cell["gymnasium_id"], cell["device"] = next(words), next(words)
+        (stretch,) = cell["stretches"]
+        stretch |= {"command": next(words), "commit": next(words)}
+        stretch["versions"] = {"python": next(words), next(words): "1"}
+        stretch["hardware"] |= {"cpu": next(words), "gpu": next(words)}
+    last = results.cells[-1]
+    last |= {"status": "failed", "reason": next(words), "log_tail": (next(words), next(words))}
+    last["failed_seeds"] = {"0": {"step": 5, "reason": next(words)}}
+    results.experiment["command"] = next(words)
+    damaged = (Damaged(next(words), next(words), next(words)),)
+    results = replace(results, notes=(next(words),), damaged=damaged)
+    source, row = next(words), published_scores().scores.iloc[:1]
+    row = row.assign(source=source, agent=next(words), task=task, action_repeat=1, steps=5_000)
+    about = Source(*(next(words) for _ in fields(Source)))
+    return with_diagnostics(results), Published({source: about}, row)
+
+
+def skeleton(page: Page) -> tuple[set[tuple[str, str]], list[str]]:
+    """A page without its texts: elements with the names of their attributes, and scripts."""
+    inside = {(tag, name) for tag, attributes in page.elements for name in ("", *attributes)}
+    return inside, page.text_of("script")
+
+
+OWN_TARGET = re.compile(r"#[a-z0-9-]+|(data|figures)/[a-z0-9-]+\.(csv|png|svg)")
+OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]")
+
+
+@pytest.mark.parametrize("first", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (7, 14))])
+def test_no_element_attribute_or_link_comes_from_the_data(tmp_path: Path, first: int) -> None:
+    attacks, harmless = cycle(ATTACKS[first:] + ATTACKS[:first]), (f"word {k}" for k in count())
+    pages = []
+    for name, words in (("attacked", attacks), ("harmless", harmless)):
+        results, published = told_by(words)
+        report, comparison = tmp_path / name / "report", tmp_path / name / "comparison"
+        write_report(results, report, published)
+        write_comparison(results, replace(results, name=next(words)[:150]), comparison)
+        for folder in (report, comparison):
+            assert not OBEYED.search((folder / "index.html").read_text(encoding="utf-8"))
+            assert not OBEYED.search((folder / "report.md").read_text(encoding="utf-8"))
+        pages.append([read(f) for f in (report, comparison) for read in (page_of, markdown_page)])
+    for attacked, other in zip(*pages, strict=True):
+        assert skeleton(attacked) == skeleton(other)
+        for _, attributes in attacked.elements:
+            for target in (attributes[name] for name in ("href", "src") if name in attributes):
+                assert OWN_TARGET.fullmatch(target)
 
 
 plain = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")))
