@@ -207,8 +207,8 @@ def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results:
             heard.end_if_any()
     unfinished = damaged | unfinished
     for cell, reason in unfinished.items():
-        line = f"not finished: {cell.folder}: {reason}; its log: {cell.log_file}"
-        print(visible(line), file=sys.stderr)
+        log = f"; its log: {cell.log_file}" if cell not in damaged and cell.log_tail(1) else ""
+        print(visible(f"not finished: {cell.folder}: {reason}{log}"), file=sys.stderr)
     if unfinished:
         raise typer.Exit(CELLS_FAILED)
     print(f"done; the report: {_command(*_with_results(['report', experiment.name], results))}")
@@ -634,7 +634,7 @@ def _compiled(asked: str, experiment: "Experiment", earlier: "ExperimentStore") 
     """Whether updates are compiled. Raises UserError if they must be and cannot."""
     from agents.speed.acceleration import why_not_compiled
 
-    if asked == "auto" and earlier.file.exists():
+    if asked == "auto" and os.path.lexists(earlier.file):
         # What was begun goes on as it was.
         return bool(earlier.read().get("compiled", False))
     updates = experiment.steps - experiment.warmup_steps

@@ -17,11 +17,13 @@ from qsm_bench.errors import UserError, naming
 MIB = 2**20
 
 
-def refuse_foreign(file: Path, *, folder: bool = False, writing: bool = False) -> None:
+def refuse_foreign(
+    file: Path, *, folder: bool = False, writing: bool = False, mend: str = ""
+) -> None:
     """Raise UserError if something else than a plain file, or a ``folder``, stands at ``file``.
 
     To be written, a file must have no second name (hard link) by which it belongs elsewhere, too.
-    What is not there is not refused.
+    What is not there is not refused. ``mend`` says what to do.
     """
     try:
         status = file.lstat()
@@ -29,7 +31,7 @@ def refuse_foreign(file: Path, *, folder: bool = False, writing: bool = False) -
         return  # whoever opens it will say why it cannot be
     fault = _fault(status, folder=folder, writing=writing)
     if fault:
-        raise UserError(f"{file} is {fault}: results are plain files in plain folders; delete it")
+        raise UserError("; ".join(filter(None, (_refusal(file, fault), mend))))
 
 
 def plain(file: str, flags: int) -> int:
@@ -45,7 +47,7 @@ def plain(file: str, flags: int) -> int:
     fault = _fault(os.fstat(number), folder=False, writing=writing)
     if fault:
         os.close(number)
-        raise UserError(f"{file} is {fault}: results are plain files in plain folders; delete it")
+        raise UserError(_refusal(file, fault))
     if flags & os.O_TRUNC:
         os.ftruncate(number, 0)
     return number
@@ -114,6 +116,10 @@ def check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"some text")
+
+
+def _refusal(file: object, fault: str) -> str:
+    return f"{file} is {fault}: results are plain files in plain folders"
 
 
 def _fault(status: os.stat_result, *, folder: bool, writing: bool) -> str | None:

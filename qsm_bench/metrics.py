@@ -40,7 +40,12 @@ class Means:
         return {"sums": self.sums, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state. Raises an error if that is none."""
+        if state["sums"].keys() != state["updates"].keys() or not all(
+            fault_of(name) is None and type(count) is int and count > 0
+            for name, count in state["updates"].items()
+        ):
+            raise ValueError("metrics have sums and numbers of updates, each by name")
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
         self.updates = dict(state["updates"])
 

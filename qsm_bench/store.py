@@ -145,23 +145,23 @@ class Cell:
 
     def refuse_foreign(self, *, writing: bool = False) -> None:
         """Raise UserError if there is a link or anything else but plain files in plain folders."""
-        for folder in (self.folder.parent, self.folder, self.checkpoint):
-            refuse_foreign(folder, folder=True)
+        refuse_foreign(self.folder.parent, folder=True, mend="delete it")
+        for folder in (self.folder, self.checkpoint):
+            refuse_foreign(folder, folder=True, mend=self.anew)
         names = ("state.pt", "previous.pt", "replay.f32")
-        for file in (
-            *(self.manifest_file, self.lock_file, self.progress_file, self.log_file),
-            *self.tables,
-            *(self.checkpoint / name for name in names),
-        ):
-            refuse_foreign(file, writing=writing)
+        needed = (self.manifest_file, *self.tables, *(self.checkpoint / name for name in names))
+        for file in needed:
+            refuse_foreign(file, writing=writing, mend=self.anew)
+        for file in (self.lock_file, self.progress_file, self.log_file):
+            refuse_foreign(file, writing=writing, mend="delete it: the cell is whole without it")
 
     def read_manifest(self) -> Manifest:
         """The cell's manifest. Raises UserError, with what to do, where the cell is damaged:
 
         the file is missing, or is not a manifest, or that of another cell, or a link is there.
         """
+        self.refuse_foreign()
         try:
-            self.refuse_foreign()
             manifest = _read_manifest(self.manifest_file)
             _refuse_nonsense(self.manifest_file, manifest)
             for what, mine, told in (
@@ -270,7 +270,7 @@ class ExperimentStore:
         Raises UserError that names the process that has it, or says why it cannot be written.
         """
         lock_file = self.folder / ".lock"
-        refuse_foreign(lock_file, writing=True)
+        refuse_foreign(lock_file, writing=True, mend="delete it")
         lock = FileLock(lock_file, timeout=0)
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +308,7 @@ class ExperimentStore:
 
     def read(self) -> dict[str, Any]:
         """What was asked. Raises UserError if there is no such experiment."""
-        if not self.file.exists():
+        if not os.path.lexists(self.file):
             known = sorted(p.parent.name for p in self.folder.parent.glob("*/experiment.json"))
             hint = near(self.folder.name, known) if known else "none has been run yet"
             raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
@@ -330,10 +330,12 @@ class ExperimentStore:
         if not isinstance(asked, dict):
             fault = "it is no object"
         elif not all(
-            isinstance(names := asked.get(key), list) and all(isinstance(n, str) for n in names)
+            isinstance(names := asked.get(key), list)
+            and all(isinstance(n, str) for n in names)
+            and 0 < len(names) == len(set(names))
             for key in ("agents", "tasks")
         ):
-            fault = "agents and tasks must be lists of names"
+            fault = "agents and tasks must be lists of different names, of one at least"
         elif len(asked["agents"]) * len(asked["tasks"]) > MOST_CELLS:
             fault = f"more than {MOST_CELLS:,} cells are none that were run"
         elif asked.get("name", self.folder.name) != self.folder.name:

@@ -20,6 +20,7 @@ from agents.speed.acceleration import accelerate
 from envs import Environments, Lockstep, ParallelLockstep, TaskError, repeats_itself
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked, checked, rehearse
+from qsm_bench.counters import read_counters
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job, validated
@@ -425,36 +426,48 @@ class Training:
         self.observation = np.stack([self._play_again(row, state) for row in rows])
 
     def _restore_parts(self, state: dict[str, Any]) -> None:
+        counters = read_counters(state, self.job)
         self.agent.load_state_dict(state["agent"])
         self.replay.stream.load_state_dict(state["replay_stream"])
         self.warmup_stream.load_state_dict(state["warmup_stream"])
-        self.step = self.saved = state["step"]
-        self.episode = np.array(state["episode"])
-        self.episode_start = np.array(state["episode_start"])
-        self.episode_before = np.array(state.get("episode_before", self.episode_before))
-        self.episode_return = np.array(state["episode_return"])
-        self.finished_returns = state["finished_returns"]
+        self.step = self.saved = counters.step
+        self.episode = np.array(counters.episode)
+        self.episode_start = np.array(counters.episode_start)
+        self.episode_before = np.array(counters.episode_before)
+        self.episode_return = np.array(counters.episode_return)
+        self.finished_returns = counters.finished_returns
         if "metrics" in state:
             self.metrics.load_state_dict(state["metrics"], self.device)
         else:  # of November 2026 or earlier: it counted no metric by itself
             counts = dict.fromkeys(state["metric_sums"], state["metric_updates"])
             old = {"sums": state["metric_sums"], "updates": counts}
             self.metrics.load_state_dict(old, self.device)
-        self.train_seconds = state["train_seconds"]
-        self.evaluation_seconds = state["evaluation_seconds"]
-        self.checkpoint_seconds = state.get("checkpoint_seconds", 0.0)
-        self.diverged = state.get("diverged", {})
+        self.train_seconds = counters.train_seconds
+        self.evaluation_seconds = counters.evaluation_seconds
+        self.checkpoint_seconds = counters.checkpoint_seconds
+        self.diverged = counters.diverged
         self.sound = torch.tensor(
             [seed not in self.diverged for seed in self.job.seeds], device=self.device
         )
-        self.failed = {
-            seed: SeedFailure.model_validate(failure)
-            for seed, failure in state.get("failed_seeds", {}).items()
-        }
+        self.failed = counters.failed_seeds
         self.going = np.array([seed not in self.failed for seed in self.job.seeds])
-        self.last_return = state["last_return"]
+        self.last_return = counters.last_return
         watched = state["watched"]
         self.watched = None if watched is None else watched.to(self.device)
+        self._refuse_other_shapes(state)
+
+    def _refuse_other_shapes(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if tensors of a state are not of the shapes that this job saves."""
+        seeds, size = len(self.job.seeds), self.environments.observation_size
+        over = self.step >= self.job.warmup_steps
+        expected: list[tuple[Tensor | None, tuple[int, ...] | None]]
+        expected = [(self.watched, (seeds, WATCHED_STATES, size) if over else None)]
+        if "observation" in state:
+            expected.append((state["observation"], (seeds, size)))
+        expected += [(total, (seeds,)) for total in self.metrics.sums.values()]
+        for tensor, shape in expected:
+            if (None if tensor is None else tuple(tensor.shape)) != shape:
+                raise ValueError(f"a tensor is not of shape {shape}")
 
     def _play_again(self, row: int, state: Mapping[str, Any]) -> NDArray[np.float32]:
         """Bring a seed's environment to where its episode was: reset it and repeat its actions.
