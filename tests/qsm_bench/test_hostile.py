@@ -167,7 +167,7 @@ def test_a_report_of_hostile_names_stays_in_its_folder(tmp_path: Path) -> None:
     agents, tasks = [SCRIPT, "../../../agent", "sac"], [f"task{SCRIPT}", "../../task"]
     store.folder.mkdir(parents=True)
     asked = {
-        "name": SCRIPT,
+        "name": "there",
         "agents": agents,
         "tasks": tasks,
         "seeds": [0, 1],

@@ -650,7 +650,7 @@ def skeleton(page: Page) -> tuple[set[tuple[str, str]], list[str]]:
     return inside, page.text_of("script")
 
 
-OWN_TARGET = re.compile(r"#[a-z0-9-]+|(data|figures)/[a-z0-9-]+\.(csv|png|svg)")
+OWN_TARGET = re.compile(r"#[a-z0-9-]+|(data|figures)/[A-Za-z0-9-]+\.(csv|png|svg)")
 OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]")
 
 
