@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what an editor and mypy see; ``_EXPORTS`` is where it comes
     from agents.common.optimizer import Adam, polyak_update
     from agents.common.streams import SeedStreams, derive_seed
     from agents.protocol import Agent, AgentConfig, Batch, StateDict
+    from qsm_bench.errors import UserError
 
 _EXPORTS = {
     "Agent": "agents.protocol",
@@ -36,6 +37,7 @@ _EXPORTS = {
     "sample": "agents.common.diffusion",
     "SeedStreams": "agents.common.streams",
     "derive_seed": "agents.common.streams",
+    "UserError": "qsm_bench.errors",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "SeedStreams",
     "StateDict",
     "TwinCritic",
+    "UserError",
     "critic_loss",
     "derive_seed",
     "mish",

@@ -248,7 +248,7 @@ def _refuse_uncompilable(experiment: "Experiment") -> None:
 
 def _say_changes(cells: "Sequence[Cell]", command: str, console: Console) -> None:
     """Say in one line what is other now than when the cells last ran."""
-    from qsm_bench.environment import begin_stretch
+    from qsm_bench.provenance import begin_stretch
     from qsm_bench.stretches import changes
 
     manifests = [cell.read_manifest() for cell in cells]

@@ -7,16 +7,12 @@ from typing import Any, get_type_hints
 
 from pydantic.fields import FieldInfo
 
-from agents.registry import AgentError, find_agent
-from qsm_bench.errors import UserError
+from agents.registry import find_agent
 
 
 def describe_agent(name: str) -> str:
-    """Describe an agent or preset. Raises UserError if there is none of that name."""
-    try:
-        registered = find_agent(name)
-    except AgentError as error:
-        raise UserError(str(error)) from error
+    """Describe an agent or preset. Raises AgentError if there is none of that name."""
+    registered = find_agent(name)
     agent = registered.agent
     lines = [f"{registered.name}: {agent.__module__}:{agent.__name__}", ""]
     lines += (inspect.getdoc(sys.modules[agent.__module__]) or "").splitlines()

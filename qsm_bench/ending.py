@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from qsm_bench.errors import UserError, one_line
+from qsm_bench.errors import one_line, user_errors
 
 BUG, BAD_INPUT, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 """Exit statuses; the last two are a shell's own for Ctrl-C and for a pipe that was closed."""
@@ -101,10 +101,4 @@ def _users(error: Exception) -> str | None:
         return reason if error.filename is None else f"{error.filename}: {reason}"
     if isinstance(error, MemoryError):
         return f"the machine's memory does not suffice: {error}".removesuffix(": ")
-    # Late: torch cannot be loaded everywhere, as in a working folder that is gone.
-    from agents.registry import AgentError
-    from envs import TaskError
-
-    if isinstance(error, UserError | AgentError | TaskError):
-        return str(error)
-    return None
+    return str(error) if isinstance(error, user_errors()) else None

@@ -12,6 +12,34 @@ class UserError(Exception):
     """A wrong input. The message is one line: the thing, the value, and what would be right."""
 
 
+def user_errors() -> tuple[type[Exception], ...]:
+    """Return the whole family: every error whose one line says what a user can put right.
+
+    ``agents`` and ``envs`` do not know this package, so each raises an error of its own.
+    """
+    # Late: torch takes a second, and it cannot be loaded in a working folder that is gone.
+    from agents.registry import AgentError
+    from envs import TaskError
+
+    return UserError, AgentError, TaskError
+
+
+@contextmanager
+def as_user_error() -> Iterator[None]:
+    """Raise the whole family as UserError: for the functions that a Python user calls.
+
+    It is a decorator, too: ``@as_user_error()``. Inside the package errors stay what they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, user_errors()):
+            raise UserError(str(error)) from error
+        raise
+
+
 def near(value: str, known: Iterable[str]) -> str:
     """End an error line with the names closest to ``value``, or with all there are."""
     names = list(known)

@@ -19,10 +19,10 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from agents.registry import find_agent
-from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job
 from qsm_bench.files import MIB, read, read_json, write_atomically
+from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 from qsm_bench.results import load_results, parse_table
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test

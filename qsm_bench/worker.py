@@ -15,14 +15,13 @@ from typing import Annotated, Any
 import typer
 from filelock import FileLock, Timeout
 
-from agents.registry import AgentError
-from envs import EnvironmentDiedError, TaskError
-from qsm_bench.environment import begin_stretch, now
-from qsm_bench.errors import UserError
+from envs import EnvironmentDiedError
+from qsm_bench.errors import user_errors
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.outside import refuse_unnamed
 from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, settle
+from qsm_bench.provenance import begin_stretch, now
 from qsm_bench.signals import StopRequest, lifeline_of_stdin
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
@@ -138,7 +137,7 @@ def _train(
     except (Exception, KeyboardInterrupt) as error:  # Ctrl-C itself is ``stop``'s
         manifest.status = "failed"
         traceback.print_exc()
-        expected = isinstance(error, (UserError, TaskError, AgentError))
+        expected = isinstance(error, user_errors())
         if expected:
             manifest.reason = str(error)
         elif isinstance(error, OSError) and error.strerror:

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from agents.protocol import AgentConfig
 from envs import Lockstep, find_task, make
-from qsm_bench.environment import begin_stretch, now
 from qsm_bench.evaluation import evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.process import settle
+from qsm_bench.provenance import begin_stretch, now
 from qsm_bench.store import ExperimentStore, Manifest
 from qsm_bench.tables import CsvLog
 

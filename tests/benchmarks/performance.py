@@ -12,7 +12,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from qsm_bench.environment import describe_commit, describe_hardware, describe_versions
+from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 
 INTRODUCTION = """\
 # Performance

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit and hardware, for the manifest."""
+"""Where numbers come from: the versions, commit and hardware of a run, for its manifest."""
 
 import platform
 import subprocess
@@ -22,11 +22,12 @@ PACKAGES = (
     "numpy",
     "rliable",
     "pandas",
+    "stable_baselines3",
 )
 
 
 def begin_stretch(device: str, command: str) -> Stretch:
-    """A stretch that starts now, here."""
+    """Return a stretch that starts now, on this machine."""
     return Stretch(
         started=now(),
         versions=describe_versions(),
@@ -37,12 +38,12 @@ def begin_stretch(device: str, command: str) -> Stretch:
 
 
 def now() -> str:
-    """The time, as it stands in manifests."""
+    """Return the time of day in UTC, as manifests write it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that results can depend on."""
+    """Return the versions of Python and of the installed packages that results can depend on."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -53,7 +54,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def describe_commit() -> str | None:
-    """The project's commit, marked if files differ from it; None outside a checkout."""
+    """Return the project's commit, marked if files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
         done = subprocess.run(
@@ -70,7 +71,7 @@ def describe_commit() -> str | None:
 
 
 def describe_hardware(device: str) -> dict[str, Any]:
-    """Processor, cores, memory in GiB, and the GPU if the job uses one."""
+    """Return processor, cores, memory in GiB, and the GPU if the job uses one."""
     return {
         "cpu": _processor(),
         "cores": psutil.cpu_count() or 1,
