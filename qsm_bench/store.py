@@ -349,12 +349,6 @@ class ExperimentStore:
         if fault:
             raise UserError(f"{self.file} is damaged: {fault}")
 
-    def add_column(self, agent: str) -> None:
-        """Name a column that something other than ``run`` has filled, so that reports show it."""
-        asked = self.read()
-        asked["agents"] = list(dict.fromkeys([*asked["agents"], agent]))
-        write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
-
     def prepare(self, experiment: Experiment, command: str) -> list[Cell]:
         """Lay out the cells of ``experiment``, or find them as an earlier run left them.
 

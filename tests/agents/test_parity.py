@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.common.diffusion_agent import Noise
 from agents.protocol import Batch
-from agents.registry import find_agent, registered_agents
+from agents.registry import built_in_agents, find_agent
 from agents.sac import Noise as SACNoise
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
@@ -25,7 +25,7 @@ from tests.agents.plain_updates import PLAIN, flat
 
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES = [
-    *((name, {}) for name in registered_agents()),
+    *((name, {}) for name in built_in_agents()),
     ("qsm", {"gradient_of": "min", "diffusion_steps": 1}),
     ("diffusion_ql", {"climbed": "random", "cloning_weight": 0.5, "ema_target": True}),
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
