@@ -6,11 +6,13 @@ one batched program, and S = 1 is not a special case.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
 from torch import Tensor
+
+from agents.common.streams import SeedStreams
 
 StateDict = dict[str, Any]
 """Tensors, numbers, strings, booleans and None in nested dicts, lists and tuples.
@@ -152,4 +154,48 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore what ``state_dict`` returned. Raises if it belongs to other shapes or seeds."""
+        ...
+
+
+# What follows is optional. The harness measures an agent by each of these methods that it has, at
+# every evaluation: see ``qsm_bench.diagnostics``. None of them may change the agent, or draw from
+# its streams; what they return carries no gradient.
+
+
+@runtime_checkable
+class ShowsActionValue(Protocol):
+    """An agent whose critic can be asked for the value of any action."""
+
+    def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The critics' value of actions: [S, B, obs] and [S, B, act] -> [S, B] float32."""
+        ...
+
+
+@runtime_checkable
+class ShowsPolicy(Protocol):
+    """An agent whose policy can be sampled with random numbers that are not its own."""
+
+    def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
+        """Sample the policy ``count`` times at each state, without exploration noise.
+
+        The states are [S, N, obs], and the actions [S, N, count, act] float32 in [-1, 1]. All
+        random numbers come from ``streams``. A deterministic policy returns its one action,
+        [S, N, 1, act].
+        """
+        ...
+
+
+@runtime_checkable
+class ShowsScore(Protocol):
+    """An agent whose policy has a score that can be compared with the critic's action gradient."""
+
+    def score_and_gradient(
+        self, observation: Tensor, action: Tensor, streams: SeedStreams
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's score and the critic's action gradient at one place near each action.
+
+        The states are [S, B, obs], the actions are samples of the policy, [S, B, act], and both
+        results are [S, B, act]. The agent chooses the places: near an action its policy may have
+        a score where it has none at the action itself. All random numbers come from ``streams``.
+        """
         ...

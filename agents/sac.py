@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.common.learner import Learner, critic_loss
+from agents.common.learner import TwinCriticLearner, critic_loss
 from agents.common.networks import MLP, TwinCritic
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
@@ -83,7 +83,7 @@ class Noise(NamedTuple):
     action: Tensor
 
 
-class SAC(Learner):
+class SAC(TwinCriticLearner):
     """Soft actor-critic."""
 
     name: ClassVar[str] = "sac"
@@ -170,6 +170,13 @@ class SAC(Learner):
             return self.policy(observation, torch.zeros(()).to(observation))[0]
         stream = self.explore_stream if explore else self.sample_stream
         return self.policy(observation, stream.normal(*shape))[0]
+
+    @torch.no_grad()
+    def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
+        """Samples of the policy at each state: [S, N, obs] -> [S, N, count, act]."""
+        states = observation.repeat_interleave(count, dim=1)
+        noise = streams.normal(states.shape[1], self.action_size)
+        return self.policy(states, noise)[0].view(*observation.shape[:2], count, -1)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update of critic, actor, temperature and target; metrics are [S]."""

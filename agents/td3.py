@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.common.learner import Count, Learner, critic_loss
+from agents.common.learner import Count, TwinCriticLearner, critic_loss
 from agents.common.networks import MLP, TwinCritic
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
@@ -66,7 +66,7 @@ class TD3Config(AgentConfig):
     ] = True
 
 
-class TD3(Learner):
+class TD3(TwinCriticLearner):
     """Twin delayed DDPG."""
 
     name: ClassVar[str] = "td3"
@@ -138,6 +138,12 @@ class TD3(Learner):
             noise = self.explore_stream.normal(*action.shape[1:])
             action = (action + self.config.exploration_noise * noise).clamp(-1.0, 1.0)
         return action
+
+    @torch.no_grad()
+    def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
+        """The policy's one action at each state: [S, N, obs] -> [S, N, 1, act]."""
+        action: Tensor = self.actor(observation).tanh()
+        return action.unsqueeze(2)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one critic update, and every ``policy_delay``-th time actor and targets too."""

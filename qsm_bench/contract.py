@@ -17,8 +17,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from agents.common.streams import SeedStreams
-from agents.diagnostics import ActionSlices, Diagnosed
-from agents.protocol import Agent, Batch, StateDict
+from agents.protocol import (
+    Agent,
+    Batch,
+    ShowsActionValue,
+    ShowsPolicy,
+    ShowsScore,
+    StateDict,
+)
 from agents.registry import AgentError
 from qsm_bench import metrics
 
@@ -46,16 +52,7 @@ class Checked:
             raise self._breach("act", "changed its observation in place; it must work on a copy")
         shape = (*observation.shape[:2], self.action_size)
         self._check_tensor("act", "", action, shape, "[seeds, environments, action size]")
-        # A copy of a few numbers costs less than a torch operation on them.
-        highest = abs(action.cpu().numpy()).max(initial=0.0)
-        if not highest <= 1.0:  # a NaN, too: that seed has diverged, and the others may be sound
-            finite = action[action.isfinite()].abs()
-            if finite.numel() and finite.max() > 1.0:
-                raise self._breach(
-                    "act",
-                    f"returned an action of size {finite.max():.6g}; actions lie in [-1, 1]: "
-                    "squash or clamp them",
-                )
+        self._check_box("act", action)
         return action
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -83,6 +80,48 @@ class Checked:
     def load_state_dict(self, state: StateDict) -> None:
         """As the protocol has it."""
         self.bare.load_state_dict(state)
+
+    @property
+    def shows_action_value(self) -> bool:
+        """Whether the agent has the optional method ``action_value``."""
+        return isinstance(self.bare, ShowsActionValue)
+
+    def action_value(self, observation: Tensor, action: Tensor) -> Tensor | None:
+        """As the protocol has it; None if the agent lacks the method."""
+        if not isinstance(self.bare, ShowsActionValue):
+            return None
+        value = self.bare.action_value(observation, action)
+        self._check_tensor("action_value", "", value, action.shape[:2], "[seeds, actions]")
+        return value
+
+    def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor | None:
+        """As the protocol has it; None if the agent lacks the method."""
+        if not isinstance(self.bare, ShowsPolicy):
+            return None
+        samples = self.bare.sample_policy(observation, count, streams)
+        one = isinstance(samples, Tensor) and samples.dim() == 4 and samples.shape[2] == 1
+        shape = (*observation.shape[:2], 1 if one else count, self.action_size)
+        axes = "[seeds, states, samples, action size]"
+        self._check_tensor("sample_policy", "", samples, shape, axes)
+        self._check_box("sample_policy", samples)
+        return samples
+
+    def score_and_gradient(
+        self, observation: Tensor, action: Tensor, streams: SeedStreams
+    ) -> tuple[Tensor, Tensor] | None:
+        """As the protocol has it; None if the agent lacks the method."""
+        if not isinstance(self.bare, ShowsScore):
+            return None
+        found = self.bare.score_and_gradient(observation, action, streams)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise self._breach(
+                "score_and_gradient",
+                f"returned {_kind(found)}; it must return two tensors, the score and the gradient",
+            )
+        for tensor in found:
+            axes = "[seeds, actions, action size]"
+            self._check_tensor("score_and_gradient", "", tensor, action.shape, axes)
+        return found
 
     def _check_metrics(self, method: str, found: Any, device: torch.device) -> None:
         if type(found) is not dict:
@@ -120,47 +159,28 @@ class Checked:
             method, f"returned {what}{got}; it must be a {right} of shape {axes} = {list(shape)}"
         )
 
+    def _check_box(self, method: str, action: Tensor) -> None:
+        """Raise AgentError unless all actions that are finite lie in [-1, 1]."""
+        # A copy of a few numbers costs less than a torch operation on them.
+        highest = abs(action.cpu().numpy()).max(initial=0.0)
+        if not highest <= 1.0:  # a NaN, too: that seed has diverged, and the others may not have
+            finite = action[action.isfinite()].abs()
+            if finite.numel() and finite.max() > 1.0:
+                raise self._breach(
+                    method,
+                    f"returned an action of size {finite.max():.6g}; actions lie in [-1, 1]: "
+                    "squash or clamp them",
+                )
+
     def _breach(self, method: str, did: str) -> AgentError:
         return AgentError(f"agent {self.label!r}: {method} {did}")
-
-
-class CheckedDiagnosed(Checked):
-    """One that shows more of itself: see ``agents.diagnostics``."""
-
-    bare: Any
-
-    def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Mean Q of the twin critics: [S, N, obs] and [S, N, act] -> [S, N]."""
-        value: Tensor = self.bare.action_value(observation, action)
-        shape = observation.shape[:2]
-        self._check_tensor("action_value", "", value, shape, "[seeds, environments]")
-        return value
-
-    def diagnose(self, observation: Tensor, occasion: int) -> dict[str, Tensor]:
-        """Measures of shape [S] at the states [S, N, obs]."""
-        measures: dict[str, Tensor] = self.bare.diagnose(observation, occasion)
-        self._check_metrics("diagnose", measures, observation.device)
-        return measures
-
-    def action_slices(self, observation: Tensor, occasion: int) -> ActionSlices:
-        """The critic and the policy's samples along an action axis."""
-        slices: ActionSlices = self.bare.action_slices(observation, occasion)
-        if not isinstance(slices, ActionSlices):
-            raise self._breach("action_slices", f"returned {_kind(slices)}, no ActionSlices")
-        shape = (*observation.shape[:2], len(slices.action))
-        for name, value in (("value", slices.value), ("share", slices.share)):
-            self._check_tensor(
-                "action_slices", f"{name} as ", value, shape, "[seeds, states, cells]"
-            )
-        return slices
 
 
 def checked(build: Callable[[], Agent], name: str, seeds: int, action_size: int) -> Checked:
     """Build an agent, and check its promises from now on. Raises AgentError if it cannot be."""
     with _told(name, "(config, observation_size, action_size, seeds, device)"):
         bare = build()
-    kind = CheckedDiagnosed if isinstance(bare, Diagnosed) else Checked
-    return kind(bare, name, seeds, action_size)
+    return Checked(bare, name, seeds, action_size)
 
 
 def rehearse(
@@ -195,8 +215,33 @@ def rehearse(
         with _told(agent.label, "update(batch)"):
             return agent.update(batch)
 
+    def look(agent: Checked) -> None:
+        """Call the optional methods that the agent has, on more states than there are seeds."""
+        before = deepcopy(agent.state_dict())
+        observation = stream.normal(seeds + 1, observation_size)
+        with _told(agent.label, "sample_policy(observation, count, streams)"):
+            samples = agent.sample_policy(observation, 2, stream)
+        action = stream.uniform(seeds + 1, agent.action_size, low=-1.0)
+        with _told(agent.label, "action_value(observation, action)"):
+            value = agent.action_value(observation, action)
+        with _told(agent.label, "score_and_gradient(observation, action, streams)"):
+            near = agent.score_and_gradient(observation, action, stream)
+        for method, shown in (
+            ("sample_policy", (samples,)),
+            ("action_value", (value,)),
+            ("score_and_gradient", near or ()),
+        ):
+            if not all(x is None or x.isfinite().all() for x in shown):
+                raise agent._breach(method, "returned a number that is not finite")
+        if not _same(agent.state_dict(), before):
+            raise agent._breach(
+                "sample_policy, action_value or score_and_gradient",
+                "changed the agent's state; looking at an agent must not change it",
+            )
+
     act(first, 1, True)
     learn(first)
+    look(first)
     # As many environments as no seeds are: axes in the wrong order are then seen.
     act(first, seeds + 1, False)
     with _told(first.label, "state_dict()"):
@@ -248,12 +293,14 @@ def _unreadable(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether lists and dicts of tensors are equal bit for bit, NaN with NaN."""
+    """Whether two states or results are equal bit for bit, NaN with NaN."""
     if isinstance(one, Tensor):
         return one.shape == other.shape and one.allclose(other, rtol=0, atol=0, equal_nan=True)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return all(_same(*pair) for pair in zip(one, other, strict=True))
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other or (one != one and other != other))
 
 
 def _kind(value: Any) -> str:

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from agents.common.streams import derive_seed
-from agents.diagnostics import Diagnosed
-from agents.protocol import Agent
 from envs import Environments
 from qsm_bench.contract import Checked
 
@@ -31,7 +29,7 @@ class Episodes:
     reward: NDArray[np.float64]
     """[K, S, E] for K steps of the longest; 0 after an episode's end."""
     value: NDArray[np.float64]
-    """[K, S, E] the critics' mean Q of each decision; NaN for an agent that does not show it."""
+    """[K, S, E] the critics' value of each decision; NaN for an agent that does not show it."""
     length: NDArray[np.int64]
     """[S, E]"""
     terminated: NDArray[np.bool_]
@@ -64,7 +62,7 @@ class Episodes:
 
 
 def evaluate(
-    agent: Agent | Checked,
+    agent: Checked,
     environments: Environments,
     seeds: Sequence[int],
     episodes: int,
@@ -104,7 +102,6 @@ def evaluate(
 
     note_faults()
     active = np.broadcast_to(sound[:, np.newaxis], shape).copy()
-    diagnosed = agent if isinstance(agent, Diagnosed) else None
     while active.any():
         if stop():
             raise Interrupted
@@ -112,11 +109,8 @@ def evaluate(
         action = agent.act(batch, explore=False)
         sound &= (action.isfinite().all(dim=-1).cpu().numpy() | ~active).all(axis=1)
         active &= sound[:, np.newaxis]
-        values.append(
-            diagnosed.action_value(batch, action).cpu().numpy()
-            if diagnosed
-            else np.full(shape, np.nan)
-        )
+        value = agent.action_value(batch, action)
+        values.append(np.full(shape, np.nan) if value is None else value.cpu().numpy())
         step = environments.step(
             action.cpu().numpy().reshape(-1, environments.action_size), active.ravel()
         )

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.common.streams import SeedStreams, derive_seed
-from agents.diagnostics import Diagnosed
 from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.speed.acceleration import accelerate
@@ -21,6 +20,7 @@ from envs import Environments, Lockstep, ParallelLockstep, TaskError, repeats_it
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked, checked, rehearse
 from qsm_bench.counters import read_counters
+from qsm_bench.diagnostics import STATES, measure, slice_critic, spread_states
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job, validated
@@ -32,10 +32,6 @@ from qsm_bench.tables import CsvLog, as_csv
 
 LOG_EVERY = 1_000
 """Steps between rows of training.csv; metrics in a row are means over them."""
-WATCHED_STATES = 32
-"""States of the warm-up, the same ever after, at which diagnostics look at the policy."""
-SLICED_STATES = 4
-"""Those of them at which the critic is drawn along an action axis."""
 
 
 def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
@@ -117,7 +113,7 @@ class Training:
         """What the user should know of this run, a line each."""
         self.last_return: float | None = None
         self.watched: Tensor | None = None
-        """[S, WATCHED_STATES, obs], once the warm-up is over."""
+        """States that the agent is measured at, [S, STATES, obs]; None during the warm-up."""
 
         self.cell = cell
         self.checkpoint = Checkpoint(cell.checkpoint, job.identity)
@@ -209,7 +205,7 @@ class Training:
             self.observation[row] = self._reset(row)
         self._note_failed(self.environments.faults)
         if self.step == self.job.warmup_steps:
-            self.watched = self._spread_states()
+            self.watched = spread_states(self.replay)
         if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.updates:
             self._log()
 
@@ -314,40 +310,19 @@ class Training:
         finite = returns[np.isfinite(returns)]
         self.last_return = float(finite.mean()) if finite.size else None
         self._note_failed(played.faults)
-        if self.watched is not None and isinstance(self.agent, Diagnosed):
-            self._diagnose(self.agent, self.watched, played.critic_bias(job.settings["discount"]))
+        if self.watched is not None:
+            self._diagnose(self.watched, played.critic_bias(job.settings["discount"]))
         self.evaluation_seconds += time.perf_counter() - began
 
-    def _diagnose(self, agent: Diagnosed, watched: Tensor, critic_bias: NDArray[Any]) -> None:
-        measures = {k: v.tolist() for k, v in agent.diagnose(watched, self.step).items()}
-        measures["critic_bias"] = ["" if np.isnan(b) else b for b in critic_bias.tolist()]
-        self.diagnostics.append(
-            {"seed": seed, "step": self.step, **{k: v[row] for k, v in measures.items()}}
-            for row, seed in enumerate(self.job.seeds)
-            if self.going[row]
-        )
-        slices = agent.action_slices(watched[:, :SLICED_STATES], self.step)
-        rows = [
-            {
-                "seed": seed,
-                "step": self.step,
-                "state": state,
-                "action": round(action, 4),
-                "q": float(slices.value[row, state, cell]),
-                "share": float(slices.share[row, state, cell]),
-            }
-            for row, seed in enumerate(self.job.seeds)
-            if self.going[row]
-            for state in range(SLICED_STATES)
-            for cell, action in enumerate(slices.action.tolist())
-        ]
-        write_atomically(self.cell.slices_file, as_csv(rows))
-
-    def _spread_states(self) -> Tensor:
-        """States of the warm-up that lie evenly spread over it, [S, WATCHED_STATES, obs]."""
-        first = self.replay.added - self.replay.size
-        numbers = np.linspace(first, self.replay.added - 1, WATCHED_STATES).astype(int).tolist()
-        return torch.stack([self.replay.record(number)[0] for number in numbers], dim=1)
+    def _diagnose(self, states: Tensor, critic_bias: NDArray[Any]) -> None:
+        going = {seed for seed, goes in zip(self.job.seeds, self.going, strict=True) if goes}
+        about = self.agent, states, self.job.seeds, self.step
+        measures = [row for row in measure(*about, critic_bias) if row["seed"] in going]
+        slices = [row for row in slice_critic(*about) if row["seed"] in going]
+        if measures:
+            self.diagnostics.append(measures)
+        if slices:
+            write_atomically(self.cell.slices_file, as_csv(slices))
 
     def save(self) -> None:
         """Write a checkpoint of the moment after step ``self.step``, before its evaluation."""
@@ -461,7 +436,7 @@ class Training:
         seeds, size = len(self.job.seeds), self.environments.observation_size
         over = self.step >= self.job.warmup_steps
         expected: list[tuple[Tensor | None, tuple[int, ...] | None]]
-        expected = [(self.watched, (seeds, WATCHED_STATES, size) if over else None)]
+        expected = [(self.watched, (seeds, STATES, size) if over else None)]
         if "observation" in state:
             expected.append((state["observation"], (seeds, size)))
         expected += [(total, (seeds,)) for total in self.metrics.sums.values()]

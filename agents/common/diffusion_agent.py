@@ -13,10 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents import diagnostics
 from agents.common import diffusion
 from agents.common.diffusion import ConditionedDenoiser, Denoiser, Draw, Schedule, reparameterized
-from agents.common.learner import Learner, critic_loss
+from agents.common.learner import TwinCriticLearner, critic_loss
 from agents.common.networks import TwinCritic
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
@@ -62,7 +61,7 @@ class Noise(NamedTuple):
 ConfigT = TypeVar("ConfigT", bound=DiffusionConfig)
 
 
-class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
+class DiffusionAgent(TwinCriticLearner, ABC, Generic[ConfigT]):
     """Off-policy actor-critic with a diffusion policy."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -91,7 +90,6 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
 
         self.config = config
         self.action_size = action_size
-        self.stream = stream
         self.schedule = Schedule(config.diffusion_steps, device)
         # What it is added to can be differentiated by. So can what requires_grad_() is called on,
         # but torch 2.11 does not compile that.
@@ -191,12 +189,6 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         action = diffusion.sample(denoise, self.schedule, chain, draw)
         return diffusion.explore(action, self.config.exploration_noise, exploration, draw)
 
-    def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Mean Q of the twin critics: [S, N, obs] and [S, N, act] -> [S, N]."""
-        with torch.no_grad():
-            q: Tensor = self.critic(observation, action).mean(dim=0)
-        return q
-
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
         """grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
         action = action.detach() + self.zero
@@ -215,42 +207,22 @@ class DiffusionAgent(Learner, ABC, Generic[ConfigT]):
         out: Tensor = -self.denoiser.given(observation)(action, t) / self.schedule.noise_std(t)
         return out
 
-    def diagnose(self, observation: Tensor, occasion: int) -> dict[str, Tensor]:
-        """Measures of shape [S] at the states [S, N, obs]; see ``agents.diagnostics``.
+    def score_and_gradient(
+        self, observation: Tensor, action: Tensor, streams: SeedStreams
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's score and grad_a Q at actions [S, B, act] noised to t = 1, [S, B, act].
 
-        The score is compared with grad_a Q at the policy's own samples, noised to t = 1: there it
-        is closest to the score of the action that is executed (Theorem 4.1 and 4.3).
+        There the score is closest to that of the action that is executed (Theorem 4.1 and 4.3).
         """
-        stream = self.stream(f"diagnostics/{occasion}")
-        samples = self._samples(observation, stream)
-        states = observation.repeat_interleave(diagnostics.SAMPLES, dim=1)
-        action = samples.flatten(1, 2)
         t = torch.ones(action.shape[:2], dtype=torch.int64, device=action.device)
-        noisy_action = self.schedule.add_noise(action, t, stream.normal(*action.shape[1:]))
+        noisy_action = self.schedule.add_noise(action, t, streams.normal(*action.shape[1:]))
         with torch.no_grad():
-            score = self.score(states, noisy_action, t)
-        return {
-            "score_gradient_cosine": diagnostics.cosine(
-                score, self.action_gradient(states, noisy_action)
-            ),
-            "clipped_share": diagnostics.clipped_share(samples),
-            "action_entropy": diagnostics.entropy(samples),
-            "action_modes": diagnostics.modes(samples),
-        }
-
-    def action_slices(self, observation: Tensor, occasion: int) -> diagnostics.ActionSlices:
-        """The critic and the policy's samples along the first action dimension."""
-        samples = self._samples(observation, self.stream(f"slices/{occasion}"))
-        actions, centers = diagnostics.slice_actions(samples)
-        states = observation.repeat_interleave(len(centers), dim=1)
-        value = self.action_value(states, actions.flatten(1, 2)).view(actions.shape[:3])
-        return diagnostics.ActionSlices(centers, value, diagnostics.slice_shares(samples))
+            score = self.score(observation, noisy_action, t)
+        return score, self.action_gradient(observation, noisy_action)
 
     @torch.no_grad()
-    def _samples(self, observation: Tensor, stream: SeedStreams) -> Tensor:
-        """Many samples of the policy at each state: [S, N, obs] -> [S, N, M, act]."""
-        states = observation.repeat_interleave(diagnostics.SAMPLES, dim=1)
-        noise = stream.normal(self.config.diffusion_steps, states.shape[1], self.action_size)
-        return self.sample(states, noise).view(
-            *observation.shape[:2], diagnostics.SAMPLES, self.action_size
-        )
+    def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
+        """Samples of the policy at each state: [S, N, obs] -> [S, N, count, act]."""
+        states = observation.repeat_interleave(count, dim=1)
+        noise = streams.normal(self.config.diffusion_steps, states.shape[1], self.action_size)
+        return self.sample(states, noise).view(*observation.shape[:2], count, -1)

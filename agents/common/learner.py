@@ -2,8 +2,10 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from agents.common.networks import TwinCritic
 from agents.protocol import Batch, StateDict
 
 
@@ -47,6 +49,18 @@ class Learner:
         """Restore what ``state_dict`` returned. Raises an error if it does not fit."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+
+
+class TwinCriticLearner(Learner):
+    """A learner with twin critics that can be asked for the value of any action."""
+
+    critic: TwinCritic
+
+    @torch.no_grad()
+    def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Mean Q of the twin critics: [S, B, obs] and [S, B, act] -> [S, B]."""
+        q: Tensor = self.critic(observation, action).mean(dim=0)
+        return q
 
 
 def critic_loss(q: Tensor, batch: Batch, next_value: Tensor) -> Tensor:

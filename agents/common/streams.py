@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agents.protocol import StateDict
-
 
 def derive_seed(*parts: int | str, bits: int = 63) -> int:
     """Hash ``parts`` into a seed of ``bits`` bits, the same on every machine and Python version."""
@@ -49,11 +47,11 @@ class SeedStreams:
             row.random_(0, high, generator=generator)
         return out
 
-    def state_dict(self) -> StateDict:
+    def state_dict(self) -> dict[str, Tensor]:
         """The generators' states."""
         return {str(i): generator.get_state() for i, generator in enumerate(self.generators)}
 
-    def load_state_dict(self, state: StateDict) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from saved states. Raises ValueError if they are of another number of seeds."""
         if len(state) != len(self.generators):
             raise ValueError(f"state of {len(state)} streams, expected {len(self.generators)}")

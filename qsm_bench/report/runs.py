@@ -105,19 +105,21 @@ def _return_against_time(analysis: Analysis) -> pd.DataFrame:
 
 
 def trainers(results: Results, drawing: Drawing) -> Section:
-    """What the diffusion trainers' policies and critics look like as they learn."""
+    """What the agents' policies and critics look like as they learn."""
     table = _measures(results)
     notes = [Text(note) for note in results.notes]
     if table.empty:
         return Section("Trainers' diagnostics", [Text("No agent has logged any."), *notes])
     blocks: list[Block] = [
         Text(
-            "Measured at every evaluation, for every diffusion agent, at the same states of the "
-            "warm-up. The cosine is between the policy's score and the critic's action gradient "
-            "at the policy's samples; samples at a bound of the action box mark an overshoot; "
-            "modes are those of a kernel density of 64 samples; the critic's bias is its value "
-            "minus the discounted return that evaluation episodes then brought, where that can "
-            "be observed."
+            "Measured at every evaluation, at the same states of the warm-up, for every agent "
+            "that shows its policy or its critic. The cosine is between the policy's score and "
+            "the critic's action gradient at the policy's samples; only a diffusion policy has "
+            "it. Samples at a bound of the action box mark an overshoot. Entropy and modes are "
+            "those of 64 samples, estimated alike for all agents; a deterministic policy has "
+            "neither. The critic's bias is its value minus the discounted return that evaluation "
+            "episodes then brought, where that can be observed; SAC's value also counts the "
+            "entropy to come."
         )
     ]
     for index, (task, part) in enumerate(table.groupby("task", sort=False), start=1):
@@ -149,7 +151,7 @@ def trainers(results: Results, drawing: Drawing) -> Section:
             "action-slices",
             figures.action_slices(first, drawing.styles),
             first,
-            alt="For each diffusion agent and task, the critic's value along the first action "
+            alt="For each agent and task, the critic's value along the first action "
             "dimension and the share of the policy's samples there.",
             caption="The critic along the first action dimension beside the policy's samples, at "
             "the first watched state of the first seed after training: samples that gather at "
