@@ -88,7 +88,7 @@ class SAC(TwinCriticLearner):
 
     name: ClassVar[str] = "sac"
     pure_step: ClassVar[bool] = True
-    config_class: ClassVar[type[SACConfig]] = SACConfig
+    config_class: ClassVar[type[AgentConfig]] = SACConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sac_reference": {
             **REFERENCE,

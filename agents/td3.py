@@ -71,7 +71,7 @@ class TD3(TwinCriticLearner):
 
     name: ClassVar[str] = "td3"
     pure_step: ClassVar[bool] = True
-    config_class: ClassVar[type[TD3Config]] = TD3Config
+    config_class: ClassVar[type[AgentConfig]] = TD3Config
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "td3_reference": {
             **REFERENCE,

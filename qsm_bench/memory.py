@@ -50,7 +50,7 @@ def _left_in_groups(root: Path, own: str) -> list[int]:
     return left
 
 
-class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Allocations(TorchDispatchMode):
     """Records the sizes of tensors' memories as they come (above 0) and go (below)."""
 
     def __init__(self) -> None:

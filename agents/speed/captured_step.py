@@ -46,7 +46,7 @@ class CapturedStep:
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Tensor]]:
         held = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
         state = copy.deepcopy(self.agent.state_dict())
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UPS):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from agents.common.optimizer import FIRST_DECAY, Adam
 from agents.protocol import Batch
 
 CPU = torch.device("cpu")
+AgentT = TypeVar("AgentT", bound=Any)
 Value = Callable[[Tensor, Tensor], Tensor]
 """Q(s, a): ([S, B, obs], [S, B, act]) -> [S, B]."""
 
@@ -57,7 +58,7 @@ def first_gradients(optimizer: Adam) -> list[Tensor]:
     return [moment / (1 - FIRST_DECAY) for moment in optimizer.first_moments]
 
 
-def in_float64(agent: Any) -> Any:
+def in_float64(agent: AgentT) -> AgentT:
     """The agent, its networks and its noise schedule in float64."""
     for part in (getattr(agent, name) for name in agent.parts):
         if isinstance(part, nn.Module):
@@ -143,7 +144,8 @@ def plain_critic_loss(
     first, second = agent.critic(batch.observation, batch.action)
     one, two = agent.target_critic(batch.next_observation, next_action)
     y = batch.reward + batch.discount * (torch.minimum(one, two) + bonus)
-    return (first - y).square().mean(dim=-1) + (second - y).square().mean(dim=-1)
+    loss: Tensor = (first - y).square().mean(dim=-1) + (second - y).square().mean(dim=-1)
+    return loss
 
 
 def assert_critic_learns_as_written(agent: Any) -> None:

@@ -103,7 +103,7 @@ class PlainLearner:
         one, two = self.q(self.target_critics, batch.next_observation, next_action)
         y = (batch.reward + batch.discount * (torch.minimum(one, two) + bonus)).detach()
         values = self.q(self.critics, batch.observation, batch.action)
-        self.critic_adam.step(sum(((q - y) ** 2).mean() for q in values))
+        self.critic_adam.step(torch.stack([((q - y) ** 2).mean() for q in values]).sum())
 
     def follow(self, target: Any, online: Any) -> None:
         with torch.no_grad():
@@ -170,7 +170,8 @@ class PlainQSM(PlainDiffusion):
             score = (1 - abar).sqrt().unsqueeze(-1) * gradient
             score = score / (c.temperature * gradient.abs().mean())
         predicted = self.predicted(batch.observation, at.detach(), noise.t)
-        return ((predicted + score) ** 2).mean()
+        loss: Tensor = ((predicted + score) ** 2).mean()
+        return loss
 
 
 class PlainDiffusionQL(PlainDiffusion):

@@ -23,8 +23,8 @@ from tests.agents.fixed_critics import (
     plain_schedule,
 )
 
-LITERAL = DiffusionPG.presets["diffusion_pg_literal"]
-LEAVE_ONE_OUT = {"chains": 4, "baseline": "leave_one_out", "scale_advantage": False}
+LITERAL = dict(DiffusionPG.presets["diffusion_pg_literal"])
+LEAVE_ONE_OUT: dict[str, Any] = {"chains": 4, "baseline": "leave_one_out", "scale_advantage": False}
 
 
 def build(
@@ -157,7 +157,7 @@ def estimates(
         1, 1, seeds, hidden_sizes=(2,), diffusion_steps=steps, exploration_noise=0.3, **settings
     )
     fix_critic(agent, value)
-    agent.denoiser = AffineDenoiser(seeds, offset, slope)
+    agent.denoiser = AffineDenoiser(seeds, offset, slope)  # type: ignore[assignment]
     batch = make_batch(seeds, size, 1, 1, torch.float64)
     noise = chain_noise(seeds, steps, agent.config.chains * size, 1)
     loss, _ = agent.actor_loss(batch, noise)
@@ -254,7 +254,7 @@ def test_what_is_graded_is_what_is_executed(steps: int) -> None:
     differs = graded != (unclipped + 0.3 * noise[:, -1]).clamp(-1, 1)
     assert 0.05 < differs.double().mean() < 0.95
 
-    agent.explore_stream = Given(noise[:, :-1], noise[:, -1])
+    agent.explore_stream = Given(noise[:, :-1], noise[:, -1])  # type: ignore[assignment]
     assert torch.equal(agent.act(batch.next_observation, explore=True), graded)
 
     asked: list[Tensor] = []

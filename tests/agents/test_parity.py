@@ -24,7 +24,7 @@ from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, per
 from tests.agents.plain_updates import PLAIN, flat
 
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
-CASES = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
     ("qsm", {"gradient_of": "min", "diffusion_steps": 1}),
     ("diffusion_ql", {"climbed": "random", "cloning_weight": 0.5, "ema_target": True}),

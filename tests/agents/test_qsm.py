@@ -70,7 +70,7 @@ def test_actor_loss_is_the_formula(steps: int, gradient_of: str, target_scale: s
     )
     fix_critic(agent, bowl, plane)
     # Only the online critics' gradient counts.
-    agent.target_critic = nn.Identity()
+    agent.target_critic = nn.Identity()  # type: ignore[assignment]
     batch, noise = draw(agent, 40)
     at, abar = noised(batch, noise, steps)
 
@@ -131,7 +131,7 @@ def test_no_gradient_reaches_the_critic() -> None:
     agent = build()
     batch = make_batch(2, 8, 3, 2, torch.float32)
     loss, _ = agent.actor_loss(batch, agent.draw_actor_noise(8))
-    gradients = torch.autograd.grad(loss.sum(), agent.critic.parameters(), allow_unused=True)
+    gradients = torch.autograd.grad(loss.sum(), [*agent.critic.parameters()], allow_unused=True)
     assert all(gradient is None for gradient in gradients)
 
 

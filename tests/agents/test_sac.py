@@ -66,7 +66,8 @@ def test_log_standard_deviation_is_clipped(log_std: float, clipped: float) -> No
     with torch.no_grad():
         for parameter in agent.actor.parameters():
             parameter.zero_()
-        agent.actor.layers[-1].bias[..., 2:] = log_std
+        last: Any = agent.actor.layers[-1]
+        last.bias[..., 2:] = log_std
     noise = torch.full((2, 1, 2), 0.1, dtype=torch.float64)
     action, _ = agent.policy(torch.zeros(2, 1, 3, dtype=torch.float64), noise)
     expected = torch.tensor(clipped, dtype=torch.float64).exp().mul(0.1).tanh().expand(2, 1, 2)

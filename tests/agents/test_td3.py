@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.common.networks import MLP
 from agents.td3 import TD3, TD3Config
@@ -28,7 +28,8 @@ def constant(network: MLP, action: float) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network.layers[-1].bias.fill_(action).atanh_()
+        last: Any = network.layers[-1]
+        last.bias.fill_(action).atanh_()
 
 
 def normal(*shape: int) -> Tensor:
@@ -92,7 +93,10 @@ def test_actor_and_targets_move_at_every_delayed_update_only(delay: int) -> None
 
 def test_targets_are_polyak_averages() -> None:
     agent = build(polyak=0.25, policy_delay=1)
-    pairs = ((agent.target_critic, agent.critic), (agent.target_actor, agent.actor))
+    pairs: tuple[tuple[nn.Module, nn.Module], ...] = (
+        (agent.target_critic, agent.critic),
+        (agent.target_actor, agent.actor),
+    )
     for target, _ in pairs:
         perturb(target)
     old = [[p.clone() for p in target.parameters()] for target, _ in pairs]

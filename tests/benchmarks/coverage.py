@@ -89,7 +89,7 @@ def verdicts(agents: Sequence[Draw], seeds: int, simulations: int) -> float:
     for _ in range(simulations):
         runs = [agent(rng, seeds) for agent in agents]
         p = [permutation_test(x, y)[0] for x, y in combinations(runs, 2)]
-        alarms += (holm(np.array(p)) <= FALSE_ALARMS).any()
+        alarms += bool((holm(np.array(p)) <= FALSE_ALARMS).any())
     return alarms / simulations
 
 

@@ -8,6 +8,7 @@ linear-quadratic task's (k = R dt + discount B' P B).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,11 +32,21 @@ def samples(steps: int, score: Callable[[Tensor], Tensor]) -> Tensor:
     return action
 
 
+def bandit_score(alpha: float, action: Tensor) -> Tensor:
+    """Return alpha times the slope of 1 - 4 (|a| - 1/2)^2."""
+    return -8 * alpha * (action.abs() - 0.5) * action.sign()
+
+
+def parabola_score(slope: float, action: Tensor) -> Tensor:
+    """Return alpha times the slope of -k (a - OPTIMUM)^2, where 2 k alpha is `slope`."""
+    return -slope * (action - OPTIMUM)
+
+
 def main() -> None:
     print("bandit, reward 1 - 4 (|a| - 1/2)^2: T, alpha, mean reward, share at a bound")
     for steps in (5, 10, 20):
         for alpha in (0.1, 0.2, 0.3, 0.5, 1.0, 10.0, 50.0):
-            a = samples(steps, lambda a, k=alpha: -8 * k * (a.abs() - 0.5) * a.sign())
+            a = samples(steps, partial(bandit_score, alpha))
             reward = (1 - 4 * (a.abs() - 0.5).square()).mean()
             print(f"{steps:3d} {alpha:5.1f} {reward:6.3f} {(a.abs() >= 1).float().mean():6.3f}")
 
@@ -43,7 +54,7 @@ def main() -> None:
     k = float((lq.TIME_STEP * lq.ACTION_COST + 0.99 * lq.B.T @ p @ lq.B).item())
     print(f"\nparabola, Q = -{k:.3f} (a - {OPTIMUM})^2: alpha, mean of samples, share at a bound")
     for alpha in (1.0, 2.0, 4.0, 8.0, 16.0, 50.0):
-        a = samples(5, lambda a, c=2 * k * alpha: -c * (a - OPTIMUM))
+        a = samples(5, partial(parabola_score, 2 * k * alpha))
         print(f"{alpha:5.1f} {np.mean(a.numpy()):6.3f} {(a.abs() >= 1).float().mean():6.3f}")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import typer
 from scipy.stats import fisher_exact
@@ -34,6 +35,8 @@ from qsm_bench.statistics.estimates import STATISTICS, aggregate, bootstrap
 from qsm_bench.statistics.selection import FloatArray
 from qsm_bench.statistics.significance import holm, permutation_test
 from tests.benchmarks.coverage import table
+
+BoolArray = npt.NDArray[np.bool_]
 
 TRAINERS = ("diffusion_ql", "qsm", "diffusion_pg", "sac", "td3")
 UNIFORM, XAVIER = get_args(Initialization)
@@ -89,7 +92,8 @@ def blind_return(episodes: int = 20) -> float:
 def of(rows: pd.DataFrame, trainer: str, initialization: str, task: str = TASK) -> pd.DataFrame:
     """The rows of a cell's last step."""
     mine = rows[(rows["agent"] == column(trainer, initialization)) & (rows["task"] == task)]
-    return mine[mine["step"] == mine["step"].max()]
+    last: pd.DataFrame = mine[mine["step"] == mine["step"].max()]
+    return last
 
 
 def returns(results: Results, trainer: str, initialization: str) -> FloatArray:
@@ -100,7 +104,7 @@ def returns(results: Results, trainer: str, initialization: str) -> FloatArray:
 
 def without_gradient(
     results: Results, trainer: str, initialization: str, task: str = TASK
-) -> FloatArray:
+) -> BoolArray:
     """Of each seed: whether its actor's gradient was zero at the end."""
     return (
         of(results.training, trainer, initialization, task)["actor_gradient_norm"] == 0
@@ -114,7 +118,7 @@ def interval(scores: FloatArray, statistic: str) -> str:
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def fisher(marked: FloatArray, other: FloatArray) -> str:
+def fisher(marked: BoolArray, other: BoolArray) -> str:
     """Fisher's exact test of two shares."""
     counts = [[int(x.sum()), int((~x).sum())] for x in (marked, other)]
     return f"{fisher_exact(counts)[1]:.2g}"
@@ -131,7 +135,8 @@ def final_rows(results: Results) -> Iterator[list[object]]:
     for trainer, adjusted in zip(TRAINERS, holm(np.array(p)), strict=True):
         for initialization in (UNIFORM, XAVIER):
             mine = scores[trainer, initialization]
-            looks = of(results.diagnostics, trainer, initialization).get("clipped_share", ())
+            table = of(results.diagnostics, trainer, initialization)
+            looks = table.get("clipped_share", pd.Series(dtype=float))
             yield [
                 trainer,
                 initialization,

@@ -39,7 +39,7 @@ class Peer:
         print(UPDATES // at_once, at_once, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise EOFError(f"{self.process.args} ended")
+            raise EOFError(f"{self.process.args!r} ended")
         return float(answer) / UPDATES
 
     def close(self) -> None:

@@ -13,7 +13,9 @@ from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new
 class ProductCounter(TorchDispatchMode):
     """Counts the operations of every matrix product."""
 
-    flops = 0
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.flops = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

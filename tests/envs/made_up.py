@@ -1,6 +1,6 @@
 """An environment with whatever spaces a test needs, registered with Gymnasium while it is used."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,10 +46,20 @@ class MadeUp(gymnasium.Env[Any, Any]):
         self.closed = True
 
 
+def register(name: str, make: Callable[..., gymnasium.Env[Any, Any]], **options: Any) -> None:
+    """Register `make`, a class of environments or a function that makes one, with Gymnasium.
+
+    Gymnasium's own types want a constructor of keyword arguments alone.
+    """
+    gymnasium.register(name, make, **options)
+
+
 @contextmanager
-def registered(entry_point: Any = MadeUp, name: str = "MadeUp-v0", **kwargs: Any) -> Iterator[str]:
-    """The id under which `entry_point(**kwargs)` can be made."""
-    gymnasium.register(name, entry_point, kwargs=kwargs)
+def registered(
+    make: Callable[..., gymnasium.Env[Any, Any]] = MadeUp, name: str = "MadeUp-v0", **kwargs: Any
+) -> Iterator[str]:
+    """The id under which `make(**kwargs)` can be made."""
+    register(name, make, kwargs=kwargs)
     try:
         yield name
     finally:

@@ -119,7 +119,7 @@ def test_a_step_has_the_documented_shapes_and_types() -> None:
     for index in range(3):
         together.reset(index, index)
     step = together.step(np.zeros((3, 2), np.float32))
-    assert [(part.shape, part.dtype) for part in step] == [
+    assert [(part.shape, part.dtype.type) for part in step] == [
         ((3, 2), np.float32),
         ((3,), np.float32),
         ((3,), np.bool_),

@@ -15,7 +15,13 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 QSM_BENCH = (str(BIN / "qsm-bench"),)
 MODULE = (sys.executable, "-m", "qsm_bench")
-TINY = ("--seeds=2", "--steps=240", "--warmup-steps=100", "--eval-every=120", "--eval-episodes=1")
+TINY: tuple[str, ...] = (
+    "--seeds=2",
+    "--steps=240",
+    "--warmup-steps=100",
+    "--eval-every=120",
+    "--eval-episodes=1",
+)
 TINY += ("--batch-size=16", "--name=plain")
 TASKS = ("cartpole-balance", "HalfCheetah-v5")
 FROM_EXTRAS = ("imageio_ffmpeg", "stable_baselines3", "jax", "pytest")

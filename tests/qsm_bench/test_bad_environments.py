@@ -28,6 +28,7 @@ from qsm_bench.results import load_results
 from qsm_bench.statistics.selection import select_runs
 from qsm_bench.store import Cell, ExperimentStore, SeedFailure
 from qsm_bench.training import Training
+from tests.envs.made_up import register
 from tests.qsm_bench.jobs import AGENTS, after, make_job, train, uncut, written
 from tests.qsm_bench.processes import ForkedJob
 
@@ -232,12 +233,12 @@ BAD = {
 }
 
 
-def name(kind: type[Good]) -> str:
+def name(kind: type[gymnasium.Env[Any, Any]]) -> str:
     return f"test_bad_environments/{kind.__name__}-v0"
 
 
 for kind in (*GOOD, *BAD):
-    gymnasium.register(name(kind), kind)
+    register(name(kind), kind)
 
 
 def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ class InterruptsAsPythonWould(Good):
 
 
 for kind in (InterruptsInReset, InterruptsWhenMade, InterruptsAsPythonWould):
-    gymnasium.register(name(kind), kind)
+    register(name(kind), kind)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ class OneSeed(gymnasium.Env[Any, Any]):
         return observation, -(self.sum**2), False, self.steps == 10, {}
 
 
-gymnasium.register(name(OneSeed), OneSeed)
+register(name(OneSeed), OneSeed)
 
 
 def failing(error: BaseException, seed: int, at: int) -> Any:
@@ -539,7 +540,7 @@ class Forgetful(OneSeed):
         return np.float32(np.frombuffer(os.urandom(2), np.uint16)[0])
 
 
-gymnasium.register(name(Forgetful), Forgetful)
+register(name(Forgetful), Forgetful)
 
 
 @pytest.mark.parametrize("part", ["first observation", "observation", "reward", "flag", ""])

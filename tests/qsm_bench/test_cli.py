@@ -28,9 +28,16 @@ from qsm_bench.checkpoint import FORMAT, read_state
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell, ExperimentStore
+from tests.envs.made_up import register
 from tests.qsm_bench.processes import ForkedJob, crowding
 
-TINY = ("--seeds=2", "--steps=60", "--warmup-steps=10", "--batch-size=8", "--eval-every=25")
+TINY: tuple[str, ...] = (
+    "--seeds=2",
+    "--steps=60",
+    "--warmup-steps=10",
+    "--batch-size=8",
+    "--eval-every=25",
+)
 TINY += ("--eval-episodes=2", "--device=cpu")
 AGENTS = "sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]"
 
@@ -78,8 +85,8 @@ class Words(Environment):
         super().__init__(spaces.Dict({"words": spaces.Text(8)}))
 
 
-gymnasium.register("test_cli/Raises-v0", Raises)
-gymnasium.register("test_cli/Words-v0", Words)
+register("test_cli/Raises-v0", Raises)
+register("test_cli/Words-v0", Words)
 
 
 @pytest.fixture
@@ -377,7 +384,13 @@ def test_status_shows_cells_that_wait(laid_out: Path) -> None:
 
 ROOT = Path(__file__).parents[2]
 REAL_TASKS, REAL_AGENTS = ("linear-quadratic",), ("sac[hidden_sizes=[8]]", "td3[hidden_sizes=[8]]")
-REAL = ("run", f"--agents={AGENTS}", "--tasks=linear-quadratic", "--name=real", *TINY)
+REAL: tuple[str, ...] = (
+    "run",
+    f"--agents={AGENTS}",
+    "--tasks=linear-quadratic",
+    "--name=real",
+    *TINY,
+)
 REAL += ("--steps=240", "--eval-every=120", "--workers=2")
 
 
@@ -524,8 +537,15 @@ def test_a_film_that_cannot_be_made_is_one_line(in_real: Real, video: str) -> No
 
 def test_ctrl_c_stops_soon_and_going_on_leaves_what_an_uncut_run_leaves(folder: Path) -> None:
     # Long enough not to be over by the time that it is asked to stop.
-    long = ("run", f"--agents={REAL_AGENTS[1]}", "--tasks=linear-quadratic", "--name=long", *TINY)
-    long += ("--steps=2000", "--eval-every=1000")
+    long = (
+        "run",
+        f"--agents={REAL_AGENTS[1]}",
+        "--tasks=linear-quadratic",
+        "--name=long",
+        *TINY,
+        "--steps=2000",
+        "--eval-every=1000",
+    )
     process = start(folder, *long)
     deadline = time.monotonic() + 60
     while not list(folder.rglob("progress.json")):
@@ -586,5 +606,5 @@ class BuiltOnce(LinearQuadratic):
         super().__init__()
 
 
-gymnasium.register("BuiltOnce-v0", BuiltOnce, max_episode_steps=5)
+register("BuiltOnce-v0", BuiltOnce, max_episode_steps=5)
 """

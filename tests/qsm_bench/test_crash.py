@@ -99,7 +99,11 @@ def test_killed_at_forty_random_lines_every_agent_is_uncut(agent: str, tmp_path:
 
 
 ROOT = Path(__file__).parents[2]
-COMMAND = ("run", "--agents=sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]", "--tasks=four-goals")
+COMMAND: tuple[str, ...] = (
+    "run",
+    "--agents=sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]",
+    "--tasks=four-goals",
+)
 COMMAND += ("--name=real", "--seeds=2", "--steps=400", "--warmup-steps=50", "--eval-every=40")
 COMMAND += ("--batch-size=8", "--eval-episodes=2", "--workers=2", "--device=cpu")
 
@@ -129,9 +133,10 @@ def test_a_run_killed_with_its_jobs_at_random_times_is_uncut(tmp_path: Path) -> 
             jobs = psutil.Process(process.pid).children()
             time.sleep(0.05)
         time.sleep(rng.uniform(2, 8))
-        for victim in (*jobs, process):
+        for job in jobs:
             with suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGKILL)
+                job.kill()
+        process.kill()
         process.wait()
     assert run(cut).wait() == 0
     assert evaluations(cut) == evaluations(whole)

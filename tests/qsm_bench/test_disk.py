@@ -405,7 +405,14 @@ def command_line(*arguments: str) -> tuple[int, str]:
     return int(ended.value.code or 0), err.getvalue()
 
 
-RUN = ("run", f"--agents={QSM}", "--tasks=four-goals", "--name=there", "--seeds=2", "--steps=30")
+RUN: tuple[str, ...] = (
+    "run",
+    f"--agents={QSM}",
+    "--tasks=four-goals",
+    "--name=there",
+    "--seeds=2",
+    "--steps=30",
+)
 RUN += ("--warmup-steps=8", "--batch-size=8", "--eval-every=10", "--eval-episodes=1")
 RUN += ("--device=cpu",)
 

@@ -18,7 +18,17 @@ from tests.qsm_bench.test_cli import assert_refused, call, experiment
 
 ROOT = Path(__file__).parents[2]
 QSM_BENCH = f"{shlex.quote(sys.executable)} -m qsm_bench"
-HUGE = ("1" + "0" * 30, "-1" + "0" * 30, "9" * 5000, "nan", "inf", "-inf", "1e5", "", " ")
+HUGE: tuple[str, ...] = (
+    "1" + "0" * 30,
+    "-1" + "0" * 30,
+    "9" * 5000,
+    "nan",
+    "inf",
+    "-inf",
+    "1e5",
+    "",
+    " ",
+)
 HUGE += ("\x1b[31m",)
 
 
@@ -197,7 +207,10 @@ def test_what_was_compiled_needs_a_compiler_to_go_on(laid_out: Path) -> None:
     ExperimentStore(laid_out / "results", "fast").prepare(
         experiment(name="fast", compiled=True), "test"
     )
-    options = ("--name=fast", "--agents=sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]")
+    options: tuple[str, ...] = (
+        "--name=fast",
+        "--agents=sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]",
+    )
     options += ("--tasks=bimodal-bandit", "--seeds=2", "--steps=60", "--warmup-steps=10")
     options += ("--batch-size=8", "--eval-every=25", "--eval-episodes=2", "--device=cpu")
     (laid_out / "empty").mkdir()

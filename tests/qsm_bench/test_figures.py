@@ -17,7 +17,10 @@ from qsm_bench.report.figures import Chart
 from qsm_bench.statistics.estimates import STATISTICS
 from qsm_bench.statistics.selection import AREA, AT_END
 
-SETTINGS = ("alpha=10,diffusion_steps=20", "actor_learning_rate=0.0003,discount=0.995")
+SETTINGS: tuple[str, ...] = (
+    "alpha=10,diffusion_steps=20",
+    "actor_learning_rate=0.0003,discount=0.995",
+)
 SETTINGS += ("hidden_sizes=[512,512,512],learning_rate=0.0003", "alpha=20,n_step=3")
 AGENTS = [
     "qsm",
@@ -106,9 +109,9 @@ def test_nothing_overlaps_and_nothing_is_cut_off(
     boxes = [panel.get_window_extent() for panel in panels]
     assert all(box.width > 50 and box.height > 40 for box in boxes)
     whole = figure.bbox.padded(1)
-    drawn = [(panel, panel.get_tightbbox()) for panel in panels]
-    drawn += [(legend, legend.get_window_extent()) for legend in figure.legends]
-    for artist, box in drawn:
+    for artist in (*panels, *figure.legends):
+        box = artist.get_tightbbox()
+        assert box is not None
         assert whole.x0 <= box.x0 <= box.x1 <= whole.x1, artist
         assert whole.y0 <= box.y0 <= box.y1 <= whole.y1, artist
     labels = {label for panel in panels for label in named(panel)}

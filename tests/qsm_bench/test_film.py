@@ -17,6 +17,7 @@ from gymnasium import spaces
 from qsm_bench import film
 from qsm_bench.errors import UserError
 from qsm_bench.film import Film
+from tests.envs.made_up import register
 
 Draw = Callable[[int], Any]
 
@@ -69,8 +70,8 @@ FAULTS: dict[str, tuple[Draw, str]] = {
     "no pygame": (no_pygame, "pygame is not installed"),
 }
 for fault, (draw, _) in FAULTS.items():
-    gymnasium.register(f"test_film/{fault.replace(' ', '-')}-v0", Drawn, kwargs={"draw": draw})
-gymnasium.register("test_film/Drawn-v0", Drawn)
+    register(f"test_film/{fault.replace(' ', '-')}-v0", Drawn, kwargs={"draw": draw})
+register("test_film/Drawn-v0", Drawn)
 
 
 @pytest.fixture(autouse=True)

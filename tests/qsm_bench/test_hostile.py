@@ -186,7 +186,11 @@ def test_a_report_of_hostile_names_stays_in_its_folder(tmp_path: Path) -> None:
             job = Job.model_validate(JOB.model_dump() | {"agent": agent, "task": task})
             cell = store.cell(agent, task)
             cell.write_manifest(
-                Manifest(job=job, status="failed", reason=SCRIPT, log_tail=(SCRIPT,), commit=SCRIPT)
+                # As an earlier version wrote it: the commit at the top.
+                Manifest.model_validate(
+                    {"job": job, "status": "failed", "reason": SCRIPT, "log_tail": (SCRIPT,)}
+                    | {"commit": SCRIPT}
+                )
             )
             rows = [f"{s},{t},{k},{s + k},30" for t in (20, 40) for s in (0, 1) for k in (0, 1)]
             cell.evaluations_file.write_text(

@@ -1,6 +1,7 @@
 """What is shown of the cells: a line in a log, a row on a terminal, hours in words."""
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_what_is_refreshed_often_is_shown_once_a_second(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     display, _ = shown(cells, terminal=False)
     times = []
     monkeypatch.setattr(display, "show", lambda: times.append(now))

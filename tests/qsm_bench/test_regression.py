@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_a_baseline_that_cannot_be_read_is_one_clear_line(tmp_path: Path, damage
     assert "antigravity" not in sys.modules
 
 
-SCORES_OF = {
+SCORES_OF: dict[str, Callable[[str], str]] = {
     "nothing": lambda text: "",
     "a foreign column": lambda text: text.replace("area", "arena"),
     "one column more": lambda text: text.replace("area\n", "area,more\n"),
@@ -172,11 +173,12 @@ def test_a_baseline_is_of_plain_files(tmp_path: Path, name: str, kind: str) -> N
     regression.write_baseline(tmp_path / "b", made_up_scores(np.random.default_rng(6), 3))
     file = (tmp_path / "b" / name).replace(tmp_path / "elsewhere")
     place = tmp_path / "b" / name
-    {
+    make: dict[str, Callable[[], object]] = {
         "link": lambda: place.symlink_to(file),
         "pipe": lambda: os.mkfifo(place),
         "folder": place.mkdir,
-    }[kind]()
+    }
+    make[kind]()
     with pytest.raises(UserError, match=f"{name} is a "):
         regression.read_baseline(tmp_path / "b")
 

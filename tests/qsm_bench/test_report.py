@@ -31,6 +31,7 @@ from qsm_bench.published import PUBLISHED, Published, Source, published_scores
 from qsm_bench.report import write_report
 from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import (
+    Block,
     Bullets,
     Code,
     Document,
@@ -429,7 +430,7 @@ def test_nothing_in_a_text_is_obeyed(text: str) -> None:
 
 def without(results: Results, agent: str, task: str) -> Results:
     """The same without the evaluations and training rows of a cell."""
-    tables = {
+    tables: dict[str, Any] = {
         name: table[(table["agent"] != agent) | (table["task"] != task)]
         for name, table in (("evaluations", results.evaluations), ("training", results.training))
     }
@@ -485,9 +486,10 @@ def missing_cell() -> Results:
 
 
 def pending_cell() -> Results:
-    fresh = {"step": 0, "updates": 0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
-    fresh |= {"stretches": []}
-    return with_cell(without(small_results(), "td3", "a"), "td3", "a", status="pending", **fresh)
+    results = without(small_results(), "td3", "a")
+    times = {"train_seconds": 0.0, "evaluation_seconds": 0.0}
+    counts = {"step": 0, "updates": 0, "stretches": []}
+    return with_cell(results, "td3", "a", status="pending", **times, **counts)
 
 
 def running_cell() -> Results:
@@ -688,7 +690,7 @@ def test_both_renderings_show_every_character_of_a_text(
 ) -> None:
     folder = tmp_path_factory.mktemp("document")
     cells = pd.DataFrame([[first, second]], columns=["left", "right"])
-    blocks = [
+    blocks: list[Block] = [
         Text(first),
         Bullets([second]),
         Warnings([third]),

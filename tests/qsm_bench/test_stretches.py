@@ -133,7 +133,13 @@ def test_a_manifest_of_before_is_one_stretch() -> None:
 
 
 def test_a_manifest_of_before_that_had_not_begun_has_no_stretch() -> None:
-    fresh = {"versions": {}, "commit": None, "hardware": {}, "started": None, "finished": None}
+    fresh: dict[str, Any] = {
+        "versions": {},
+        "commit": None,
+        "hardware": {},
+        "started": None,
+        "finished": None,
+    }
     content = {"job": make_job().model_dump(), "command": "run", **fresh}
     assert Manifest.model_validate(content).stretches == ()
 

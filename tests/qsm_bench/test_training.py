@@ -25,6 +25,7 @@ from qsm_bench.experiment import Job
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
+from tests.envs.made_up import register
 from tests.qsm_bench.jobs import (
     AGENTS,
     EVAL_EVERY,
@@ -199,8 +200,8 @@ class Endless(Forgetful):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
-gymnasium.register("test_training/Forgetful-v0", Forgetful, max_episode_steps=20)
-gymnasium.register("test_training/Endless-v0", Endless)
+register("test_training/Forgetful-v0", Forgetful, max_episode_steps=20)
+register("test_training/Endless-v0", Endless)
 
 
 def test_a_task_that_does_not_repeat_itself_cannot_be_gone_on_with(tmp_path: Path) -> None:

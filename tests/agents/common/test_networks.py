@@ -105,7 +105,7 @@ def test_initial_weights_of_every_network_have_the_spread_of_the_closed_form(pat
     """Uniform: 1 / sqrt(3 i). Xavier: sqrt(2 / (i + o)). The ratio: sqrt(6 i / (i + o))."""
     agent = find_agent(path).agent
 
-    def layers(initialization: str) -> dict[str, Linear]:
+    def layers(initialization: Initialization) -> dict[str, Linear]:
         config = agent.config_class(initialization=initialization)
         built: Any = agent(config, OBSERVATION, ACTION, MEMBERS, CPU)
         return {
@@ -159,7 +159,8 @@ def test_twin_critics_are_two_networks_of_each_seed() -> None:
     q = critic(observation, action)
     assert q.shape == (2, 3, 5)
     x = torch.cat([observation, action], dim=-1)
-    first, last = critic.mlp.layers
+    layers: Any = critic.mlp.layers
+    first, last = layers
     for twin in range(2):
         for seed in range(3):
             member = 3 * twin + seed
@@ -188,6 +189,7 @@ def test_adam_of_many_seeds_is_torchs_adam_of_each() -> None:
         for s, (parameter, reference) in enumerate(zip(apart, references, strict=True)):
             reference.zero_grad()
             (scale[s] * (parameter.square() * torch.arange(4)).sum()).backward()
+            assert parameter.grad is not None
             torch.testing.assert_close(norm[s], parameter.grad.norm(), rtol=1e-5, atol=1e-6)
             reference.step()
     for s, parameter in enumerate(apart):
