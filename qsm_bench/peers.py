@@ -131,7 +131,7 @@ class Peer:
     """The name of its class in the library."""
     variables: ClassVar[tuple[str, ...]] = ()
     """Names of a model's tensors that learn and belong to no network."""
-    config_class: ClassVar[type[PeerConfig]] = PeerConfig
+    config_class: ClassVar[type[AgentConfig]] = PeerConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -264,7 +264,7 @@ class PeerTD3(Peer):
 
     name: ClassVar[str] = "sb3_td3"
     algorithm: ClassVar[str] = "TD3"
-    config_class: ClassVar[type[PeerTD3Config]] = PeerTD3Config
+    config_class: ClassVar[type[AgentConfig]] = PeerTD3Config
     config: PeerTD3Config
 
     def _explored(self, action: Tensor) -> Tensor:

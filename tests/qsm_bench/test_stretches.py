@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsm_bench import environment, worker
+from qsm_bench import provenance, worker
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat, place
 from qsm_bench.report.compare import write_comparison
@@ -61,8 +61,8 @@ def test_a_run_in_one_go_is_one_stretch(cell: Cell) -> None:
     assert (stretch.first_step, stretch.last_step, stretch.command) == (0, STEPS, "run")
     assert stretch.started is not None
     assert stretch.ended is not None
-    assert stretch.versions == environment.describe_versions()
-    assert stretch.hardware == environment.describe_hardware("cpu")
+    assert stretch.versions == provenance.describe_versions()
+    assert stretch.hardware == provenance.describe_hardware("cpu")
 
 
 def test_an_interrupted_run_under_other_versions_is_two_stretches(cell: Cell) -> None:
@@ -73,7 +73,7 @@ def test_an_interrupted_run_under_other_versions_is_two_stretches(cell: Cell) ->
         work(cell, "run again")
     first, second = cell.read_manifest().stretches
     assert spans(cell) == [(0, 12), (12, STEPS)]
-    assert first.versions == environment.describe_versions()
+    assert first.versions == provenance.describe_versions()
     assert second.versions == {"torch": "9"}
 
 
