@@ -6,21 +6,17 @@ from envs.errors import EnvironmentDiedError, TaskError
 from envs.lockstep import Environments, Lockstep, Step
 from envs.parallel import ParallelLockstep
 from envs.repetition import repeats_itself
-from envs.suites import SUITES, Suite, find_suite
 from envs.tasks import Task, close, find_task, make, task_names
 
 __all__ = [
-    "SUITES",
     "EnvironmentDiedError",
     "Environments",
     "Lockstep",
     "ParallelLockstep",
     "Step",
-    "Suite",
     "Task",
     "TaskError",
     "close",
-    "find_suite",
     "find_task",
     "make",
     "repeats_itself",

@@ -30,7 +30,7 @@ class Task:
         gymnasium_id: what `gymnasium.make` is given.
         score_range: the returns that count as 0 and 1 once normalized; None where no convention
             exists.
-        action_repeat: environment steps for each decision.
+        action_repeat: environment steps for each decision; `find_task` leaves it at 1.
         source: where `score_range` comes from.
     """
 

@@ -1,7 +1,7 @@
 """The harness: experiment, training loop, store, statistics, report.
 
-Everything an outside author of an agent needs is here under one name; it is imported on first
-use, so that the command line starts without loading torch.
+What a script or notebook calls and what an outside author of an agent needs is here under one name.
+It is imported on first use, so that the command line starts without loading torch.
 """
 
 import importlib
@@ -16,6 +16,11 @@ if TYPE_CHECKING:  # what an editor and mypy see; ``_EXPORTS`` is where it comes
     from agents.common.streams import SeedStreams, derive_seed
     from agents.protocol import Agent, AgentConfig, Batch, StateDict
     from qsm_bench.errors import UserError
+    from qsm_bench.policy import Policy, load_policy
+    from qsm_bench.protocol import Protocol
+    from qsm_bench.report import write_report
+    from qsm_bench.results import Results, load_results
+    from qsm_bench.run import run_experiment
 
 _EXPORTS = {
     "Agent": "agents.protocol",
@@ -38,6 +43,13 @@ _EXPORTS = {
     "SeedStreams": "agents.common.streams",
     "derive_seed": "agents.common.streams",
     "UserError": "qsm_bench.errors",
+    "Policy": "qsm_bench.policy",
+    "load_policy": "qsm_bench.policy",
+    "Protocol": "qsm_bench.protocol",
+    "write_report": "qsm_bench.report",
+    "Results": "qsm_bench.results",
+    "load_results": "qsm_bench.results",
+    "run_experiment": "qsm_bench.run",
 }
 
 __all__ = [
@@ -51,6 +63,9 @@ __all__ = [
     "DiffusionConfig",
     "Learner",
     "Linear",
+    "Policy",
+    "Protocol",
+    "Results",
     "Schedule",
     "SeedStreams",
     "StateDict",
@@ -58,9 +73,13 @@ __all__ = [
     "UserError",
     "critic_loss",
     "derive_seed",
+    "load_policy",
+    "load_results",
     "mish",
     "polyak_update",
+    "run_experiment",
     "sample",
+    "write_report",
 ]
 
 

@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,14 +14,15 @@ from rich.console import Console
 
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, naming, near
-from qsm_bench.signals import Heard, raised, remembered
+from qsm_bench.options import protocol_options
+from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
+from qsm_bench.signals import raised, remembered
 from qsm_bench.visible import visible
 
 if TYPE_CHECKING:
-    from envs import Suite
-    from qsm_bench.experiment import Experiment, Job
     from qsm_bench.regression import Finding
-    from qsm_bench.store import Cell, ExperimentStore
+    from qsm_bench.run import Outcome, PreparedRun
+    from qsm_bench.store import ExperimentStore
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -57,13 +57,8 @@ ReportsFolder = Annotated[
 ]
 RESULTS, REPORTS = Path("results"), Path("reports")
 
-MOST_STEPS, MOST_SEEDS, MOST_EPISODES = 10**12, 10_000, 10_000
-"""Above these a number is a slip of the hand, and a machine would only find out by failing."""
-
-DEFAULT_STEPS = 1_000_000
-
-WORTH_COMPILING = 50_000
-"""Updates from which compiling, up to a minute, is won back: see reports/performance.md."""
+MOST_SEEDS = 10_000
+"""More are a slip of the hand, and a machine would only find out by failing."""
 
 WATCH_SECONDS = 2.0
 NEWLINE = "\n"
@@ -73,11 +68,13 @@ CELLS_FAILED = 1
 
 
 @app.command()
+@protocol_options
 def run(
+    *,
     agents: Annotated[
         str,
         typer.Option(
-            help="Comma-separated agents; settings in brackets: 'qsm,qsm[alpha=10],sac'. "
+            help="Comma-separated agents; settings in brackets: 'qsm,qsm\\[alpha=10],sac'. "
             "module:Class names an agent of your own."
         ),
     ],
@@ -90,34 +87,16 @@ def run(
         str | None, typer.Option(help="Name of the experiment; default: the suite's or the tasks'.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=MOST_SEEDS, help="Seeds of each cell: 0, 1, ...")
-    ] = None,
-    steps: Annotated[
         int | None,
-        typer.Option(min=2, max=MOST_STEPS, help="Environment steps, one agent decision each."),
-    ] = None,
-    warmup_steps: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_STEPS, help="Uniformly random steps before the first update."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=MOST_STEPS, help="Transitions in an update.")
-    ] = 256,
-    eval_every: Annotated[
-        int | None, typer.Option(min=1, max=MOST_STEPS, help="Steps between evaluations.")
-    ] = None,
-    eval_episodes: Annotated[
-        int | None, typer.Option(min=1, max=MOST_EPISODES, help="Episodes of an evaluation.")
-    ] = None,
-    replay_capacity: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Transitions of each seed that are kept; default: all, up to 1,000,000."
-        ),
+        typer.Option(min=1, max=MOST_SEEDS, help="How many seeds each cell has: 0, 1, ..."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of one agent: qsm.alpha=10. May be repeated."),
+        typer.Option(
+            "--set",
+            help="A setting of one agent: qsm.alpha=10; of all: learning_rate=0.001. "
+            "May be repeated.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     compiled: Annotated[
@@ -138,80 +117,62 @@ def run(
         typer.Option("--dry-run", help="Show the cells and what they will take; run nothing."),
     ] = False,
     results: ResultsFolder = RESULTS,
+    **changes: int,
 ) -> None:
-    """Train every agent on every task, or go on where an earlier run of this name was cut off."""
-    from qsm_bench import plan
-    from qsm_bench.experiment import Experiment, parse_agents
-    from qsm_bench.store import ExperimentStore
+    """Train every agent on every task, or resume where an earlier run of this name stopped."""
+    from qsm_bench.plan import refuse_what_does_not_fit
+    from qsm_bench.run import choose_suite, prepare, train
 
-    protocol = _protocol(suite, tasks)
-    experiment = Experiment(
-        name=protocol.name if name is None else name,
-        agents=parse_agents(agents, settings or ()),
-        tasks=protocol.tasks,
-        seeds=seeds or protocol.seeds,
-        steps=steps or protocol.steps,
-        warmup_steps=warmup_steps or protocol.warmup_steps,
-        batch_size=batch_size,
-        eval_every=eval_every or protocol.eval_every,
-        eval_episodes=eval_episodes or protocol.eval_episodes,
-        device=_device(device),
-        replay_capacity=replay_capacity,
+    chosen = choose_suite(suite, tasks)
+    prepared = prepare(
+        agents,
+        chosen,
+        protocol=chosen.protocol.but(**changes),
+        name=name,
+        seeds=None if seeds is None else range(seeds),
+        settings=settings or (),
+        device=device,
+        compiled=compiled,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        results=results,
     )
-    earlier = ExperimentStore(results, experiment.name)
-    experiment = replace(experiment, compiled=_compiled(compiled, experiment, earlier))
-    jobs = list(experiment.jobs())
-    _check_tasks(experiment.tasks)
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    to_run = [job for job in jobs if earlier.is_open(job)]
-    memory = plan.estimate_memory(to_run)
+    memory = prepared.memory()
     if dry_run:
-        _show_plan(experiment, jobs, workers, results)
-    plan.refuse_what_does_not_fit(to_run, memory, workers)
+        _show_plan(prepared)
+    refuse_what_does_not_fit(prepared.open_jobs, memory, prepared.workers)
     if dry_run:
         return
-    _run(experiment, workers, checkpoint_every or experiment.eval_every, results)
-
-
-def _run(experiment: "Experiment", workers: int, checkpoint_every: int, results: Path) -> None:
-    from qsm_bench.store import ExperimentStore
-
-    console = Console()
-    # Bytes that are no text in this locale are kept as escapes: the manifest is UTF-8.
-    typed = shlex.join(sys.argv[1:]).encode(errors="backslashreplace").decode()
-    command = f"python -m qsm_bench {typed}"
-    store = ExperimentStore(results, experiment.name)
-    with remembered() as heard, store.lock():
-        cells = store.prepare(experiment, command)
-        open_cells, finished, damaged = _sorted_out(cells)
-        if finished:
-            print(f"{len(finished)} finished cells are skipped", flush=True)
-        if open_cells:
-            _refuse_uncompilable(experiment)
-        _say_changes(open_cells, command, console)
-        unfinished = _train(
-            cells,
-            open_cells,
-            console,
-            workers,
-            checkpoint_every=checkpoint_every,
-            command=command,
-            heard=heard,
-        )
-        if heard:
-            for cell, reason in unfinished.items():
-                print(f"{cell.folder}: {reason}", file=sys.stderr)
-            stopped = "stopped" if unfinished else "stopped and saved"
-            again = _command(*_with_results(sys.argv[1:], results))
-            print(f"{stopped}; to go on: {again}", file=sys.stderr)
-            heard.end_if_any()
-    unfinished = damaged | unfinished
-    for cell, reason in unfinished.items():
-        log = f"; its log: {cell.log_file}" if cell not in damaged and cell.log_tail(1) else ""
-        print(visible(f"not finished: {cell.folder}: {reason}{log}"), file=sys.stderr)
-    if unfinished:
+    with remembered() as heard:
+        outcome = train(prepared, _typed(), Console(), heard)
+        _show_outcome(outcome, prepared, results, stopped=bool(heard))
+        heard.end_if_any()
+    if outcome.unfinished:
         raise typer.Exit(CELLS_FAILED)
-    print(f"done; the report: {_command(*_with_results(['report', experiment.name], results))}")
+
+
+def _show_outcome(
+    outcome: "Outcome", prepared: "PreparedRun", results: Path, *, stopped: bool
+) -> None:
+    """Say what did not finish, and what to type next."""
+    for cell, reason in outcome.unfinished.items():
+        log = ""
+        if not stopped and cell not in outcome.damaged and cell.log_tail(1):
+            log = f"; its log: {cell.log_file}"
+        print(visible(f"not finished: {cell.folder}: {reason}{log}"), file=sys.stderr)
+    if stopped:
+        saved = "stopped" if outcome.unfinished else "stopped and saved"
+        again = _command(*_with_results(sys.argv[1:], results))
+        print(f"{saved}; to go on: {again}", file=sys.stderr)
+    elif not outcome.unfinished:
+        name = prepared.experiment.name
+        print(f"done; the report: {_command(*_with_results(['report', name], results))}")
+
+
+def _typed() -> str:
+    """The command as it was typed; bytes that are no text in this locale are kept as escapes."""
+    typed = shlex.join(sys.argv[1:]).encode(errors="backslashreplace").decode()
+    return f"python -m qsm_bench {typed}"
 
 
 def _command(*arguments: str) -> str:
@@ -232,88 +193,6 @@ def _with_results(arguments: Sequence[str], results: Path) -> list[str]:
         *arguments,
         *([] if given or results == RESULTS.absolute() else [f"--results={results}"]),
     ]
-
-
-def _refuse_uncompilable(experiment: "Experiment") -> None:
-    """Raise UserError if compiled updates, which an earlier run began with, cannot go on here."""
-    from agents.speed.acceleration import why_not_compiled
-
-    reason = why_not_compiled(experiment.device) if experiment.compiled else None
-    if reason:
-        raise UserError(
-            f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
-            f"{reason}: install it to go on, or begin anew with --compile off under another --name"
-        )
-
-
-def _say_changes(cells: "Sequence[Cell]", command: str, console: Console) -> None:
-    """Say in one line what is other now than when the cells last ran."""
-    from qsm_bench.provenance import begin_stretch
-    from qsm_bench.stretches import changes
-
-    manifests = [cell.read_manifest() for cell in cells]
-    begun = [manifest for manifest in manifests if manifest.stretches]
-    if not begun:
-        return
-    now = begin_stretch(begun[0].job.device, command)
-    changed = [text for m in begun if (text := changes(m.stretches, now))]
-    if changed:
-        console.print(
-            f"{len(changed)} cells go on under other conditions than before "
-            f"({'; '.join(dict.fromkeys(changed))}): their numbers may differ for that",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
-
-
-def _sorted_out(
-    cells: "Sequence[Cell]",
-) -> "tuple[list[Cell], list[Cell], dict[Cell, str]]":
-    """Cells that are still to run, finished ones, and damaged ones with what is wrong of each."""
-    from qsm_bench.results import read_cell
-
-    to_run, finished, damaged = [], [], {}
-    for cell in cells:
-        try:
-            if cell.read_manifest().status != "finished":
-                to_run.append(cell)
-                continue
-            read_cell(cell)
-            finished.append(cell)
-        except UserError as error:
-            damaged[cell] = str(error)
-    return to_run, finished, damaged
-
-
-def _train(
-    cells: "Sequence[Cell]",
-    open_cells: "Sequence[Cell]",
-    console: Console,
-    workers: int,
-    *,
-    checkpoint_every: int,
-    command: str,
-    heard: Heard,
-) -> "dict[Cell, str]":
-    """Run ``open_cells`` while all ``cells`` are shown; return those not finished, and why."""
-    from qsm_bench.executor import run_locally
-    from qsm_bench.progress import Display
-
-    display = Display(cells, console)
-    with display.context():
-        try:
-            return run_locally(
-                open_cells,
-                workers=workers,
-                checkpoint_every=checkpoint_every,
-                command=command,
-                watch=display.refresh,
-                stop=lambda: bool(heard),
-                say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
-            )
-        finally:
-            display.show()
 
 
 @app.command()
@@ -417,7 +296,7 @@ def list_(
             for entry in registered_agents().values()
         ]
     elif what == "suites":
-        from envs import SUITES
+        from qsm_bench.suites import SUITES
 
         rows = [
             (suite.name, f"{suite.description} Tasks: {', '.join(suite.tasks)}.")
@@ -475,7 +354,7 @@ def evaluate(
     cell = ExperimentStore(results, _safe(name)).existing_cell(agent, task)
     refuse_unnamed(cell.read_manifest().job, modules or ())
     # What would keep a film from being made is found before the episodes are played.
-    film = Film(task, video) if video else None
+    film = Film(cell.read_manifest().job.environment, video) if video else None
     outcome = evaluate_cell(cell, episodes, modules or ())
     if outcome.elsewhere:
         print(f"evaluated on the CPU: {outcome.elsewhere}, where it was trained, is not here")
@@ -517,54 +396,17 @@ def regress(
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Train every agent on the small tasks and test its scores against the committed baseline."""
-    import tempfile
-
     from qsm_bench import regression
-    from qsm_bench.files import check_writable
 
+    plan = regression.plan(results / "regression", seeds, first_seed, record=record)
     console = Console()
-    folder = results / "regression"
-    baseline = None if record else regression.read_baseline(folder)
-    taken: list[int] = [] if baseline is None else sorted(set(baseline["seed"]))
-    if record:
-        check_writable(folder)
-    count = seeds or (regression.BASELINE_SEEDS if record else regression.SEEDS)
-    first = first_seed if first_seed is not None else 0 if record else regression.FIRST_SEED
-    if set(taken) & set(range(first, first + count)):
-        raise UserError(
-            f"--first-seed {first}: seeds {taken[0]} to {taken[-1]} are the baseline's own; "
-            f"begin at {taken[-1] + 1} or above"
-        )
-    with (
-        remembered() as heard,
-        tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary,
-    ):
-        root = Path(temporary)
-        cells = regression.prepare(root, count, first)
-        unfinished = _train(
-            cells,
-            cells,
-            console,
-            workers or os.cpu_count() or 1,
-            # Nothing is gone on with here: the last step's checkpoint is enough.
-            checkpoint_every=max(course.steps for course in regression.COURSES),
-            command="regress",
-            heard=heard,
-        )
+    with remembered() as heard:
+        findings = regression.run(plan, workers or os.cpu_count() or 1, console, heard)
         heard.end_if_any()
-        failed = {
-            regression.cell_key(cell.read_manifest().job): reason
-            for cell, reason in unfinished.items()
-        }
-        scores = regression.read_scores(root, count, first)
-    if baseline is None:
-        if failed:
-            raise UserError(f"nothing is recorded: {failed}")
-        regression.write_baseline(folder, scores)
-        console.print(f"{folder / 'baseline.csv'}: {count} seeds of each cell")
+    if plan.baseline is None:
+        console.print(f"{plan.folder / 'baseline.csv'}: {len(plan.seeds)} seeds of each cell")
         return
-    findings = regression.compare(baseline, scores, failed)
-    _show_findings(console, findings, count)
+    _show_findings(console, findings, len(plan.seeds))
     if any(finding.alarm for finding in findings):
         raise typer.Exit(CELLS_FAILED)
 
@@ -598,71 +440,6 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
     )
 
 
-def _protocol(suite: str | None, tasks: str | None) -> "Suite":
-    """The suite, or the given tasks under the default protocol."""
-    from envs import SUITES, Suite, TaskError, find_suite
-
-    if (suite is None) == (tasks is None):
-        raise UserError(
-            f"give either --suite ({', '.join(SUITES)}) or --tasks, e.g. --tasks cartpole-swingup"
-        )
-    if suite is not None:
-        try:
-            return find_suite(suite)
-        except TaskError as error:
-            raise UserError(str(error)) from error
-    assert tasks is not None
-    names = tuple(task.strip() for task in tasks.split(",") if task.strip())
-    if not names:
-        raise UserError("--tasks is empty: name at least one, e.g. cartpole-swingup")
-    name = "+".join(names).replace("/", "-").replace(":", "-")
-    return Suite(name, "tasks named one by one", names, steps=DEFAULT_STEPS)
-
-
-def _check_tasks(tasks: tuple[str, ...]) -> None:
-    """Build each task once: one that cannot be trained on is refused before anything runs."""
-    from envs import TaskError, close, make
-
-    for task in tasks:
-        try:
-            close(make(task))
-        except TaskError as error:
-            raise UserError(str(error)) from error
-
-
-def _compiled(asked: str, experiment: "Experiment", earlier: "ExperimentStore") -> bool:
-    """Whether updates are compiled. Raises UserError if they must be and cannot."""
-    from agents.speed.acceleration import why_not_compiled
-
-    if asked == "auto" and os.path.lexists(earlier.file):
-        # What was begun goes on as it was.
-        return bool(earlier.read().get("compiled", False))
-    updates = experiment.steps - experiment.warmup_steps
-    if asked == "off" or (asked == "auto" and updates < WORTH_COMPILING):
-        return False
-    reason = why_not_compiled(experiment.device)
-    if reason and asked == "on":
-        raise UserError(f"--compile on: {reason}; use auto or off")
-    return reason is None
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if device != "cpu" and kind != "cuda":
-        raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if kind == "cuda" and (torch.device(device).index or 0) >= count:
-        raise UserError(f"--device {device!r}: this machine has {count} CUDA devices")
-    return device
-
-
 def _safe(name: str) -> str:
     """Refuse a name that would lead out of the results folder."""
     if not name or name.startswith(".") or Path(name).name != name:
@@ -670,24 +447,26 @@ def _safe(name: str) -> str:
     return name
 
 
-def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int, results: Path) -> None:
+def _show_plan(prepared: "PreparedRun") -> None:
     from rich.table import Table
 
     from qsm_bench.memory import size
     from qsm_bench.plan import calibrate, estimate_memory, makespan
     from qsm_bench.progress import duration
 
+    jobs, workers = prepared.experiment.jobs, prepared.workers
     costs = [calibrate(job) for job in jobs]
     memory = [needs.total for needs in estimate_memory(jobs)]
     at_once = sum(sorted(memory)[-workers:])
-    columns = ("agent", "task", "seeds", "steps", "time", "memory", "disk")
+    columns = ("agent", "task", "seeds", "steps", "action repeat", "time", "memory", "disk")
     table = Table(*columns, box=None)
     for job, cost, needed in zip(jobs, costs, memory, strict=True):
         table.add_row(
             job.agent.replace("[", r"\["),
             job.task,
             str(len(job.seeds)),
-            f"{job.steps:,}",
+            f"{job.protocol.steps:,}",
+            str(job.protocol.action_repeat),
             duration(cost.seconds),
             size(needed),
             size(cost.disk_bytes),
@@ -698,8 +477,7 @@ def _show_plan(experiment: "Experiment", jobs: "list[Job]", workers: int, result
         f"{len(jobs)} cells, {workers} at a time: about "
         f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
         f"now, at most {size(at_once)} of memory at once and "
-        f"{size(sum(cost.disk_bytes for cost in costs))} on disk, under "
-        f"{results / experiment.name}",
+        f"{size(sum(cost.disk_bytes for cost in costs))} on disk, under {prepared.store.folder}",
         soft_wrap=True,
         highlight=False,
     )

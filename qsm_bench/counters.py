@@ -42,7 +42,7 @@ def read_counters(state: Mapping[str, Any], job: Job) -> Counters:
     lists = (counters.episode, counters.episode_start, counters.episode_return, before)
     if any(len(values) != seeds for values in (*lists, counters.finished_returns)):
         raise ValueError("it is of other seeds")
-    if not counters.replay_added == step <= job.steps:
+    if not counters.replay_added == step <= job.protocol.steps:
         raise ValueError("the job has no such step, or the replay log ends at another")
     for number, start, earlier in zip(
         counters.episode, counters.episode_start, before, strict=True

@@ -4,19 +4,20 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from agents.protocol import AgentConfig
-from agents.registry import AgentError, RegisteredAgent, find_agent
-from envs import TaskError, find_task
+from agents.registry import RegisteredAgent, find_agent
+from envs import Task, find_task
 from qsm_bench.errors import UserError, near
-
-REPLAY_CAPACITY = 1_000_000
+from qsm_bench.protocol import Protocol
+from qsm_bench.settings import as_json, validated
 
 
 class Job(BaseModel):
@@ -31,27 +32,46 @@ class Job(BaseModel):
     """Every setting of the agent, resolved for this task."""
     task: str
     gymnasium_id: str
-    action_repeat: int
     score_range: tuple[float, float] | None
     seeds: tuple[int, ...]
-    steps: int
-    warmup_steps: int
-    batch_size: int
-    replay_capacity: int
-    eval_every: int
-    eval_episodes: int
+    protocol: Protocol
     device: str
     compiled: bool = False
     """Updates run as compiled code: the same up to the order of floating-point operations."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier(cls, content: Any) -> Any:
+        """Up to November 2026 the protocol's fields stood among the job's own."""
+        if not isinstance(content, dict) or "protocol" in content:
+            return content
+        known = {name: content[name] for name in Protocol.model_fields if name in content}
+        own = {name: value for name, value in content.items() if name not in known}
+        own["settings"] = known.pop("settings", None)
+        if known.get("replay_capacity") == known.get("steps"):
+            # It was noted as the room that a run needs, whatever the buffer might hold.
+            del known["replay_capacity"]
+        return own | {"protocol": known}
+
+    @property
+    def environment(self) -> Task:
+        """The task as the job's environments are made from it."""
+        return Task(self.task, self.gymnasium_id, self.score_range, self.protocol.action_repeat)
 
     @property
     def identity(self) -> str:
         """A text that another job does not have, wherever it is computed.
 
-        Fields that come later leave it as it is.
+        A field that is added leaves it as it is where the field has its default.
         """
-        where = {"device", "compiled"}
-        content = self.model_dump(mode="json", exclude_defaults=True, exclude=where)
+        content = self.model_dump(mode="json", exclude={"protocol", "device", "compiled"})
+        content |= self.protocol.model_dump(
+            include={"steps", "warmup_steps", "batch_size", "eval_every", "eval_episodes"}
+            | {"action_repeat"}
+        )
+        content["replay_capacity"] = self.protocol.replay_size
+        if self.protocol.updates_per_step > 1:
+            content["updates_per_step"] = self.protocol.updates_per_step
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -62,56 +82,64 @@ class AgentEntry:
     registered: RegisteredAgent
     overrides: Mapping[str, Any]
 
-    @property
-    def label(self) -> str:
-        """The agent's name, with the overrides in brackets where there are any."""
-        if not self.overrides:
-            return self.registered.name
-        pairs = (f"{key}={_shown(value)}" for key, value in sorted(self.overrides.items()))
-        return f"{self.registered.name}[{','.join(pairs)}]"
-
-    def config(self, task: str) -> AgentConfig:
-        """All settings on ``task``: defaults, then the source's for that task, preset, overrides.
+    def config(self, task: str, shared: Mapping[str, Any]) -> AgentConfig:
+        """All settings on ``task``. Later ones replace earlier ones: defaults, the settings that
+        the protocol gives every agent, the source's for that task, preset, overrides.
 
         Raises UserError for an unknown setting or a value of the wrong type or range.
         """
         agent = self.registered.agent
-        settings: dict[str, Any] = {}
+        settings = dict(shared)
         for pattern, special in agent.task_settings.items():
             if fnmatch(task.lower(), pattern):
                 settings |= special
         settings |= self.registered.preset
         settings |= self.overrides
-        return validated(self.registered.name, agent.config_class, settings)
+        config = validated(self.registered.name, agent.config_class, settings)
+        for key in self.overrides:
+            self._refuse_infinite(key, getattr(config, key))
+        return config
+
+    def label(self, config: AgentConfig) -> str:
+        """The agent's name, with the overrides in brackets where there are any.
+
+        A value is shown as it was understood: 1e1 and 10.0 are one column.
+        """
+        pairs = [f"{key}={_shown(getattr(config, key))}" for key in sorted(self.overrides)]
+        return f"{self.registered.name}[{','.join(pairs)}]" if pairs else self.registered.name
+
+    def _refuse_infinite(self, key: str, value: Any) -> None:
+        """Raise UserError for a number that was asked to be infinite and is not so by itself."""
+        name, usual = self.registered.name, getattr(self.registered.agent.config_class, key)
+        usual = self.registered.preset.get(key, usual)
+        may_be = isinstance(usual, float) and math.isinf(usual)
+        if isinstance(value, float) and math.isinf(value) and not may_be:
+            raise UserError(f"setting {key} of {name}: {value} is not a finite number")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What was asked for: the grid and the protocol all its cells share."""
+    """What was asked for: the grid, and the protocol that all its cells share."""
 
     name: str
     agents: tuple[AgentEntry, ...]
     tasks: tuple[str, ...]
-    seeds: int
-    steps: int
-    warmup_steps: int
-    batch_size: int
-    eval_every: int
-    eval_episodes: int
-    device: str
-    first_seed: int = 0
+    seeds: Sequence[int]
+    protocol: Protocol
+    device: str = "cpu"
     compiled: bool = False
-    replay_capacity: int | None = None
-    """Transitions of each seed that are kept; None: all, up to ``REPLAY_CAPACITY``."""
 
     def __post_init__(self) -> None:
-        """Raise UserError where the numbers do not fit together or a column stands twice."""
+        """Raise UserError or TaskError for what does not resolve, or a column that stands twice."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", self.name):
             raise UserError(
                 f"experiment name {self.name!r}: use up to 100 letters, digits, '.', '_', '+' "
                 "and '-', beginning with a letter or digit (--name)"
             )
-        for what, names in (("agent", [a.label for a in self.agents]), ("task", self.tasks)):
+        self._refuse_seeds()
+        validated("every agent", AgentConfig, self.protocol.settings)
+        columns = [job.agent for job in self.jobs[: len(self.agents)]]
+        for what, names in (("agent", columns), ("task", self.tasks)):
             twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
             too_long = [name for name in names if len(name) > 200]
             unreadable = [name for name in names if not name.isprintable()]
@@ -121,53 +149,82 @@ class Experiment:
                 raise UserError(f"{what} {too_long[0]!r}: no folder has so long a name")
             if twice:
                 raise UserError(f"{what} {twice[0]!r} is named twice: name each once")
-        if self.steps <= self.warmup_steps:
-            raise UserError(
-                f"--steps {self.steps} leaves nothing to learn after --warmup-steps "
-                f"{self.warmup_steps}: give more steps or a shorter warm-up"
-            )
-        if self.warmup_steps < 1:
-            raise UserError(f"--warmup-steps {self.warmup_steps}: at least 1 is needed")
 
-    def jobs(self) -> Iterator[Job]:
-        """The cells, task by task. Raises UserError for what does not resolve."""
-        for name in self.tasks:
-            try:
-                task = find_task(name)
-            except TaskError as error:
-                raise UserError(str(error)) from error
-            for entry in self.agents:
-                yield Job(
-                    agent=entry.label,
-                    agent_name=entry.registered.key,
-                    settings=as_json(entry.registered.name, entry.config(name)),
-                    task=name,
-                    gymnasium_id=task.gymnasium_id,
-                    action_repeat=task.action_repeat,
-                    score_range=task.score_range,
-                    seeds=tuple(range(self.first_seed, self.first_seed + self.seeds)),
-                    steps=self.steps,
-                    warmup_steps=self.warmup_steps,
-                    batch_size=self.batch_size,
-                    replay_capacity=min(self.steps, self.replay_capacity or REPLAY_CAPACITY),
-                    eval_every=self.eval_every,
-                    eval_episodes=self.eval_episodes,
-                    device=self.device,
-                    compiled=self.compiled,
-                )
+    def _refuse_seeds(self) -> None:
+        if not self.seeds:
+            raise UserError("an experiment without seeds trains nothing: give one at least")
+        for seed in self.seeds:
+            if type(seed) is not int or not 0 <= seed < 2**63:
+                raise UserError(f"seed {seed!r} is not right: a seed is a whole number from 0 on")
+            if list(self.seeds).count(seed) > 1:
+                raise UserError(f"seed {seed} is named twice: name each once")
+
+    @cached_property
+    def jobs(self) -> tuple[Job, ...]:
+        """The cells, task by task."""
+        return tuple(self._job(task, entry) for task in self.tasks for entry in self.agents)
+
+    @property
+    def labels(self) -> list[str]:
+        """The agents' labels, in their order."""
+        return list(dict.fromkeys(job.agent for job in self.jobs))
+
+    def but(self, **changes: Any) -> "Experiment":
+        """This experiment with some fields changed."""
+        return replace(self, **changes)
+
+    def _job(self, name: str, entry: AgentEntry) -> Job:
+        task = find_task(name)
+        config = entry.config(name, self.protocol.settings)
+        return Job(
+            agent=entry.label(config),
+            agent_name=entry.registered.key,
+            settings=as_json(entry.registered.name, config),
+            task=name,
+            gymnasium_id=task.gymnasium_id,
+            score_range=task.score_range,
+            seeds=tuple(self.seeds),
+            protocol=self.protocol,
+            device=self.device,
+            compiled=self.compiled,
+        )
 
 
-def parse_agents(text: str, settings: Iterable[str] = ()) -> tuple[AgentEntry, ...]:
-    """Read ``qsm,qsm[alpha=10]`` and overrides ``agent.setting=value`` for the agents in it.
+Settings = Mapping[str, Mapping[str, Any]]
+"""Of each agent by name, what the user has set."""
 
-    Raises UserError for an unknown agent or setting, or a value of the wrong type or range.
+
+def parse_settings(items: Iterable[str]) -> tuple[dict[str, Any], Settings]:
+    """Read ``setting=value``, which is for every agent, and ``agent.setting=value``.
+
+    Raises UserError for what is neither.
     """
-    overrides = [_parse_setting(item) for item in settings]
+    shared: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
+    for item in items:
+        left, equals, value = item.partition("=")
+        agent, dot, key = left.strip().rpartition(".")
+        if not (equals and key and (agent or not dot)):
+            raise UserError(
+                f"--set {item!r}: write it as agent.setting=value, e.g. qsm.alpha=10, or for every "
+                "agent as setting=value, e.g. learning_rate=0.001"
+            )
+        (own.setdefault(agent, {}) if dot else shared)[key] = _parse_value(value)
+    return shared, own
+
+
+def parse_agents(text: str, settings: Settings | None = None) -> tuple[AgentEntry, ...]:
+    """Read ``qsm,qsm[alpha=10]``; ``settings`` are for the agents named in it.
+
+    Raises UserError for text of another form, and AgentError for an unknown agent.
+    """
+    settings = settings or {}
     names = [re.sub(r"\[.*", "", item) for item in _split(text)]
-    for agent, key, _ in overrides:
+    for agent, own in settings.items():
         if agent not in names:
             raise UserError(
-                f"--set {agent}.{key}: agent {agent!r} is not in --agents; {near(agent, names)}"
+                f"--set {agent}.{next(iter(own))}: agent {agent!r} is not in --agents; "
+                f"{near(agent, names)}"
             )
     entries = []
     for item in _split(text):
@@ -175,114 +232,21 @@ def parse_agents(text: str, settings: Iterable[str] = ()) -> tuple[AgentEntry, .
         if not match:
             raise UserError(f"agent {item!r}: write it as name or name[setting=value,...]")
         name, inside = match.group(1).strip(), match.group(2)
-        try:
-            registered = find_agent(name)
-        except AgentError as error:
-            raise UserError(str(error)) from error
-        asked = {key: value for agent, key, value in overrides if agent == name}
+        if name.startswith("__main__:"):
+            raise UserError(
+                f"agent {name!r}: each job is a process of its own, which cannot find the class in "
+                "this program: put it in a module"
+            )
+        asked = dict(settings.get(name, {}))
         for pair in _split(inside) if inside is not None else ():
             key, equals, value = pair.partition("=")
             if not equals:
                 raise UserError(f"agent {item!r}: {pair!r} is not of the form setting=value")
             asked[key.strip()] = _parse_value(value)
-        config = validated(name, registered.agent.config_class, {**registered.preset, **asked})
-        for key in asked:
-            _refuse_infinite(name, registered, key, getattr(config, key))
-        # The label shows the value as it was understood: 1e1 and 10.0 are one column.
-        entries.append(AgentEntry(registered, {key: getattr(config, key) for key in asked}))
+        entries.append(AgentEntry(find_agent(name), asked))
     if not entries:
         raise UserError("--agents is empty: name at least one, e.g. qsm,sac,td3")
     return tuple(entries)
-
-
-def validated(
-    name: str, config_class: type[AgentConfig], settings: Mapping[str, Any]
-) -> AgentConfig:
-    """Build an agent's configuration. Raises UserError naming the setting, value and remedy."""
-    known = [field.name for field in fields(config_class)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"{name} has no setting {key!r}: {near(key, known)}")
-    try:
-        config = TypeAdapter(config_class).validate_python(dict(settings))
-    except ValidationError as error:
-        raise UserError(_first_fault(name, settings, error)) from error
-    except Exception as error:  # of types that pydantic does not know, or of a __post_init__
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"settings of {name}: {config_class.__name__}: {reason[:300]}") from error
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"setting {field.name} of {name}: NaN is no number")
-    return config
-
-
-def as_json(name: str, config: AgentConfig) -> dict[str, Any]:
-    """A configuration as a manifest holds it: an infinite number as "inf", a tuple as a list.
-
-    Raises UserError for a value that would not read back as what it is.
-    """
-    settings = {}
-    for key, value in asdict(config).items():
-        try:
-            settings[key] = _as_json(value)
-            json.dumps(settings[key], ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"setting {key} of {name}: {value!r:.100} {UNFIT} ({error})") from error
-    again = validated(name, type(config), json.loads(json.dumps(settings)))
-    for key in settings:
-        value, back = getattr(config, key), getattr(again, key)
-        if value != back or isinstance(value, str) != isinstance(back, str):
-            raise UserError(
-                f"setting {key} of {name}: {value!r:.100} {UNFIT}: it reads back as {back!r:.100}"
-            )
-    return settings
-
-
-UNFIT = "cannot be written into a manifest: use numbers, strings, booleans, None and tuples of them"
-
-
-def _as_json(value: Any) -> Any:
-    """A value in JSON's types. Raises ValueError for one of another type."""
-    kind = type(value)
-    if kind in (list, tuple):
-        return [_as_json(entry) for entry in value]
-    if kind is dict and all(type(key) is str for key in value):
-        return {key: _as_json(entry) for key, entry in value.items()}
-    if kind is float and not math.isfinite(value):
-        if math.isnan(value):
-            raise ValueError("NaN is no number")
-        return str(value)
-    if kind not in (str, int, float, bool, type(None)):
-        raise ValueError(f"it is of type {kind.__name__}")
-    return value
-
-
-def _refuse_infinite(name: str, registered: RegisteredAgent, key: str, value: Any) -> None:
-    """Raise UserError for a number that was asked to be infinite and is not so by itself."""
-    usual = registered.preset.get(key, getattr(registered.agent.config_class, key))
-    may_be = isinstance(usual, float) and math.isinf(usual)
-    if isinstance(value, float) and math.isinf(value) and not may_be:
-        raise UserError(f"setting {key} of {name}: {value} is not a finite number")
-
-
-def _first_fault(name: str, settings: Mapping[str, Any], error: ValidationError) -> str:
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if not first["loc"]:
-        # Of settings that do not fit together, which the configuration itself explains.
-        return f"settings of {name}: {message}"
-    key = str(first["loc"][0])
-    return f"setting {key} of {name}: {settings[key]!r} is not right: {message}"
-
-
-def _parse_setting(item: str) -> tuple[str, str, Any]:
-    left, equals, value = item.partition("=")
-    agent, dot, key = left.strip().rpartition(".")
-    if not (equals and dot and agent and key):
-        raise UserError(f"--set {item!r}: write it as agent.setting=value, e.g. qsm.alpha=10")
-    return agent, key, _parse_value(value)
 
 
 def _parse_value(text: str) -> Any:

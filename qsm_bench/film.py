@@ -13,7 +13,7 @@ import imageio.v2 as imageio
 import numpy as np
 
 from agents.common.streams import derive_seed
-from envs import TaskError, make
+from envs import Task, TaskError, make
 from qsm_bench.errors import UserError, naming
 from qsm_bench.files import check_writable
 
@@ -25,9 +25,9 @@ LONGEST_FILM = 10_000
 class Film:
     """Frames of a task on their way into a file, which is there when the last of them is."""
 
-    def __init__(self, task: str, file: Path) -> None:
+    def __init__(self, task: str | Task, file: Path) -> None:
         """Open the task as it is drawn. Raises UserError for what cannot be drawn or written."""
-        self.task, self.file = task, file
+        self.task, self.file = task if isinstance(task, str) else task.name, file
         self._check_file()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the frame tells, or the error that is raised

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from envs import Lockstep, TaskError
+from envs import Lockstep, Task, TaskError
 from qsm_bench.contract import rehearse
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
@@ -40,13 +40,14 @@ def calibrate(job: Job) -> Cost:
     Updates are timed as they stand: compiling them would take longer than the rest together.
     """
     settle()
-    seeds = len(job.seeds)
-    environments = Lockstep(job.task, seeds)
+    seeds, protocol = len(job.seeds), job.protocol
+    environments = Lockstep(job.environment, seeds)
     sizes = environments.observation_size, environments.action_size
     device = torch.device(job.device)
-    rehearse(partial(build_agent, job, *sizes), sizes[0], job.batch_size, device)
+    rehearse(partial(build_agent, job, *sizes), sizes[0], protocol.batch_size, device)
     agent = build_agent(job, *sizes)
-    replay = ReplayBuffer(max(job.batch_size, ENVIRONMENT_STEPS), *sizes, job.seeds, device)
+    room = max(protocol.batch_size, ENVIRONMENT_STEPS)
+    replay = ReplayBuffer(room, *sizes, job.seeds, device)
     observation = np.stack([environments.reset(row, row) for row in range(seeds)])
 
     def act(episodes: int) -> None:
@@ -86,22 +87,23 @@ def calibrate(job: Job) -> Cost:
 
     step_time = seconds_per(step, ENVIRONMENT_STEPS)
     act_time = seconds_per(act, UPDATES, 1)
-    evaluation_act_time = seconds_per(act, UPDATES, job.eval_episodes)
-    update_time = seconds_per(lambda: agent.update(replay.sample(job.batch_size)), UPDATES)
+    evaluation_act_time = seconds_per(act, UPDATES, protocol.eval_episodes)
+    update_time = seconds_per(lambda: agent.update(replay.sample(protocol.batch_size)), UPDATES)
     if environments.faults:
         raise TaskError(next(iter(environments.faults.values())))
     environments.close()
 
-    updates = job.steps - job.warmup_steps
-    evaluations = -(-job.steps // job.eval_every)
+    evaluations = -(-protocol.steps // protocol.eval_every)
     # An episode's length is known only where the task has a limit; DMC's is the common one.
-    evaluation_time = 1000 * (evaluation_act_time + job.eval_episodes * step_time)
+    decisions = 1000 / protocol.action_repeat
+    evaluation_time = decisions * (evaluation_act_time + protocol.eval_episodes * step_time)
     return Cost(
-        seconds=job.steps * step_time
-        + updates * (act_time + update_time)
+        seconds=protocol.steps * step_time
+        + (protocol.steps - protocol.warmup_steps) * act_time
+        + protocol.updates * update_time
         + evaluations * evaluation_time,
         # The agent's state is there as the last checkpoint, the one before, and the next.
-        disk_bytes=job.steps * replay.records[0].nbytes
+        disk_bytes=protocol.steps * replay.records[0].nbytes
         + 3 * sum(p.nbytes for p in _tensors(agent.state_dict())),
     )
 
@@ -128,19 +130,21 @@ def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
     even its networks cannot be built here, and TaskError if a task cannot be constructed.
     """
     process = psutil.Process().memory_info().rss
-    tasks = {task: _task_sizes(task) for task in dict.fromkeys(job.task for job in jobs)}
+    tasks = {task: _task_sizes(task) for task in dict.fromkeys(job.environment for job in jobs)}
     largest: dict[str, Job] = {}
-    for job in sorted(jobs, key=lambda job: sum(tasks[job.task][:2])):
+    for job in sorted(jobs, key=lambda job: sum(tasks[job.environment][:2])):
         largest[job.agent] = job
-    learning = {agent: _learning_bytes(job, *tasks[job.task][:2]) for agent, job in largest.items()}
+    learning = {
+        agent: _learning_bytes(job, *tasks[job.environment][:2]) for agent, job in largest.items()
+    }
     needs = []
     for job in jobs:
-        observation_size, action_size, environment = tasks[job.task]
+        observation_size, action_size, environment = tasks[job.environment]
         seeds = len(job.seeds)
         record = seeds * (2 * observation_size + action_size + 3) * torch.float32.itemsize
-        environments = seeds * (1 + job.eval_episodes) * environment
+        environments = seeds * (1 + job.protocol.eval_episodes) * environment
         rest = process + environments + learning[job.agent]
-        needs.append(Memory(job.replay_capacity * record, record, rest))
+        needs.append(Memory(job.protocol.replay_size * record, record, rest))
     return needs
 
 
@@ -155,7 +159,7 @@ def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], worke
     if len(order) > 1:
         ways.append("fewer --workers")
     capacity = (free // len(order) - need.rest) // need.record
-    if capacity >= 2 * job.batch_size:
+    if capacity >= 2 * job.protocol.batch_size:
         ways.insert(0, f"--replay-capacity {_rounded_down(capacity)} or less")
     several = len(order) > 1
     together = f"{len(order)} cells at a time need about {size(total)}: " if several else ""
@@ -166,7 +170,7 @@ def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], worke
     )
 
 
-def _task_sizes(task: str) -> tuple[int, int, int]:
+def _task_sizes(task: Task) -> tuple[int, int, int]:
     """Observation size, action size, and about how many bytes one more environment takes."""
     with chdir("."):  # where a task goes is no matter of this process
         first = Lockstep(task, 1)
@@ -207,7 +211,7 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
         state = sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
 
     # A state is written into memory first, in an array that doubles as it grows.
-    update = peak(learn, job.batch_size)
+    update = peak(learn, job.protocol.batch_size)
     return seeds * (update + 2 * state)
 
 

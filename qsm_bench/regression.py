@@ -9,7 +9,8 @@ at most FALSE_ALARMS, however the tests depend on each other, whatever the score
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
+from rich.console import Console
 
 from agents.registry import find_agent
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job
-from qsm_bench.files import MIB, read, read_json, write_atomically
+from qsm_bench.files import MIB, check_writable, read, read_json, write_atomically
+from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 from qsm_bench.results import load_results, parse_table
+from qsm_bench.run import train_cells
+from qsm_bench.signals import Heard
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
@@ -65,9 +70,19 @@ class Course:
     score would earn."""
 
     def settings(self, agent: str) -> dict[str, Any]:
-        """All settings of an agent that are not its defaults."""
-        own = self.qsm if agent == "qsm" else {}
-        return {**EVERY_AGENT, "n_step": self.n_step, **AGENTS[agent], **own}
+        """What an agent has other than all agents here."""
+        return AGENTS[agent] | (self.qsm if agent == "qsm" else {})
+
+    def protocol(self) -> Protocol:
+        """How every agent is trained on it."""
+        return Protocol(
+            steps=self.steps,
+            warmup_steps=500,
+            batch_size=64,
+            eval_every=self.steps // 5,
+            eval_episodes=20,
+            settings={**EVERY_AGENT, "n_step": self.n_step},
+        )
 
 
 COURSES = (
@@ -99,7 +114,7 @@ class Finding:
         return self.verdict in ("worse", "failed")
 
 
-def experiments(seeds: int, first_seed: int) -> Iterator[Experiment]:
+def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
     """The regression's experiments, one a task."""
     for course in COURSES:
         agents = tuple(AgentEntry(find_agent(agent), course.settings(agent)) for agent in AGENTS)
@@ -108,28 +123,81 @@ def experiments(seeds: int, first_seed: int) -> Iterator[Experiment]:
             agents=agents,
             tasks=(course.task,),
             seeds=seeds,
-            first_seed=first_seed,
-            steps=course.steps,
-            warmup_steps=500,
-            batch_size=64,
-            eval_every=course.steps // 5,
-            eval_episodes=20,
-            device="cpu",
+            protocol=course.protocol(),
         )
 
 
-def prepare(root: Path, seeds: int, first_seed: int) -> list[Cell]:
+@dataclass(frozen=True)
+class Plan:
+    """What one run of the regression trains, and the baseline that it is tested against."""
+
+    folder: Path
+    """The baseline's."""
+    seeds: range
+    baseline: pd.DataFrame | None
+    """None: it is made anew."""
+
+
+def plan(folder: Path, seeds: int | None, first_seed: int | None, *, record: bool) -> Plan:
+    """Choose the seeds. Raises UserError if they are the baseline's own, or it cannot be used."""
+    if record:
+        check_writable(folder)
+        first = first_seed or 0
+        return Plan(folder, range(first, first + (seeds or BASELINE_SEEDS)), None)
+    baseline = read_baseline(folder)
+    first = FIRST_SEED if first_seed is None else first_seed
+    fresh = range(first, first + (seeds or SEEDS))
+    taken = sorted(set(baseline["seed"]))
+    if set(taken) & set(fresh):
+        raise UserError(
+            f"--first-seed {first}: seeds {taken[0]} to {taken[-1]} are the baseline's own; "
+            f"begin at {taken[-1] + 1} or above"
+        )
+    return Plan(folder, fresh, baseline)
+
+
+def run(plan: Plan, workers: int, console: Console, heard: Heard) -> list[Finding]:
+    """Train every cell in a folder of its own, and test it, or record the baseline.
+
+    Nothing is tested once a signal is ``heard``. Raises UserError if a cell of a baseline fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
+        root = Path(temporary)
+        cells = prepare(root, plan.seeds)
+        unfinished = train_cells(
+            cells,
+            cells,
+            console,
+            heard,
+            workers=workers,
+            # Nothing is resumed here: the last step's checkpoint is enough.
+            checkpoint_every=max(course.steps for course in COURSES),
+            command="regress",
+        )
+        if heard:
+            return []
+        failed = {_cell_key(cell.read_manifest().job): why for cell, why in unfinished.items()}
+        scores = read_scores(root, plan.seeds)
+    if plan.baseline is not None:
+        return compare(plan.baseline, scores, failed)
+    if failed:
+        raise UserError(f"nothing is recorded: {failed}")
+    write_baseline(plan.folder, scores)
+    return []
+
+
+def prepare(root: Path, seeds: Sequence[int]) -> list[Cell]:
     """Lay out the family's cells under ``root``, to be run."""
     return [
         cell
-        for experiment in experiments(seeds, first_seed)
+        for experiment in experiments(seeds)
         for cell in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
     ]
 
 
-def read_scores(root: Path, seeds: int, first_seed: int) -> pd.DataFrame:
+def read_scores(root: Path, seeds: Sequence[int]) -> pd.DataFrame:
     """The scores of the cells under ``root``: agent, task, seed, end, area."""
-    tables = [_scores(root, experiment) for experiment in experiments(seeds, first_seed)]
+    tables = [_scores(root, experiment) for experiment in experiments(seeds)]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -193,7 +261,7 @@ def _recorded(file: Path) -> list[dict[str, Any]]:
     """The protocol that a baseline was made under."""
     about = read_json(file, MIB)
     try:
-        return [_without_seeds(_completed(job)) for job in about["protocol"]]
+        return [_what_decides(_completed(job)) for job in about["protocol"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{file} is damaged: {reason[:300]}") from error
@@ -226,7 +294,7 @@ def _recorded_scores(file: Path) -> pd.DataFrame:
 
 def protocol() -> list[dict[str, Any]]:
     """Everything that decides the scores, but the seeds."""
-    return [_without_seeds(job) for experiment in experiments(1, 0) for job in experiment.jobs()]
+    return [_what_decides(job) for experiment in experiments([0]) for job in experiment.jobs]
 
 
 def _completed(job: dict[str, Any]) -> Job:
@@ -238,15 +306,19 @@ def _completed(job: dict[str, Any]) -> Job:
     return Job(**{**job, "settings": asdict(config)}, seeds=())
 
 
-def _without_seeds(job: Job) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude={"seeds"})
+def _what_decides(job: Job) -> dict[str, Any]:
+    """Of a job, what decides its scores. Its label and what the protocol sets for every agent
+    stand in its settings."""
+    return job.model_dump(
+        mode="json", exclude={"seeds": True, "agent": True, "protocol": {"settings"}}
+    )
 
 
 def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
     """Normalized scores of every run, from the store."""
     rows = []
     evaluations = load_results(root, experiment.name).evaluations
-    for job in experiment.jobs():
+    for job in experiment.jobs:
         mine = evaluations[evaluations["agent"] == job.agent]
         returns = mine.groupby(["seed", "step"])["return"].mean().unstack("step")
         scores = normalized(returns.to_numpy(dtype=np.float64), job.score_range)
@@ -257,7 +329,7 @@ def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["agent", "task", "seed", *SCORES])
 
 
-def cell_key(job: Job) -> tuple[str, str]:
+def _cell_key(job: Job) -> tuple[str, str]:
     """What a cell is called in scores and findings: the agent without its settings, the task."""
     return _agent(job), job.task
 

@@ -49,7 +49,7 @@ class Results:
     name: str
     experiment: dict[str, Any]
     cells: list[dict[str, Any]]
-    """The manifests, flat: the job's fields beside the rest."""
+    """The manifests, flat: the fields of the job and of its protocol beside the rest."""
     evaluations: "pd.DataFrame"
     """agent, task, seed, step, episode, return, length."""
     training: "pd.DataFrame"
@@ -62,6 +62,8 @@ class Results:
     """What of the tables cannot be trusted and is left blank, a line for each."""
     damaged: tuple[Damaged, ...] = ()
     """The cells that stand in none of the others."""
+    root: Path = Path("results")
+    """The folder that holds the experiment's."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class CellResults:
     notes: tuple[str, ...]
 
 
-def load_results(root: Path, name: str) -> Results:
+def load_results(root: str | Path, name: str) -> Results:
     """Read an experiment, finished or not. Raises UserError if there is none of that name."""
+    root = Path(root).absolute()
     store = ExperimentStore(root, name)
     experiment = store.read()
     sound: list[CellResults] = []
@@ -94,7 +97,8 @@ def load_results(root: Path, name: str) -> Results:
         experiment=experiment,
         cells=[
             {
-                **cell.manifest.job.model_dump(mode="json"),
+                **cell.manifest.job.protocol.model_dump(mode="json"),
+                **cell.manifest.job.model_dump(mode="json", exclude={"protocol"}),
                 **cell.manifest.model_dump(mode="json", exclude={"job"}),
             }
             for cell in sound
@@ -105,6 +109,7 @@ def load_results(root: Path, name: str) -> Results:
         slices=_together([cell.slices for cell in sound], SLICE_COLUMNS),
         notes=tuple(note for cell in sound for note in cell.notes),
         damaged=tuple(damaged),
+        root=root,
     )
 
 
@@ -225,11 +230,14 @@ def _refuse_foreign_rows(table: "pd.DataFrame", job: Job, keys: list[str]) -> No
     strange = table.loc[~table["seed"].isin(job.seeds), "seed"]
     if len(strange):
         raise ValueError(f"the job has no seed {strange.iloc[0]}")
-    strange = table.loc[~table["step"].between(1, job.steps), "step"]
+    strange = table.loc[~table["step"].between(1, job.protocol.steps), "step"]
     if "episode" in keys:
-        due = (table["step"] % job.eval_every == 0) | (table["step"] == job.steps)
-        strange = table.loc[~(table["step"].between(1, job.steps) & due), "step"]
-        episodes = table.loc[~table["episode"].between(0, job.eval_episodes - 1), "episode"]
+        every, last = job.protocol.eval_every, job.protocol.steps
+        due = (table["step"] % every == 0) | (table["step"] == last)
+        strange = table.loc[~(table["step"].between(1, job.protocol.steps) & due), "step"]
+        episodes = table.loc[
+            ~table["episode"].between(0, job.protocol.eval_episodes - 1), "episode"
+        ]
         if len(episodes):
             raise ValueError(f"the job has no episode {episodes.iloc[0]}")
         if (table["length"] < 0).any():

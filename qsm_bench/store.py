@@ -30,6 +30,7 @@ from qsm_bench.errors import UserError, near
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import MIB, plain, read, read_json, refuse_foreign, write_atomically
 from qsm_bench.heartbeat import Heartbeat, life, moment, named
+from qsm_bench.protocol import MOST_STEPS
 from qsm_bench.stretches import Stretch, from_top_level
 
 FORMAT = 1
@@ -44,7 +45,7 @@ GONE = "its process is gone"
 
 TABLE_LIMIT = 1024 * MIB
 """Bytes of a table that is still read."""
-MOST_CELLS, MOST_SEEDS, MOST_STEPS, MOST_EVALUATIONS = 100_000, 100_000, 10**12, 1_000_000
+MOST_CELLS, MOST_SEEDS = 100_000, 100_000
 """What is beyond them is no experiment, but damage."""
 
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
@@ -102,7 +103,7 @@ class Manifest(BaseModel):
             *earlier, last = self.stretches
             at, step = moment(told), told.get("step")
             ended = at.astimezone(UTC).isoformat(timespec="seconds") if at else last.started
-            reached = step if type(step) is int and 0 <= step <= self.job.steps else 0
+            reached = step if type(step) is int and 0 <= step <= self.job.protocol.steps else 0
             end = {"ended": ended, "last_step": max(last.first_step, last.last_step, reached)}
             self.stretches = (*earlier, last.model_copy(update=end))
 
@@ -357,7 +358,7 @@ class ExperimentStore:
         damaged is left as it is, for its own ``read_manifest`` to tell of.
         """
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
-        jobs = list(experiment.jobs())
+        jobs = experiment.jobs
         cells = [self.cell(job.agent, job.task) for job in jobs]
         for cell, job in zip(cells, jobs, strict=True):
             if cell.begun and (manifest := _manifest_or_none(cell)):
@@ -365,17 +366,10 @@ class ExperimentStore:
         asked |= {
             "format": FORMAT,
             "name": experiment.name,
-            "agents": list(
-                dict.fromkeys([*asked["agents"], *(a.label for a in experiment.agents)])
-            ),
+            "agents": list(dict.fromkeys([*asked["agents"], *experiment.labels])),
             "tasks": list(dict.fromkeys([*asked["tasks"], *experiment.tasks])),
-            "seeds": list(jobs[0].seeds),
-            "steps": experiment.steps,
-            "warmup_steps": experiment.warmup_steps,
-            "batch_size": experiment.batch_size,
-            "replay_capacity": jobs[0].replay_capacity,
-            "eval_every": experiment.eval_every,
-            "eval_episodes": experiment.eval_episodes,
+            "seeds": list(experiment.seeds),
+            "protocol": experiment.protocol.model_dump(mode="json"),
             "device": experiment.device,
             "compiled": experiment.compiled,
             "command": command,
@@ -443,16 +437,10 @@ def _read_manifest(file: Path) -> Manifest:
 def _refuse_nonsense(file: Path, manifest: Manifest) -> None:
     """Raise UserError if no run could have written the numbers of a manifest."""
     job = manifest.job
-    counts = {
-        name: getattr(job, name)
-        for name in ("steps", "eval_every", "batch_size", "replay_capacity", "eval_episodes")
-    }
-    counts["action_repeat"] = job.action_repeat
-    faults = [f"{name} is {value}" for name, value in counts.items() if not 0 < value <= MOST_STEPS]
-    faults += [
+    faults = [
         f"{name} is {value}"
         for name, value, most in (
-            ("step", manifest.step, job.steps),
+            ("step", manifest.step, job.protocol.steps),
             ("updates", manifest.updates, MOST_STEPS),
         )
         if not 0 <= value <= most
@@ -461,11 +449,9 @@ def _refuse_nonsense(file: Path, manifest: Manifest) -> None:
         faults.append(f"there are {len(job.seeds)} seeds")
     if len(set(job.seeds)) < len(job.seeds) or not all(0 <= s < 2**63 for s in job.seeds):
         faults.append("the seeds are no different numbers from 0 on")
-    if not faults and job.steps / job.eval_every > MOST_EVALUATIONS:
-        faults.append(f"it has {job.steps // job.eval_every} evaluations")
     failures = manifest.failed_seeds.items()
     ended = [*manifest.diverged.items(), *((seed, failure.step) for seed, failure in failures)]
-    if not all(seed in job.seeds and 0 <= at <= job.steps for seed, at in ended):
+    if not all(seed in job.seeds and 0 <= at <= job.protocol.steps for seed, at in ended):
         faults.append("a seed failed or diverged that the job does not have, or at no step of it")
     seconds = (manifest.train_seconds, manifest.evaluation_seconds, manifest.checkpoint_seconds)
     if not all(0 <= value < math.inf for value in seconds):
@@ -488,10 +474,17 @@ def _manifest_or_none(cell: Cell) -> Manifest | None:
         return None
 
 
+def _flat(job: Job) -> dict[str, Any]:
+    """A job's fields, those of its protocol and its settings in one dict."""
+    fields = job.model_dump(mode="json")
+    # What the protocol sets for every agent stands among the agent's own settings.
+    protocol = {key: value for key, value in fields.pop("protocol").items() if key != "settings"}
+    settings = {f"settings.{key}": value for key, value in fields.pop("settings").items()}
+    return fields | protocol | settings
+
+
 def _refuse_difference(name: str, there: Job, asked: Job) -> None:
-    old, new = there.model_dump(mode="json"), asked.model_dump(mode="json")
-    old |= {f"settings.{key}": value for key, value in old.pop("settings").items()}
-    new |= {f"settings.{key}": value for key, value in new.pop("settings").items()}
+    old, new = _flat(there), _flat(asked)
     changed = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in dict.fromkeys([*old, *new])

@@ -23,10 +23,11 @@ from qsm_bench.counters import read_counters
 from qsm_bench.diagnostics import STATES, measure, slice_critic, spread_states
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
-from qsm_bench.experiment import Job, validated
+from qsm_bench.experiment import Job
 from qsm_bench.files import write_atomically
 from qsm_bench.metrics import Means
 from qsm_bench.replay import ReplayBuffer
+from qsm_bench.settings import validated
 from qsm_bench.store import Cell, SeedFailure
 from qsm_bench.tables import CsvLog, as_csv
 
@@ -70,12 +71,13 @@ class Training:
         self.checkpoint_every = checkpoint_every
         self.device = torch.device(job.device)
         self.environments = self._environments(len(job.seeds))
-        self.evaluation_environments = self._environments(len(job.seeds) * job.eval_episodes)
+        episodes = len(job.seeds) * job.protocol.eval_episodes
+        self.evaluation_environments = self._environments(episodes)
         sizes = self.environments.observation_size, self.environments.action_size
         self.agent = build_agent(job, *sizes)
         accelerate(self.agent.bare, self.device, seeds=len(job.seeds), compiled=job.compiled)
         self.replay = ReplayBuffer(
-            job.replay_capacity,
+            job.protocol.replay_size,
             *sizes,
             job.seeds,
             self.device,
@@ -121,7 +123,8 @@ class Training:
         if state:
             self._restore(state)
         else:
-            rehearse(partial(build_agent, job, *sizes), sizes[0], job.batch_size, self.device)
+            build = partial(build_agent, job, *sizes)
+            rehearse(build, sizes[0], job.protocol.batch_size, self.device)
             self.observation = np.stack([self._reset(row) for row in range(seeds)])
             self._note_failed(self.environments.faults)
             self._open_tables({})
@@ -134,7 +137,7 @@ class Training:
     @property
     def updates(self) -> int:
         """Gradient updates of each seed so far."""
-        return max(0, self.step - self.job.warmup_steps)
+        return self.job.protocol.updates_by(self.step)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> None:
         """Train to the end, calling ``watch`` after every step and evaluation step.
@@ -143,9 +146,9 @@ class Training:
         """
         job = self.job
         while True:
-            if self.step and (self.step % job.eval_every == 0 or self.step == job.steps):
+            if job.protocol.is_evaluated(self.step):
                 self._evaluate(watch)
-            if self.step == job.steps:
+            if self.step == job.protocol.steps:
                 return
             began = time.perf_counter()
             self._take_step()
@@ -156,13 +159,13 @@ class Training:
                 raise Interrupted
             # After the warm-up updates may be compiled, which takes a minute and cannot be saved.
             due = self.step % self.checkpoint_every == 0
-            if due or self.step in (job.warmup_steps, job.steps):
+            if due or self.step in (job.protocol.warmup_steps, job.protocol.steps):
                 self.save()
 
     def _take_step(self) -> None:
-        """One environment step and, after the warm-up, one gradient update of every seed."""
+        """One environment step and, after the warm-up, the gradient updates of every seed."""
         observation = torch.from_numpy(self.observation).to(self.device)
-        if self.step < self.job.warmup_steps:
+        if self.step < self.job.protocol.warmup_steps:
             action = self.warmup_stream.uniform(self.environments.action_size, low=-1.0)
         else:
             action = self.agent.act(observation.unsqueeze(1), explore=True).squeeze(1)
@@ -175,7 +178,7 @@ class Training:
         # Between the two a GPU's update and the environments, in processes of their own, run at
         # once; so that it makes no difference to the numbers where they do not, an update draws
         # from the transitions before this step everywhere.
-        if self.step >= self.job.warmup_steps:
+        if self.step >= self.job.protocol.warmup_steps:
             self._update()
         result = self.environments.finish()
         if self.replay.added - self.checkpoint.saved == self.replay.capacity:
@@ -204,23 +207,25 @@ class Training:
             self.episode_return[row] = 0.0
             self.observation[row] = self._reset(row)
         self._note_failed(self.environments.faults)
-        if self.step == self.job.warmup_steps:
+        if self.step == self.job.protocol.warmup_steps:
             self.watched = spread_states(self.replay)
-        if self.step % min(LOG_EVERY, self.job.eval_every) == 0 and self.updates:
+        if self.step % min(LOG_EVERY, self.job.protocol.eval_every) == 0 and self.updates:
             self._log()
 
     def _update(self) -> None:
-        metrics = self.agent.update(self.replay.sample(self.job.batch_size))
-        for name, value in metrics.items():
-            if "loss" in name:
-                self.sound &= value.isfinite()
-        self.metrics.add(metrics)
+        for _ in range(self.job.protocol.updates_per_step):
+            metrics = self.agent.update(self.replay.sample(self.job.protocol.batch_size))
+            for name, value in metrics.items():
+                if "loss" in name:
+                    self.sound &= value.isfinite()
+            self.metrics.add(metrics)
 
     def _environments(self, count: int) -> Environments:
         """In this process where it computes the updates too; on a GPU, in as many as have cores."""
         if self.device.type == "cpu":
-            return Lockstep(self.job.task, count)
-        return ParallelLockstep(self.job.task, count, min(count, len(os.sched_getaffinity(0))))
+            return Lockstep(self.job.environment, count)
+        processes = min(count, len(os.sched_getaffinity(0)))
+        return ParallelLockstep(self.job.environment, count, processes)
 
     def _note_diverged(self) -> None:
         for row in (~self.sound).nonzero().flatten().tolist():
@@ -280,7 +285,7 @@ class Training:
                 self.agent,
                 self.evaluation_environments,
                 job.seeds,
-                job.eval_episodes,
+                job.protocol.eval_episodes,
                 self.step,
                 self.device,
                 self.stop,
@@ -305,7 +310,7 @@ class Training:
                 "length": int(played.length[row, k]),
             }
             for row, seed in enumerate(job.seeds)
-            for k in range(job.eval_episodes)
+            for k in range(job.protocol.eval_episodes)
         )
         finite = returns[np.isfinite(returns)]
         self.last_return = float(finite.mean()) if finite.size else None
@@ -434,7 +439,7 @@ class Training:
     def _refuse_other_shapes(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if tensors of a state are not of the shapes that this job saves."""
         seeds, size = len(self.job.seeds), self.environments.observation_size
-        over = self.step >= self.job.warmup_steps
+        over = self.step >= self.job.protocol.warmup_steps
         expected: list[tuple[Tensor | None, tuple[int, ...] | None]]
         expected = [(self.watched, (seeds, STATES, size) if over else None)]
         if "observation" in state:

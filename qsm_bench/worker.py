@@ -54,13 +54,13 @@ class Progress:
         pace = seconds / updates if updates else seconds / steps if steps else None
         return {
             "step": training.step,
-            "steps": job.steps,
+            "steps": job.protocol.steps,
             "saved": training.saved,
             "return": training.last_return,
             "updates_per_second": len(job.seeds) * updates / train_seconds
             if train_seconds and updates
             else None,
-            "seconds_left": pace * (job.steps - training.step) if pace else None,
+            "seconds_left": pace * (job.protocol.steps - training.step) if pace else None,
             "diverged": dict(training.diverged),
             "failed_seeds": {s: f.model_dump() for s, f in dict(training.failed).items()},
         }

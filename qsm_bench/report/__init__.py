@@ -13,7 +13,7 @@ from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of, tasks_of
 
 
-def write_report(results: Results, folder: Path, published: Published | None = None) -> Path:
+def write_report(results: Results, folder: str | Path, published: Published | None = None) -> Path:
     """Write index.html, report.md, figures/ and data/ into ``folder``, replacing an older report.
 
     Scores that others have published, by default those of this repository, stand beside the
@@ -21,6 +21,7 @@ def write_report(results: Results, folder: Path, published: Published | None = N
     whole. The same results give the same files. Returns the page. Raises UserError if there is
     nothing to report yet, or if ``folder`` holds something that is no report.
     """
+    folder = Path(folder)
     analysis = Analysis(results)
     answer = scores.answer(analysis)
     budgets = {cell["task"]: cell["steps"] for cell in results.cells}

@@ -18,6 +18,7 @@ import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.process import settle
+from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
@@ -30,17 +31,11 @@ def prepared(agent: str, task: str, seeds: int, first_seed: int, folder: Path) -
         name="lockstep",
         agents=parse_agents(agent),
         tasks=(task,),
-        seeds=seeds,
-        first_seed=first_seed,
-        steps=100_000,
-        warmup_steps=WARMUP,
-        batch_size=256,
-        eval_every=100_000,
-        eval_episodes=1,
-        device="cpu",
+        seeds=range(first_seed, first_seed + seeds),
+        protocol=Protocol(steps=100_000, warmup_steps=WARMUP, eval_every=100_000, eval_episodes=1),
     )
     folder.mkdir()
-    training = Training(next(experiment.jobs()), Cell(folder), checkpoint_every=100_000)
+    training = Training(experiment.jobs[0], Cell(folder), checkpoint_every=100_000)
     take_steps(training, WARMUP + 10)
     return training
 

@@ -17,6 +17,7 @@ import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.process import settle
+from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
@@ -37,15 +38,16 @@ def main(
         name="long-life",
         agents=parse_agents(f"{agent}[hidden_sizes=[16]]"),
         tasks=(task,),
-        seeds=2,
-        steps=steps,
-        warmup_steps=100,
-        batch_size=16,
-        eval_every=1000,
-        eval_episodes=1,
-        device="cpu",
-    ).jobs()
-    job = job.model_copy(update={"replay_capacity": min(REPLAY_CAPACITY, steps // 5)})
+        seeds=range(2),
+        protocol=Protocol(
+            steps=steps,
+            warmup_steps=100,
+            batch_size=16,
+            replay_capacity=steps // 5,
+            eval_every=1000,
+            eval_episodes=1,
+        ),
+    ).jobs
     process = psutil.Process()
     seen: list[tuple[float, int, int]] = []
     with TemporaryDirectory() as folder:

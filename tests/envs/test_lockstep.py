@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from envs import SUITES, Lockstep, make
+from envs import Lockstep, make
+from qsm_bench.suites import SUITES
 from tests.envs.made_up import registered
 
 Array = NDArray[np.float32]

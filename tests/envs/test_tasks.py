@@ -11,7 +11,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import SUITES, Suite, TaskError, find_suite, find_task, make, task_names
+from envs import TaskError, find_task, make, task_names
 from tests.envs.made_up import UNIT, MadeUp, registered
 
 
@@ -22,48 +22,6 @@ def error_of(call: Callable[[], Any]) -> str:
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     return message
-
-
-each_suite = pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
-
-
-class TestSuites:
-    @each_suite
-    def test_its_tasks_are_found_under_their_own_names(self, suite: Suite) -> None:
-        assert suite.tasks
-        assert len(set(suite.tasks)) == len(suite.tasks)
-        assert tuple(find_task(name).name for name in suite.tasks) == suite.tasks
-
-    @each_suite
-    def test_its_first_task_can_be_made(self, suite: Suite) -> None:
-        takes_a_step(suite.tasks[0])
-
-    @pytest.mark.slow
-    @each_suite
-    def test_all_its_tasks_can_be_made(self, suite: Suite) -> None:
-        for name in suite.tasks:
-            takes_a_step(name)
-
-    @each_suite
-    def test_its_protocol_ends_with_an_evaluation(self, suite: Suite) -> None:
-        assert 0 < suite.warmup_steps < suite.steps
-        assert suite.steps % suite.eval_every == 0
-        assert suite.eval_episodes > 0
-        assert suite.seeds > 1
-
-    @each_suite
-    def test_it_is_found_by_its_name(self, suite: Suite) -> None:
-        assert find_suite(suite.name) is suite
-
-    def test_an_unknown_one_is_refused_with_near_names(self) -> None:
-        message = error_of(lambda: find_suite("dmc_eazy"))
-        assert "'dmc_eazy'" in message
-        assert "'dmc_easy'" in message
-
-    def test_one_that_is_like_no_other_is_refused_with_all_names(self) -> None:
-        message = error_of(lambda: find_suite("xyz"))
-        assert "'xyz'" in message
-        assert all(name in message for name in SUITES)
 
 
 def takes_a_step(name: str) -> None:

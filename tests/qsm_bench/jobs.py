@@ -2,7 +2,7 @@
 
 import csv
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ import torch
 from agents.protocol import Batch
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
@@ -32,18 +33,32 @@ class Killed(BaseException):
     """Stands for a death that leaves no time to save."""
 
 
+PROTOCOL = Protocol(
+    steps=STEPS, warmup_steps=WARMUP, batch_size=8, eval_every=EVAL_EVERY, eval_episodes=2
+)
+
+
+def make_experiment(
+    agents: str = AGENTS[-1],
+    tasks: Sequence[str] = ("four-goals",),
+    *,
+    name: str = "there",
+    seeds: int = 2,
+    compiled: bool = False,
+    **protocol: Any,
+) -> Experiment:
+    return Experiment(
+        name=name,
+        agents=parse_agents(agents),
+        tasks=tuple(tasks),
+        seeds=range(seeds),
+        protocol=PROTOCOL.but(**protocol),
+        compiled=compiled,
+    )
+
+
 def make_job(agent: str = AGENTS[-1], task: str = "four-goals", **changes: Any) -> Job:
-    asked: dict[str, Any] = {
-        "seeds": 2,
-        "steps": STEPS,
-        "warmup_steps": WARMUP,
-        "batch_size": 8,
-        "eval_every": EVAL_EVERY,
-        "eval_episodes": 2,
-        "device": "cpu",
-    }
-    asked |= changes
-    (job,) = Experiment(name="test", agents=parse_agents(agent), tasks=(task,), **asked).jobs()
+    (job,) = make_experiment(agent, (task,), **changes).jobs
     return job
 
 
@@ -57,6 +72,7 @@ def train(
     job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, stop_at: int = 10**9
 ) -> bool:
     """Go on with the job, and say whether it came to its end before ``stop_at`` was reached."""
+    folder.mkdir(exist_ok=True)
     training = Training(job, Cell(folder), checkpoint_every=checkpoint_every, stop=after(stop_at))
     try:
         training.run()

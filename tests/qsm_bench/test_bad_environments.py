@@ -22,14 +22,13 @@ from qsm_bench.checkpoint_evaluation import evaluate_cell
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
-from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
 from qsm_bench.statistics.selection import select_runs
 from qsm_bench.store import Cell, ExperimentStore, SeedFailure
 from qsm_bench.training import Training
 from tests.envs.made_up import register
-from tests.qsm_bench.jobs import AGENTS, after, make_job, train, uncut, written
+from tests.qsm_bench.jobs import AGENTS, after, make_experiment, make_job, train, uncut, written
 from tests.qsm_bench.processes import ForkedJob
 
 BAD_AT = 6
@@ -242,17 +241,13 @@ for kind in (*GOOD, *BAD):
 
 
 def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Path) -> None:
-    experiment = Experiment(
+    experiment = make_experiment(
+        "td3[hidden_sizes=[8]]",
+        tuple(map(name, (*BAD, *GOOD))),
         name="bad",
-        agents=parse_agents("td3[hidden_sizes=[8]]"),
-        tasks=tuple(map(name, (*BAD, *GOOD))),
-        seeds=2,
         steps=40,
         warmup_steps=20,
-        batch_size=8,
-        eval_every=20,
         eval_episodes=1,
-        device="cpu",
     )
     cells = ExperimentStore(tmp_path, "bad").prepare(experiment, "")
     with (
@@ -485,21 +480,7 @@ def test_a_failed_seed_is_in_manifest_status_and_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ExperimentStore(tmp_path, "x")
-    (cell,) = store.prepare(
-        Experiment(
-            name="x",
-            agents=parse_agents(AGENTS[-1]),
-            tasks=(JOB.task,),
-            seeds=3,
-            steps=45,
-            warmup_steps=8,
-            batch_size=8,
-            eval_every=20,
-            eval_episodes=2,
-            device="cpu",
-        ),
-        "",
-    )
+    (cell,) = store.prepare(make_experiment(AGENTS[-1], (JOB.task,), name="x", seeds=3), "")
     monkeypatch.setattr(OneSeed, "fault", failing(OSError("gone"), IN_TRAINING, 4))
     worker.work(cell.folder, checkpoint_every=7)
     manifest = cell.read_manifest()
@@ -568,7 +549,7 @@ def test_a_task_that_does_not_repeat_itself_is_told_at_the_start_and_refused_whe
 
 
 def test_a_run_can_be_resumed_however_few_transitions_are_kept(tmp_path: Path) -> None:
-    job = make_job().model_copy(update={"replay_capacity": 2})
+    job = make_job(replay_capacity=2)
     assert not train(job, tmp_path, stop_at=28, checkpoint_every=7)
     assert train(job, tmp_path)
     assert written(tmp_path) == uncut(job.model_dump_json())

@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 
 from qsm_bench import cli, executor
 from qsm_bench.checkpoint import FORMAT, read_state
-from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.experiment import Experiment
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell, ExperimentStore
 from tests.envs.made_up import register
+from tests.qsm_bench.jobs import make_experiment
 from tests.qsm_bench.processes import ForkedJob, crowding
 
 TINY: tuple[str, ...] = (
@@ -247,19 +248,8 @@ def test_no_text_at_all_is_a_traceback(option: str, text: str) -> None:
 
 
 def experiment(**changes: Any) -> Experiment:
-    asked: dict[str, Any] = {
-        "name": "there",
-        "agents": parse_agents(AGENTS),
-        "tasks": ("bimodal-bandit",),
-        "seeds": 2,
-        "steps": 60,
-        "warmup_steps": 10,
-        "batch_size": 8,
-        "eval_every": 25,
-        "eval_episodes": 2,
-        "device": "cpu",
-    }
-    return Experiment(**asked | changes)
+    asked = {"steps": 60, "warmup_steps": 10, "eval_every": 25} | changes
+    return make_experiment(AGENTS, ("bimodal-bandit",), **asked)
 
 
 @pytest.fixture

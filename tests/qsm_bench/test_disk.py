@@ -21,18 +21,26 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import find_suite
 from qsm_bench import cli, executor
 from qsm_bench.checkpoint import FORMAT, Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
-from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.suites import find_suite
 from qsm_bench.training import Training
-from tests.qsm_bench.jobs import AGENTS, WARMUP, kill, make_job, train, uncut, written
+from tests.qsm_bench.jobs import (
+    AGENTS,
+    WARMUP,
+    kill,
+    make_experiment,
+    make_job,
+    train,
+    uncut,
+    written,
+)
 from tests.qsm_bench.processes import ForkedJob
 
 QSM, *_, TD3 = AGENTS
@@ -205,18 +213,7 @@ def test_a_checkpoint_of_another_job_is_one_line(cell: Cell) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> ExperimentStore:
     """An experiment of one cell, run to its end."""
     store = ExperimentStore(tmp_path_factory.mktemp("finished"), "there")
-    experiment = Experiment(
-        name="there",
-        agents=parse_agents(QSM),
-        tasks=("four-goals",),
-        seeds=2,
-        steps=30,
-        warmup_steps=8,
-        batch_size=8,
-        eval_every=10,
-        eval_episodes=1,
-        device="cpu",
-    )
+    experiment = make_experiment(QSM, steps=30, eval_every=10, eval_episodes=1)
     (cell,) = store.prepare(experiment, "a command")
     assert run_forked([cell]) == {}
     return store
@@ -444,7 +441,7 @@ def test_a_second_run_of_a_name_says_who_has_it(finished: ExperimentStore) -> No
 @pytest.mark.slow
 def test_checkpoints_cost_under_two_percent_of_the_time_at_the_defaults(tmp_path: Path) -> None:
     """The fastest agent, whose steps cost least, with a checkpoint as often as by default."""
-    every, updates = find_suite("dmc_easy_medium").eval_every, 100
+    every, updates = find_suite("dmc_easy_medium").protocol.eval_every, 100
     job = make_job(
         "td3",
         task="cartpole-swingup",

@@ -23,28 +23,18 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
-from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.progress import cell_state
 from qsm_bench.store import Cell, ExperimentStore, Manifest
 from qsm_bench.training import Training
-from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_job, poison
+from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_experiment, make_job, poison
 from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork
 
 ROOT = Path(__file__).parents[2]
 
 
 def lay_out(folder: Path, agents: str = "sac,td3,qsm", steps: int = 30) -> list[Cell]:
-    experiment = Experiment(
-        name="test",
-        agents=parse_agents(agents),
-        tasks=("four-goals",),
-        seeds=1,
-        steps=steps,
-        warmup_steps=10,
-        batch_size=8,
-        eval_every=20,
-        eval_episodes=1,
-        device="cpu",
+    experiment = make_experiment(
+        agents, name="test", seeds=1, steps=steps, warmup_steps=10, eval_episodes=1
     )
     return ExperimentStore(folder, "test").prepare(experiment, "a command")
 

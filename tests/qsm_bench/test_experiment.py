@@ -1,29 +1,17 @@
 """What was asked for: parsing agents and settings, labels, resolution per task."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.qsm import QSMConfig
 from agents.registry import registered_agents
-from qsm_bench.errors import UserError
-from qsm_bench.experiment import AgentEntry, Experiment, parse_agents
-
-
-def experiment(**changes: object) -> Experiment:
-    asked = {
-        "name": "test",
-        "agents": parse_agents("qsm"),
-        "tasks": ("cartpole-swingup",),
-        "seeds": 2,
-        "steps": 100,
-        "warmup_steps": 10,
-        "batch_size": 8,
-        "eval_every": 50,
-        "eval_episodes": 1,
-        "device": "cpu",
-    }
-    return Experiment(**(asked | changes))  # type: ignore[arg-type]
+from envs import TaskError
+from qsm_bench.errors import UserError, user_errors
+from qsm_bench.experiment import Experiment, parse_agents, parse_settings
+from qsm_bench.protocol import Protocol
+from tests.qsm_bench.jobs import make_experiment, make_job
 
 
 @pytest.mark.parametrize(
@@ -41,39 +29,30 @@ def experiment(**changes: object) -> Experiment:
     ],
 )
 def test_agents_are_read_and_labeled(text: str, labels: list[str]) -> None:
-    assert [entry.label for entry in parse_agents(text)] == labels
+    assert make_experiment(text).labels == labels
 
 
 def test_a_label_reads_back_as_the_same_agent() -> None:
-    for entry in parse_agents("qsm[alpha=10,hidden_sizes=[8,8],target_scale=normalized],td3"):
-        (again,) = parse_agents(entry.label)
-        assert again.config("x") == entry.config("x")
-
-
-def alpha_of(agent: AgentEntry, task: str) -> float:
-    config = agent.config(task)
-    assert isinstance(config, QSMConfig)
-    return config.alpha
+    for job in make_experiment("qsm[alpha=10,hidden_sizes=[8,8],target_scale=normalized],td3").jobs:
+        assert make_job(job.agent) == job
 
 
 @given(st.floats(1e-6, 1e6))
 def test_a_set_option_is_a_bracket(alpha: float) -> None:
     (inside,) = parse_agents(f"qsm[alpha={alpha}]")
-    (outside,) = parse_agents("qsm", [f"qsm.alpha={alpha}"])
-    assert inside.label == outside.label
-    assert alpha_of(inside, "x") == alpha
+    _, settings = parse_settings([f"qsm.alpha={alpha}"])
+    assert parse_agents("qsm", settings) == (inside,)
+    assert make_job(f"qsm[alpha={alpha}]").settings["alpha"] == alpha
 
 
 def test_the_sources_settings_for_a_task_hold_unless_overridden() -> None:
-    plain, chosen = parse_agents("qsm,qsm[alpha=10]")
-    assert alpha_of(plain, "cartpole-swingup") == 50.0
-    assert alpha_of(plain, "quadruped-walk") == 120.0
-    assert alpha_of(plain, "humanoid-walk") == 120.0
-    # The source says it of these two alone, and does not set it: its own configuration has 50.
-    assert alpha_of(plain, "humanoid-run") == 50.0
-    (reference,) = parse_agents("qsm_reference")
-    assert alpha_of(reference, "quadruped-walk") == 50.0
-    assert alpha_of(chosen, "quadruped-walk") == 10.0
+    tasks = ("cartpole-swingup", "quadruped-walk", "humanoid-walk", "humanoid-run")
+    jobs = make_experiment("qsm,qsm[alpha=10],qsm_reference", tasks).jobs
+    alpha = {(job.agent, job.task): job.settings["alpha"] for job in jobs}
+    # The source says it of two alone, and does not set it: its own configuration has 50.
+    assert [alpha["qsm", task] for task in tasks] == [50.0, 120.0, 120.0, 50.0]
+    assert alpha["qsm_reference", "quadruped-walk"] == 50.0
+    assert alpha["qsm[alpha=10]", "quadruped-walk"] == 10.0
 
 
 def test_every_agent_resolves_and_has_documented_settings() -> None:
@@ -102,7 +81,9 @@ def test_every_agent_resolves_and_has_documented_settings() -> None:
         ("", [], "--agents is empty"),
         (",", [], "--agents is empty"),
         ("qsm", ["sac.alpha=1"], "agent 'sac' is not in --agents"),
-        ("qsm", ["alpha=1"], "write it as agent.setting=value"),
+        ("qsm", ["alpha=1"], "every agent has no setting 'alpha'"),
+        ("qsm", ["learning_rate=0"], "learning_rate of every agent: 0 is not right"),
+        ("qsm", [".alpha=1"], "write it as agent.setting=value"),
         ("qsm", ["qsm.alpha"], "write it as agent.setting=value"),
         ("diffusion_pg[chains=1]", [], "baseline leave_one_out needs chains >= 2"),
         ("sac[log_std_min=3]", [], "log_std_min"),
@@ -111,17 +92,22 @@ def test_every_agent_resolves_and_has_documented_settings() -> None:
 def test_wrong_agents_and_settings_are_one_clear_line(
     text: str, settings: list[str], message: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_agents(text, settings)
+    with pytest.raises(user_errors()) as caught:
+        prepare_run(text, settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def prepare_run(agents: str, settings: list[str]) -> None:
+    shared, own = parse_settings(settings)
+    Experiment("x", parse_agents(agents, own), ("four-goals",), [0], Protocol(settings=shared))
 
 
 @given(st.text(alphabet="qsm[]=,.()0 alph", max_size=20))
 def test_no_text_at_all_is_a_traceback(text: str) -> None:
     try:
-        parse_agents(text)
-    except UserError as error:
+        make_experiment(text)
+    except user_errors() as error:
         assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
 
 
@@ -130,18 +116,18 @@ def test_no_text_at_all_is_a_traceback(text: str) -> None:
     [
         ({"name": "../x"}, "experiment name '../x'"),
         ({"name": ""}, "experiment name ''"),
-        ({"agents": parse_agents("qsm,qsm")}, "agent 'qsm' is named twice"),
+        ({"agents": "qsm,qsm"}, "agent 'qsm' is named twice"),
         ({"tasks": ("cartpole-swingup",) * 2}, "task 'cartpole-swingup' is named twice"),
-        ({"steps": 10}, "--steps 10 leaves nothing to learn"),
+        ({"steps": 8}, "--steps 8 leaves nothing to learn"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+def test_numbers_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        experiment(**changes)
+        make_experiment(**changes)
 
 
 def test_an_unknown_task_is_refused_with_its_neighbors() -> None:
     with pytest.raises(
-        UserError, match="unknown task 'cartpole-swngup': did you mean 'cartpole-sw"
+        TaskError, match="unknown task 'cartpole-swngup': did you mean 'cartpole-sw"
     ):
-        list(experiment(tasks=("cartpole-swngup",)).jobs())
+        make_experiment(tasks=("cartpole-swngup",))

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from qsm_bench import cli
 from qsm_bench.checkpoint import FORMAT, Checkpoint, read_state
 from qsm_bench.errors import UserError
-from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.experiment import Job
 from qsm_bench.report import write_report
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell, ExperimentStore, Manifest
 from qsm_bench.training import Training
-from tests.qsm_bench.jobs import make_job, train
+from tests.qsm_bench.jobs import make_experiment, make_job, train
 
 PACKAGES = [Path(__file__).parents[2] / name for name in ("agents", "envs", "qsm_bench")]
 
@@ -128,7 +128,7 @@ def test_a_cell_lies_in_its_experiment_whatever_it_is_called(agent: str, task: s
 @given(NAMES)
 def test_an_experiment_lies_in_the_results_or_has_no_such_name(name: str) -> None:
     try:
-        Experiment(name, parse_agents("td3"), ("four-goals",), 1, 9, 1, 8, 5, 1, "cpu")
+        make_experiment("td3", name=name)
     except UserError:
         return
     folder = Path("/results") / name

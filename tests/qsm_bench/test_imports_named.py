@@ -14,10 +14,10 @@ import pytest
 from qsm_bench import executor, worker
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
-from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.experiment import Job
 from qsm_bench.statistics import estimates
 from qsm_bench.store import Cell, ExperimentStore, Manifest
-from tests.qsm_bench.jobs import AGENTS, EVAL_EVERY, STEPS, WARMUP, make_job, train
+from tests.qsm_bench.jobs import AGENTS, EVAL_EVERY, STEPS, WARMUP, make_experiment, make_job, train
 from tests.qsm_bench.processes import ForkedJob
 from tests.qsm_bench.test_cli import call
 
@@ -212,18 +212,7 @@ EDITS = (
 
 
 def prepared(here: Path) -> Cell:
-    experiment = Experiment(
-        name="there",
-        agents=parse_agents(LABEL),
-        tasks=("four-goals",),
-        seeds=2,
-        steps=STEPS,
-        warmup_steps=WARMUP,
-        batch_size=8,
-        eval_every=EVAL_EVERY,
-        eval_episodes=2,
-        device="cpu",
-    )
+    experiment = make_experiment(LABEL)
     (cell,) = ExperimentStore(here / "results", "there").prepare(experiment, "")
     return cell
 

@@ -11,27 +11,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from qsm_bench import heartbeat, progress, worker
-from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.plan import makespan
 from qsm_bench.progress import CellState, Display, cell_state, duration, states_view
 from qsm_bench.store import Cell, ExperimentStore, Manifest
-from tests.qsm_bench.jobs import make_job
+from tests.qsm_bench.jobs import make_experiment, make_job
 
 
 @pytest.fixture
 def cells(tmp_path: Path) -> list[Cell]:
-    experiment = Experiment(
-        name="test",
-        agents=parse_agents("sac,qsm[alpha=10]"),
-        tasks=("four-goals",),
-        seeds=2,
-        steps=3000,
-        warmup_steps=10,
-        batch_size=8,
-        eval_every=20,
-        eval_episodes=1,
-        device="cpu",
+    experiment = make_experiment(
+        "sac,qsm[alpha=10]", name="test", steps=3000, warmup_steps=10, eval_episodes=1
     )
     return ExperimentStore(tmp_path, "test").prepare(experiment, "a command")
 

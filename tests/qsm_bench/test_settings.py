@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from agents.protocol import AgentConfig
 from agents.registry import RegisteredAgent
 from qsm_bench.errors import UserError
-from qsm_bench.experiment import AgentEntry, Experiment, as_json, parse_agents, validated
+from qsm_bench.experiment import AgentEntry, Experiment
+from qsm_bench.settings import as_json, validated
 from qsm_bench.store import Cell, Manifest
-from tests.qsm_bench.jobs import make_job
+from tests.qsm_bench.jobs import PROTOCOL, make_experiment, make_job
 from tests.qsm_bench.plain_agents import Plain
 
 
@@ -127,11 +128,11 @@ def test_an_infinite_number_is_taken_where_it_is_the_default_or_may_be() -> None
         config_class = config_of(float, math.inf)
 
     entry = AgentEntry(RegisteredAgent("clips", "x:Clips", Clips, {}), {})
-    assert as_json("clips", entry.config("four-goals"))["x"] == "inf"
+    assert as_json("clips", entry.config("four-goals", {}))["x"] == "inf"
     with pytest.raises(UserError, match="learning_rate of td3: inf is not a finite number"):
-        parse_agents("td3[learning_rate=Infinity]")
+        make_experiment("td3[learning_rate=Infinity]")
     with pytest.raises(UserError, match="nan is not right"):
-        parse_agents("td3[learning_rate=NaN]")
+        make_experiment("td3[learning_rate=NaN]")
 
 
 def test_a_label_that_is_not_printable_is_refused() -> None:
@@ -140,5 +141,5 @@ def test_a_label_that_is_not_printable_is_refused() -> None:
 
     entry = AgentEntry(RegisteredAgent("says", "x:Says", Says, {}), {"x": "a\x1b[31m\n"})
     with pytest.raises(UserError, match="printable") as refused:
-        Experiment("e", (entry,), ("four-goals",), 1, 9, 1, 8, 5, 1, "cpu")
+        Experiment("e", (entry,), ("four-goals",), [0], PROTOCOL)
     assert str(refused.value).isprintable()

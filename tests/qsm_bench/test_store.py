@@ -14,28 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsm_bench.errors import UserError
-from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.experiment import Experiment
 from qsm_bench.files import write_atomically
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.tables import CsvLog
+from tests.qsm_bench.jobs import make_experiment
 from tests.qsm_bench.processes import exit_status, fork
 
 
 def experiment(agents: str = "sac,qsm", tasks: tuple[str, ...] = ("four-goals",)) -> Experiment:
-    return Experiment(
-        name="there",
-        agents=parse_agents(agents),
-        tasks=tasks,
-        seeds=2,
-        steps=60,
-        warmup_steps=10,
-        batch_size=8,
-        eval_every=20,
-        eval_episodes=2,
-        device="cpu",
-    )
+    return make_experiment(agents, tasks, steps=60, warmup_steps=10)
 
 
 @pytest.fixture

@@ -18,11 +18,10 @@ import pytest
 import torch
 
 from qsm_bench import cli, executor, worker
-from qsm_bench.experiment import Experiment, parse_agents
 from qsm_bench.heartbeat import born, place
 from qsm_bench.process import REFUSED
 from qsm_bench.store import Cell, ExperimentStore
-from tests.qsm_bench.jobs import EVAL_EVERY, STEPS, WARMUP, after
+from tests.qsm_bench.jobs import EVAL_EVERY, STEPS, WARMUP, after, make_experiment
 
 SOUND, STRANGE = "td3[hidden_sizes=[8]]", "sac[hidden_sizes=[8]]"
 TASK = "four-goals"
@@ -57,7 +56,7 @@ def work(cell: Cell, stop: Never | None = None) -> int:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment of a finished cell and of one that was interrupted, made by real jobs."""
     root = tmp_path_factory.mktemp("made")
-    experiment = Experiment("there", parse_agents(f"{SOUND},{STRANGE}"), (TASK,), **ASKED)
+    experiment = make_experiment(f"{SOUND},{STRANGE}", (TASK,), **ASKED)
     sound, strange = ExperimentStore(root, "there").prepare(experiment, "test")
     assert work(sound) == 0
     assert work(strange, Never(42)) != 0

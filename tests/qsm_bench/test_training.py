@@ -86,7 +86,7 @@ def test_dead_before_its_first_checkpoint_it_starts_anew() -> None:
 
 
 def test_a_replay_buffer_that_wrapped_is_read_back(tmp_path: Path) -> None:
-    job = make_job().model_copy(update={"replay_capacity": 30})
+    job = make_job(replay_capacity=30)
     assert not train(job, tmp_path, stop_at=90, checkpoint_every=7)
     assert train(job, tmp_path)
     assert written(tmp_path) == uncut(job.model_dump_json())
@@ -124,7 +124,7 @@ def test_the_last_checkpoint_plays_the_last_evaluation_again(tmp_path: Path) -> 
         rows = list(csv.DictReader(file))[-4:]
     again = Training(job, Cell(tmp_path), checkpoint_every=1000)
     played = evaluate(
-        again.agent, again.evaluation_environments, job.seeds, 2, job.steps, again.device
+        again.agent, again.evaluation_environments, job.seeds, 2, job.protocol.steps, again.device
     )
     again.close()
     assert [float(row["return"]) for row in rows] == played.returns.ravel().tolist()

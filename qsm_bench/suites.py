@@ -1,28 +1,21 @@
 """Named suites of tasks, each with the protocol it is run under."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envs.errors import unknown_name
+from qsm_bench.errors import UserError, near
+from qsm_bench.protocol import Protocol
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks and a protocol; steps are agent decisions.
-
-    Attributes:
-        warmup_steps: random actions before the first update.
-        eval_every: steps between two evaluations of `eval_episodes` episodes each.
-        seeds: how many seeds each cell is trained with.
-    """
+    """Tasks, the protocol they are run under, and the seeds of each cell."""
 
     name: str
     description: str
     tasks: tuple[str, ...]
-    steps: int
-    warmup_steps: int = 10_000
-    eval_every: int = 5_000
-    eval_episodes: int = 10
-    seeds: int = 5
+    protocol: Protocol
+    seeds: Sequence[int] = range(5)
 
 
 SUITES: dict[str, Suite] = {
@@ -42,7 +35,7 @@ SUITES: dict[str, Suite] = {
                 "hopper-hop",
                 "quadruped-walk",
             ),
-            steps=1_000_000,
+            Protocol(steps=1_000_000),
         ),
         Suite(
             "dmc_easy",
@@ -58,7 +51,7 @@ SUITES: dict[str, Suite] = {
                 "walker-stand",
                 "walker-walk",
             ),
-            steps=1_000_000,
+            Protocol(steps=1_000_000),
         ),
         Suite(
             "dmc_medium",
@@ -77,53 +70,42 @@ SUITES: dict[str, Suite] = {
                 "reacher-hard",
                 "walker-run",
             ),
-            steps=3_000_000,
+            Protocol(steps=3_000_000),
         ),
         Suite(
             "dmc_hard",
             "DrQ-v2's hard tasks; it trains for 30.1 million frames from pixels, and 10 million"
             " steps from states are our choice",
             ("humanoid-stand", "humanoid-walk", "humanoid-run"),
-            steps=10_000_000,
-            eval_every=50_000,
+            Protocol(steps=10_000_000, eval_every=50_000),
         ),
         Suite(
             "gym_mujoco",
             "five Gymnasium MuJoCo tasks with the step count usual for them; their episodes can"
             " terminate, and Humanoid has no reference scores to normalize by",
             ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
-            steps=1_000_000,
+            Protocol(steps=1_000_000),
         ),
         Suite(
             "smoke",
             "two DeepMind Control tasks on which something is learned within minutes",
             ("cartpole-balance", "reacher-easy"),
-            steps=5_000,
-            warmup_steps=1_000,
-            eval_every=1_000,
-            eval_episodes=5,
-            seeds=2,
+            Protocol(steps=5_000, warmup_steps=1_000, eval_every=1_000, eval_episodes=5),
+            seeds=range(2),
         ),
         Suite(
             "small",
             "this package's own tasks, whose best returns are known",
             ("bimodal-bandit", "four-goals", "linear-quadratic"),
-            steps=3_000,
-            warmup_steps=500,
-            eval_every=500,
-            eval_episodes=20,
-            seeds=10,
+            Protocol(steps=3_000, warmup_steps=500, eval_every=500, eval_episodes=20),
+            seeds=range(10),
         ),
     )
 }
 
 
 def find_suite(name: str) -> Suite:
-    """The suite called `name`.
-
-    Raises:
-        TaskError: no such suite; the message suggests near names.
-    """
+    """The suite called ``name``. Raises UserError that suggests similar names if there is none."""
     if name not in SUITES:
-        raise unknown_name("suite", name, SUITES, f"it must be one of {', '.join(SUITES)}")
+        raise UserError(f"unknown suite {name!r}: {near(name, SUITES)}")
     return SUITES[name]

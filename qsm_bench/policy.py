@@ -1,0 +1,133 @@
+"""A trained policy, out of a checkpoint, for a user's own script or notebook."""
+
+from collections.abc import Collection
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.registry import AgentError
+from envs import make
+from qsm_bench.checkpoint import Checkpoint
+from qsm_bench.contract import Checked
+from qsm_bench.errors import UserError, as_user_error
+from qsm_bench.experiment import Job
+from qsm_bench.outside import refuse_unnamed
+from qsm_bench.results import Results
+from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.training import build_agent
+
+
+class Policy:
+    """The policy that one seed of an agent has learned on a task; call it with an observation.
+
+    It acts as it does when it is evaluated: it draws a sample without exploration noise, or takes
+    what the agent's settings say. ``make_environment`` makes the environment that it knows, with
+    flat observations and actions in [-1, 1].
+    """
+
+    def __init__(
+        self, agent: Checked, job: Job, observation_size: int, seed: int, step: int
+    ) -> None:
+        self._agent, self._job, self._size = agent, job, observation_size
+        self.seed = seed
+        self.step = step
+        """Training steps behind it."""
+
+    def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+        """One action for each observation: [obs] -> [act], or [N, obs] -> [N, act].
+
+        Raises UserError if the observation has another size, or the policy has diverged: its
+        action is not finite.
+        """
+        size = self._size
+        if observation.ndim not in (1, 2) or observation.shape[-1] != size:
+            raise UserError(
+                f"an observation of shape {observation.shape}: {self._job.task} has observations "
+                f"of shape ({size},), or (N, {size}) for N at once"
+            )
+        rows = torch.from_numpy(np.atleast_2d(observation).astype(np.float32))
+        # An agent acts for all its seeds at once: one of them is asked for.
+        batch = rows.expand(len(self._job.seeds), *rows.shape).to(self._job.device)
+        actions: NDArray[np.float32] = (
+            self._agent.act(batch, explore=False)[self._job.seeds.index(self.seed)].cpu().numpy()
+        )
+        if not np.isfinite(actions).all():
+            raise UserError(
+                f"seed {self.seed} of {self._job.agent} on {self._job.task} has diverged: its "
+                "actions are not finite"
+            )
+        return actions if observation.ndim == 2 else actions[0]
+
+    def make_environment(
+        self, *, render_mode: str | None = None
+    ) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]:
+        """Make an environment of the task that the policy was trained on, action repeat included.
+
+        Raises TaskError if it cannot be constructed.
+        """
+        return make(self._job.environment, render_mode=render_mode)
+
+
+@as_user_error()
+def load_policy(
+    results: Results, agent: str, task: str, seed: int, *, modules: Collection[str] = ()
+) -> Policy:
+    """Load the policy of a cell's last checkpoint.
+
+    ``agent`` is the label in the report, such as ``"qsm[alpha=10]"``. An agent or task of your own
+    is imported only if its module is among ``modules``. Raises UserError if there is no such cell,
+    seed or checkpoint, or if the seed failed.
+    """
+    cell = ExperimentStore(results.root, results.name).existing_cell(agent, task)
+    manifest = cell.read_manifest()
+    refuse_unnamed(manifest.job, modules)
+    if seed not in manifest.job.seeds:
+        seeds = ", ".join(map(str, manifest.job.seeds))
+        raise UserError(f"{agent} on {task} has no seed {seed!r}: its seeds are {seeds}")
+    if seed in manifest.failed_seeds:
+        reason = manifest.failed_seeds[seed].reason
+        raise UserError(f"seed {seed} of {agent} on {task} failed: {reason}")
+    return policy_of(cell, manifest.job, seed)
+
+
+def policy_of(cell: Cell, trained: Job, seed: int) -> Policy:
+    """The policy of one seed of a cell's last checkpoint."""
+    job = on_this_machine(trained)
+    environment = make(job.environment)
+    spaces = environment.observation_space, environment.action_space
+    environment.close()
+    observation_size, action_size = (int(np.prod(space.shape or ())) for space in spaces)
+    agent, step = load_agent(cell, job, observation_size, action_size)
+    return Policy(agent, job, observation_size, seed, step)
+
+
+def on_this_machine(job: Job) -> Job:
+    """The job on its own device, or on the CPU where this machine has none such."""
+    device = torch.device(job.device)
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    return job.model_copy(update={"device": "cpu"}) if missing else job
+
+
+def load_agent(
+    cell: Cell, job: Job, observation_size: int, action_size: int
+) -> tuple[Checked, int]:
+    """An agent as a cell's last checkpoint has it, and the checkpoint's step.
+
+    Raises UserError if there is no checkpoint or it does not fit the job.
+    """
+    state = Checkpoint(cell.checkpoint, job.identity).load_state()
+    if state is None:
+        raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")
+    try:
+        agent = build_agent(job, observation_size, action_size)
+        agent.load_state_dict(state["agent"])
+        return agent, int(state["step"])
+    except (AgentError, UserError):
+        raise
+    except Exception as error:  # a state, and a manifest's settings, may be anything
+        raise UserError(
+            f"{cell.checkpoint} does not fit its job ({type(error).__name__}); {cell.anew}"
+        ) from error

@@ -1,0 +1,316 @@
+"""Running an experiment: what the command line and a user's own script or notebook call."""
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from agents.speed.acceleration import why_not_compiled
+from envs import close, make
+from qsm_bench.errors import UserError, as_user_error
+from qsm_bench.executor import run_locally
+from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
+from qsm_bench.plan import Memory, estimate_memory, refuse_what_does_not_fit
+from qsm_bench.progress import Display
+from qsm_bench.protocol import Protocol
+from qsm_bench.provenance import begin_stretch
+from qsm_bench.results import Results, load_results, read_cell
+from qsm_bench.signals import ASKING, Heard, remembered
+from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.stretches import changes
+from qsm_bench.suites import SUITES, Suite, find_suite
+
+WORTH_COMPILING = 50_000
+"""Updates from which compiling, up to a minute, is won back: see reports/performance.md."""
+
+Compile = Literal["auto", "on", "off"]
+Say = Callable[[str], None]
+
+
+@as_user_error()
+def run_experiment(
+    agents: str,
+    *,
+    suite: str | None = None,
+    tasks: str | None = None,
+    protocol: Protocol | None = None,
+    name: str | None = None,
+    seeds: Sequence[int] | None = None,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    compiled: Compile = "auto",
+    workers: int | None = None,
+    checkpoint_every: int | None = None,
+    results: str | Path = "results",
+) -> Results:
+    """Train every agent on every task, or resume where an earlier run of this name was interrupted.
+
+    ``agents``, ``tasks`` and ``settings`` are written as on the command line: ``"qsm,sac"``,
+    ``"walker-walk,Pendulum-v1"``, ``["qsm.alpha=10"]``. Give a named ``suite`` or ``tasks``; the
+    suite's ``protocol``, ``seeds`` and name hold unless others are given. Everything is written
+    below ``results``, one process for each cell at work. Ctrl-C saves every job and raises
+    KeyboardInterrupt. A cell that fails is told by a warning, and shown as failed by the results.
+
+    Raises UserError for what cannot be run as it was asked.
+    """
+    prepared = prepare(
+        agents,
+        choose_suite(suite, tasks),
+        protocol=protocol,
+        name=name,
+        seeds=seeds,
+        settings=settings,
+        device=device,
+        compiled=compiled,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        results=results,
+    )
+    refuse_what_does_not_fit(prepared.open_jobs, prepared.memory(), prepared.workers)
+    with _interruptible() as heard:
+        outcome = train(prepared, "run_experiment() of a Python program", Console(), heard)
+    for cell, reason in outcome.unfinished.items():
+        warnings.warn(f"not finished: {cell.folder}: {reason}", stacklevel=2)
+    return load_results(prepared.store.folder.parent, prepared.experiment.name)
+
+
+def choose_suite(suite: str | None, tasks: str | None) -> Suite:
+    """The named suite, or the tasks named one by one under the default protocol.
+
+    Raises UserError unless exactly one is given.
+    """
+    if (suite is None) == (tasks is None):
+        raise UserError(
+            f"give either --suite ({', '.join(SUITES)}) or --tasks, e.g. --tasks cartpole-swingup"
+        )
+    if suite is not None:
+        return find_suite(suite)
+    names = tuple(task.strip() for task in (tasks or "").split(",") if task.strip())
+    if not names:
+        raise UserError("--tasks is empty: name at least one, e.g. cartpole-swingup")
+    name = "+".join(names).replace("/", "-").replace(":", "-")
+    return Suite(name, "tasks named one by one", names, Protocol())
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """An experiment that can be run here as it was asked, and where and how."""
+
+    experiment: Experiment
+    store: ExperimentStore
+    workers: int
+    checkpoint_every: int
+
+    @property
+    def open_jobs(self) -> list[Job]:
+        """The jobs that are neither finished nor damaged."""
+        return [job for job in self.experiment.jobs if self.store.is_open(job)]
+
+    def memory(self) -> list[Memory]:
+        """What each open job will take."""
+        return estimate_memory(self.open_jobs)
+
+
+def prepare(
+    agents: str,
+    suite: Suite,
+    *,
+    protocol: Protocol | None,
+    name: str | None,
+    seeds: Sequence[int] | None,
+    settings: Sequence[str],
+    device: str,
+    compiled: Compile,
+    workers: int | None,
+    checkpoint_every: int | None,
+    results: str | Path,
+) -> PreparedRun:
+    """Check all that can be checked before anything is written.
+
+    Raises UserError, AgentError or TaskError for the first thing that is wrong.
+    """
+    shared, own = parse_settings(settings)
+    protocol = protocol or suite.protocol
+    experiment = Experiment(
+        name=suite.name if name is None else name,
+        agents=parse_agents(agents, own),
+        tasks=suite.tasks,
+        seeds=suite.seeds if seeds is None else seeds,
+        protocol=protocol.but(settings=protocol.settings | shared),
+        device=_device(device),
+    )
+    store = ExperimentStore(Path(results), experiment.name)
+    experiment = experiment.but(compiled=_compiled(compiled, experiment, store))
+    for job in {job.task: job for job in experiment.jobs}.values():
+        close(make(job.environment))  # one that cannot be trained on is refused here
+    return PreparedRun(
+        experiment,
+        store,
+        workers=min(workers or os.cpu_count() or 1, len(experiment.jobs)),
+        checkpoint_every=checkpoint_every or experiment.protocol.eval_every,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the cells of a run."""
+
+    unfinished: dict[Cell, str]
+    """Those that did not finish, each with the reason."""
+    damaged: frozenset[Cell]
+    """Those among them that an earlier run left in a state that cannot be resumed."""
+
+
+def train(prepared: PreparedRun, command: str, console: Console, heard: Heard) -> Outcome:
+    """Train what is not finished, showing it on ``console``, until a signal is ``heard``.
+
+    ``command`` is noted as what started the run. Raises UserError if another process runs the
+    experiment, or it was begun as something else.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    experiment = prepared.experiment
+    with prepared.store.lock():
+        cells = prepared.store.prepare(experiment, command)
+        open_cells, finished, damaged = _sort(cells)
+        if finished:
+            say(f"{len(finished)} finished cells are skipped")
+        if open_cells:
+            _refuse_uncompilable(experiment)
+            _say_changes(open_cells, command, say)
+        unfinished = train_cells(
+            cells,
+            open_cells,
+            console,
+            heard,
+            workers=prepared.workers,
+            checkpoint_every=prepared.checkpoint_every,
+            command=command,
+        )
+    return Outcome(damaged | unfinished, frozenset(damaged))
+
+
+def train_cells(
+    cells: Sequence[Cell],
+    open_cells: Sequence[Cell],
+    console: Console,
+    heard: Heard,
+    *,
+    workers: int,
+    checkpoint_every: int,
+    command: str,
+) -> dict[Cell, str]:
+    """Run ``open_cells`` while all ``cells`` are shown; return those not finished, and why."""
+    display = Display(cells, console)
+    with display.context():
+        try:
+            return run_locally(
+                open_cells,
+                workers=workers,
+                checkpoint_every=checkpoint_every,
+                command=command,
+                watch=display.refresh,
+                stop=lambda: bool(heard),
+                say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+            )
+        finally:
+            display.show()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Heard]:
+    """Let Ctrl-C save the jobs and raise KeyboardInterrupt after; signals are the caller's again.
+
+    In another thread than the main one Python hears no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield Heard()
+        return
+    before = {number: signal.getsignal(number) for number in ASKING}
+    try:
+        with remembered() as heard:
+            yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt
+
+
+def _sort(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell], dict[Cell, str]]:
+    """Cells that are still to run, finished ones, and damaged ones with what is wrong of each."""
+    to_run, finished, damaged = [], [], {}
+    for cell in cells:
+        try:
+            if cell.read_manifest().status != "finished":
+                to_run.append(cell)
+                continue
+            read_cell(cell)
+            finished.append(cell)
+        except UserError as error:
+            damaged[cell] = str(error)
+    return to_run, finished, damaged
+
+
+def _say_changes(cells: Sequence[Cell], command: str, say: Say) -> None:
+    """Say in one line what is different now from when the cells last ran."""
+    begun = [manifest for cell in cells if (manifest := cell.read_manifest()).stretches]
+    if not begun:
+        return
+    now = begin_stretch(begun[0].job.device, command)
+    changed = [text for manifest in begun if (text := changes(manifest.stretches, now))]
+    if changed:
+        say(
+            f"{len(changed)} cells go on under other conditions than before "
+            f"({'; '.join(dict.fromkeys(changed))}): their numbers may differ for that"
+        )
+
+
+def _refuse_uncompilable(experiment: Experiment) -> None:
+    """Raise UserError if compiled updates, which an earlier run began with, cannot go on here."""
+    reason = why_not_compiled(experiment.device) if experiment.compiled else None
+    if reason:
+        raise UserError(
+            f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
+            f"{reason}: install it to go on, or begin anew with --compile off under another --name"
+        )
+
+
+def _compiled(asked: Compile, experiment: Experiment, earlier: ExperimentStore) -> bool:
+    """Whether updates are compiled. Raises UserError if they must be and cannot."""
+    if asked not in ("auto", "on", "off"):
+        raise UserError(f"--compile {asked!r}: use auto, on or off")
+    if asked == "auto" and os.path.lexists(earlier.file):
+        # What was begun goes on as it was.
+        return bool(earlier.read().get("compiled", False))
+    if asked == "off" or (asked == "auto" and experiment.protocol.updates < WORTH_COMPILING):
+        return False
+    reason = why_not_compiled(experiment.device)
+    if reason and asked == "on":
+        raise UserError(f"--compile on: {reason}; use auto or off")
+    return reason is None
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if device != "cpu" and kind != "cuda":
+        raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and (torch.device(device).index or 0) >= count:
+        raise UserError(f"--device {device!r}: this machine has {count} CUDA devices")
+    return device
