@@ -29,7 +29,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
+from agents.common.diffusion_agent import ActionNoise, DiffusionAgent, DiffusionConfig
 from agents.protocol import Batch
 
 
@@ -96,8 +96,8 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
             log_densities.append(-((drawn - mean) / std).square().sum(dim=-1) / 2)
             return drawn
 
-        denoise = self.denoiser.given(observation, copies=self.config.chains)
-        action = self.executed(denoise, noise[:, :-1], noise[:, -1], draw)
+        of_chains = ActionNoise(chain=noise[:, :-1], exploration=noise[:, -1])
+        action = self.exploring_action(self.policy, observation, of_chains, draw)
         return action, torch.stack(log_densities).sum(dim=0)
 
     def advantage(self, q: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.common.diffusion import Denoiser
-from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig, Noise
+from agents.common.diffusion import DiffusionPolicy
+from agents.common.diffusion_agent import ActionNoise, DiffusionAgent, DiffusionConfig
 from agents.common.optimizer import polyak_update
 from agents.protocol import REFERENCE, Batch
 
@@ -115,6 +115,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
         if config.ema_target:
             self.target_denoiser = copy.deepcopy(self.denoiser).requires_grad_(False)
             self.parts = (*self.parts, "target_denoiser")
+        self.target_policy = DiffusionPolicy(self.target_denoiser, self.schedule)
 
     def draw_actor_noise(self, batch_size: int) -> ActorNoise:
         stream, steps = self.update_stream, self.config.diffusion_steps
@@ -126,7 +127,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
         )
 
     def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        action = self.sample(batch.observation, noise.chain)
+        action = self.policy.sample(batch.observation, noise.chain)
         critic = self.critic if self.config.climbed_critics == "online" else self.target_critic
         q = critic(batch.observation, action)
         loss = -self.climbed_value(q, noise.pick).mean(dim=-1)
@@ -145,14 +146,12 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     def cloning_loss(self, batch: Batch, noise: ActorNoise) -> Tensor:
         """Mean squared error of the noise predicted in noised replayed actions, [S]."""
         noisy_action = self.schedule.add_noise(batch.action, noise.t, noise.cloning)
-        predicted = self.denoiser.given(batch.observation)(noisy_action, noise.t)
+        predicted: Tensor = self.denoiser(batch.observation, noisy_action, noise.t)
         return (predicted - noise.cloning).square().mean(dim=(1, 2))
 
-    def next_denoiser(self) -> Denoiser:
-        return self.target_denoiser
+    def next_action(self, observation: Tensor, noise: ActionNoise) -> Tensor:
+        return self.exploring_action(self.target_policy, observation, noise)
 
-    def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        metrics = super().step(batch, noise)
+    def after_update(self) -> None:
         if self.config.ema_target:
             polyak_update(self.target_denoiser, self.denoiser, self.config.polyak)
-        return metrics

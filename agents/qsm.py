@@ -108,7 +108,7 @@ class QSM(DiffusionAgent[QSMConfig]):
     def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, dict[str, Tensor]]:
         noisy_action = self.schedule.add_noise(batch.action, noise.t, noise.noise)
         gradient = self.action_gradient(batch.observation, noisy_action)
-        predicted = self.denoiser.given(batch.observation)(noisy_action, noise.t)
+        predicted = self.denoiser(batch.observation, noisy_action, noise.t)
         loss = (predicted - self.noise_target(gradient, noise.t)).square().mean(dim=(1, 2))
         return loss, {"q_gradient": gradient.norm(dim=-1).mean(dim=-1)}
 

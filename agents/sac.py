@@ -20,7 +20,6 @@ Where the paper, the baseline in the code of Q-score matching's authors
 The preset sac_reference has all of the code's.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.common.learner import TwinCriticLearner, critic_loss
-from agents.common.networks import MLP, TwinCritic
+from agents.common.networks import MLP
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
 from agents.protocol import REFERENCE, AgentConfig, Batch
@@ -83,7 +82,7 @@ class Noise(NamedTuple):
     action: Tensor
 
 
-class SAC(TwinCriticLearner):
+class SAC(TwinCriticLearner[SACConfig]):
     """Soft actor-critic."""
 
     name: ClassVar[str] = "sac"
@@ -102,17 +101,12 @@ class SAC(TwinCriticLearner):
             "evaluation": "mean",
         },
     }
-    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     parts: tuple[str, ...] = (
-        "critic",
-        "target_critic",
+        *TwinCriticLearner.parts,
         "actor",
         "temperature",
-        "critic_optimizer",
         "actor_optimizer",
         "temperature_optimizer",
-        "update_stream",
-        "explore_stream",
         "sample_stream",
     )
 
@@ -124,33 +118,18 @@ class SAC(TwinCriticLearner):
         seeds: Sequence[int],
         device: torch.device,
     ) -> None:
-        def stream(purpose: str) -> SeedStreams:
-            return SeedStreams(seeds, purpose, device)
-
-        self.config = config
-        self.action_size = action_size
+        super().__init__(config, observation_size, action_size, seeds, device)
         self.actor = MLP(
             (observation_size, *config.hidden_sizes, 2 * action_size),
-            stream("actor weights"),
+            self.stream("actor weights"),
             config.initialization,
             heads=2,
         )
-        self.critic = TwinCritic(
-            observation_size,
-            action_size,
-            config.hidden_sizes,
-            stream("critic weights"),
-            config.initialization,
-        )
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         start = torch.full((len(seeds), 1), math.log(config.initial_temperature), device=device)
         self.temperature = nn.ParameterDict({"log": start})
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.actor_optimizer = Adam(self.actor.parameters(), config.actor_step_size)
         self.temperature_optimizer = Adam(self.temperature.parameters(), config.learning_rate)
-        self.update_stream = stream("update")
-        self.explore_stream = stream("explore")
-        self.sample_stream = stream("sample")
+        self.sample_stream = self.stream("sample")
 
     def policy(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Sample a = tanh(u), u Gaussian, with its log-density: [S, B, act] and [S, B]."""

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from agents.common.learner import Count, TwinCriticLearner, critic_loss
-from agents.common.networks import MLP, TwinCritic
+from agents.common.networks import MLP
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
 from agents.protocol import REFERENCE, AgentConfig, Batch
@@ -66,7 +66,7 @@ class TD3Config(AgentConfig):
     ] = True
 
 
-class TD3(TwinCriticLearner):
+class TD3(TwinCriticLearner[TD3Config]):
     """Twin delayed DDPG."""
 
     name: ClassVar[str] = "td3"
@@ -85,17 +85,12 @@ class TD3(TwinCriticLearner):
             "clip_next_action": False,
         },
     }
-    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     parts: tuple[str, ...] = (
-        "critic",
-        "target_critic",
+        *TwinCriticLearner.parts,
         "actor",
         "target_actor",
-        "critic_optimizer",
         "actor_optimizer",
         "updates",
-        "update_stream",
-        "explore_stream",
     )
 
     def __init__(
@@ -106,29 +101,15 @@ class TD3(TwinCriticLearner):
         seeds: Sequence[int],
         device: torch.device,
     ) -> None:
-        def stream(purpose: str) -> SeedStreams:
-            return SeedStreams(seeds, purpose, device)
-
-        self.config = config
+        super().__init__(config, observation_size, action_size, seeds, device)
         self.actor = MLP(
             (observation_size, *config.hidden_sizes, action_size),
-            stream("actor weights"),
+            self.stream("actor weights"),
             config.initialization,
         )
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critic = TwinCritic(
-            observation_size,
-            action_size,
-            config.hidden_sizes,
-            stream("critic weights"),
-            config.initialization,
-        )
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.actor_optimizer = Adam(self.actor.parameters(), config.actor_step_size)
         self.updates = Count()
-        self.update_stream = stream("update")
-        self.explore_stream = stream("explore")
 
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:

@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what an editor and mypy see; ``_EXPORTS`` is where it comes from when it runs
-    from agents.common.diffusion import Denoiser, Schedule, sample
+    from agents.common.diffusion import Denoiser, DiffusionPolicy, Schedule
     from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
-    from agents.common.learner import Learner, critic_loss
+    from agents.common.learner import Learner, TwinCriticLearner, critic_loss
     from agents.common.networks import MLP, Linear, TwinCritic, mish
     from agents.common.optimizer import Adam, polyak_update
     from agents.common.streams import SeedStreams, derive_seed
@@ -28,6 +28,7 @@ _EXPORTS = {
     "Batch": "agents.protocol",
     "StateDict": "agents.protocol",
     "Learner": "agents.common.learner",
+    "TwinCriticLearner": "agents.common.learner",
     "critic_loss": "agents.common.learner",
     "Adam": "agents.common.optimizer",
     "Linear": "agents.common.networks",
@@ -38,8 +39,8 @@ _EXPORTS = {
     "DiffusionAgent": "agents.common.diffusion_agent",
     "DiffusionConfig": "agents.common.diffusion_agent",
     "Denoiser": "agents.common.diffusion",
+    "DiffusionPolicy": "agents.common.diffusion",
     "Schedule": "agents.common.diffusion",
-    "sample": "agents.common.diffusion",
     "SeedStreams": "agents.common.streams",
     "derive_seed": "agents.common.streams",
     "UserError": "qsm_bench.errors",
@@ -61,6 +62,7 @@ __all__ = [
     "Denoiser",
     "DiffusionAgent",
     "DiffusionConfig",
+    "DiffusionPolicy",
     "Learner",
     "Linear",
     "Policy",
@@ -70,6 +72,7 @@ __all__ = [
     "SeedStreams",
     "StateDict",
     "TwinCritic",
+    "TwinCriticLearner",
     "UserError",
     "critic_loss",
     "derive_seed",
@@ -78,7 +81,6 @@ __all__ = [
     "mish",
     "polyak_update",
     "run_experiment",
-    "sample",
     "write_report",
 ]
 

@@ -67,8 +67,8 @@ class Schedule:
 
 
 @dataclass(frozen=True, eq=False)  # torch 2.11 asks for its hash where it compiles
-class ConditionedDenoiser:
-    """A denoiser whose work that is the same for every diffusion step is already done."""
+class DenoiserAtObservation:
+    """A denoiser at fixed observations: what all diffusion steps have in common is computed."""
 
     denoiser: "Denoiser"
     weight: Tensor
@@ -99,7 +99,7 @@ class Denoiser(nn.Module):
 
     The time code is an MLP of learnable Fourier features of the index t - 1. The first layer is
     linear in its three inputs, so its products with the observation and with the T time codes are
-    made once for all diffusion steps: ``given(observation)`` does that.
+    made once for all diffusion steps: ``at_observation`` does that.
     """
 
     def __init__(
@@ -131,13 +131,22 @@ class Denoiser(nn.Module):
         out: Tensor = self.time_mlp(torch.cat([phase.cos(), phase.sin()], dim=-1))
         return out
 
-    def given(self, observation: Tensor, copies: int = 1) -> ConditionedDenoiser:
-        """Condition on observations [S, B, obs]; the result predicts the noise in [S, B, act].
+    def forward(self, observation: Tensor, action: Tensor, t: int | Tensor) -> Tensor:
+        """Predict the noise in ``action`` [S, B, act] at ``observation`` [S, B, obs].
 
-        With ``copies`` K the batch of observations stands K times behind itself: [S, K B, act].
+        ``t`` is one diffusion time 1..T for the whole batch, or [S, B] int64.
+        """
+        out: Tensor = self.at_observation(observation)(action, t)
+        return out
+
+    def at_observation(self, observation: Tensor, copies: int = 1) -> DenoiserAtObservation:
+        """Fix the observations [S, B, obs]; the result predicts the noise in actions [S, B, act].
+
+        With ``copies`` K it does so for K actions of each observation, [S, K B, act]: action k of
+        observation b is in row k B + b.
         """
         for_action, for_observation, for_time = torch.split(self.first.weight, self.inputs, dim=1)
-        return ConditionedDenoiser(
+        return DenoiserAtObservation(
             self,
             weight=for_action,
             observation_part=(observation @ for_observation + self.first.bias).repeat(1, copies, 1),
@@ -154,27 +163,26 @@ def reparameterized(mean: Tensor, std: float, noise: Tensor) -> Tensor:
     return mean + std * noise
 
 
-def sample(
-    denoise: ConditionedDenoiser,
-    schedule: Schedule,
-    noise: Tensor,
-    draw: Draw = reparameterized,
-) -> Tensor:
-    """Run the reverse process from noise to actions [S, B, act] in [-1, 1].
+@dataclass(frozen=True, eq=False)  # as above
+class DiffusionPolicy:
+    """A policy whose actions come from noise by running the reverse process of a denoiser."""
 
-    ``noise`` [S, T, B, act] is all the randomness: row 0 is a^T, the rest the z of the steps
-    t = T..2. Each step is clipped to the action box. Gradients run through every step that
-    ``draw`` lets them through.
-    """
-    action = noise[:, 0]
-    for row, t in enumerate(range(schedule.steps, 0, -1), start=1):
-        action = schedule.mean(action, denoise(action, t), t)
-        if t > 1:
-            action = draw(action, schedule.std(t), noise[:, row])
-        action = action.clamp(-1.0, 1.0)
-    return action
+    denoiser: Denoiser
+    schedule: Schedule
 
+    def sample(self, observation: Tensor, noise: Tensor, draw: Draw = reparameterized) -> Tensor:
+        """Actions [S, K B, act] in [-1, 1] for observations [S, B, obs], K for each.
 
-def explore(action: Tensor, std: float, noise: Tensor, draw: Draw = reparameterized) -> Tensor:
-    """Add exploration noise to sampled actions, within the action box: [S, B, act] all."""
-    return draw(action, std, noise).clamp(-1.0, 1.0)
+        ``noise`` [S, T, K B, act] is all the randomness: row 0 is a^T, the rest the z of the steps
+        t = T..2. It decides K, too: action k of observation b is in row k B + b. Each step is
+        clipped to the action box. Gradients run through every step that ``draw`` lets them through.
+        """
+        copies = noise.shape[2] // observation.shape[1]
+        predicted_noise = self.denoiser.at_observation(observation, copies)
+        action = noise[:, 0]
+        for row, t in enumerate(range(self.schedule.steps, 0, -1), start=1):
+            action = self.schedule.mean(action, predicted_noise(action, t), t)
+            if t > 1:
+                action = draw(action, self.schedule.std(t), noise[:, row])
+            action = action.clamp(-1.0, 1.0)
+        return action

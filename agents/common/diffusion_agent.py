@@ -1,22 +1,30 @@
 """What the diffusion trainers share: policy, critic, acting, and the order of one update.
 
-They differ in the actor's loss alone, which each agent's own file states.
+A trainer states its actor's loss. It may also state another of what follows; all else is fixed:
+
+    next_action         the next action in the critic's target
+    critic_loss         the critic's loss
+    actor_loss          the actor's loss
+    after_update        what comes after an update, such as moving an average
+    action_to_execute   the action while training
+    action_to_evaluate  the action while being evaluated
+
+Every random number of an update is drawn before it: ``draw_critic_noise`` and ``draw_actor_noise``
+draw what the two losses are given, so a loss with more or other noise comes with its own.
 """
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.common import diffusion
-from agents.common.diffusion import ConditionedDenoiser, Denoiser, Draw, Schedule, reparameterized
-from agents.common.learner import TwinCriticLearner, critic_loss
-from agents.common.networks import TwinCritic
+from agents.common import learner
+from agents.common.diffusion import Denoiser, DiffusionPolicy, Draw, Schedule, reparameterized
+from agents.common.learner import TwinCriticLearner
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch
@@ -47,33 +55,34 @@ class DiffusionConfig(AgentConfig):
     ] = 2_000_000
 
 
+class ActionNoise(NamedTuple):
+    """Random numbers of one action with exploration noise for each of B observations."""
+
+    chain: Tensor
+    """[S, T, B, act]: the sampler's."""
+    exploration: Tensor
+    """[S, B, act]: added to the sampled actions."""
+
+
 class Noise(NamedTuple):
     """All random numbers of one update."""
 
-    chain: Tensor
-    """[S, T, B, act]: the sampler's, for the next actions."""
-    exploration: Tensor
-    """[S, B, act]: added to the next actions."""
+    critic: Any
+    """What ``draw_critic_noise`` drew: a tensor or a tuple of tensors."""
     actor: Any
-    """Whatever the agent's actor loss draws: a tensor or a tuple of tensors."""
+    """What ``draw_actor_noise`` drew: a tensor or a tuple of tensors."""
 
 
 ConfigT = TypeVar("ConfigT", bound=DiffusionConfig)
 
 
-class DiffusionAgent(TwinCriticLearner, ABC, Generic[ConfigT]):
+class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
     """Off-policy actor-critic with a diffusion policy."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     parts: tuple[str, ...] = (
-        "critic",
-        "target_critic",
+        *TwinCriticLearner.parts,
         "denoiser",
-        "critic_optimizer",
         "actor_optimizer",
-        "update_stream",
-        "explore_stream",
         "sample_stream",
     )
 
@@ -85,11 +94,7 @@ class DiffusionAgent(TwinCriticLearner, ABC, Generic[ConfigT]):
         seeds: Sequence[int],
         device: torch.device,
     ) -> None:
-        def stream(purpose: str) -> SeedStreams:
-            return SeedStreams(seeds, purpose, device)
-
-        self.config = config
-        self.action_size = action_size
+        super().__init__(config, observation_size, action_size, seeds, device)
         self.schedule = Schedule(config.diffusion_steps, device)
         # What it is added to can be differentiated by. So can what requires_grad_() is called on,
         # but torch 2.11 does not compile that.
@@ -99,95 +104,102 @@ class DiffusionAgent(TwinCriticLearner, ABC, Generic[ConfigT]):
             action_size,
             config.hidden_sizes,
             config.diffusion_steps,
-            stream("actor weights"),
+            self.stream("actor weights"),
             config.initialization,
         )
-        self.critic = TwinCritic(
-            observation_size,
-            action_size,
-            config.hidden_sizes,
-            stream("critic weights"),
-            config.initialization,
-        )
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.policy = DiffusionPolicy(self.denoiser, self.schedule)
         self.actor_optimizer = Adam(
             self.denoiser.parameters(), config.actor_step_size, config.actor_decay_updates
         )
-        self.update_stream = stream("update")
-        self.explore_stream = stream("explore")
-        self.sample_stream = stream("sample")
+        self.sample_stream = self.stream("sample")
+
+    def draw_critic_noise(self, batch_size: int) -> Any:
+        """Draw what ``critic_loss`` needs for a batch of that size, from ``update_stream``."""
+        return self.draw_action_noise(batch_size, self.update_stream)
 
     @abstractmethod
     def draw_actor_noise(self, batch_size: int) -> Any:
         """Draw what ``actor_loss`` needs for a batch of that size, from ``update_stream``."""
 
+    def critic_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [S] whose gradient moves the critic, and metrics of shape [S]."""
+        with torch.no_grad():
+            next_action = self.next_action(batch.next_observation, noise)
+            next_q = self.target_critic(batch.next_observation, next_action)
+        q = self.critic(batch.observation, batch.action)
+        loss = learner.critic_loss(q, batch, next_q.amin(dim=0))
+        return loss, {"q": q.detach().mean(dim=(0, 2))}
+
+    def next_action(self, observation: Tensor, noise: Any) -> Tensor:
+        """The next action in the critic's target: [S, B, obs] -> [S, B, act]."""
+        return self.exploring_action(self.policy, observation, noise)
+
     @abstractmethod
     def actor_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss [S] whose gradient moves the denoiser, and metrics of shape [S]."""
 
+    def after_update(self) -> None:
+        """What else changes at the end of an update; like all of ``step`` it draws nothing."""
+
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
         """Sample actions, with exploration noise while training; [S, N, obs] -> [S, N, act]."""
-        stream = self.explore_stream if explore else self.sample_stream
-        shape = (observation.shape[1], self.action_size)
-        chain = stream.normal(self.config.diffusion_steps, *shape)
-        if not explore:
-            return self.sample(observation, chain)
-        return self.executed(self.denoiser.given(observation), chain, stream.normal(*shape))
+        if explore:
+            return self.action_to_execute(observation, self.explore_stream)
+        return self.action_to_evaluate(observation, self.sample_stream)
+
+    def action_to_execute(self, observation: Tensor, streams: SeedStreams) -> Tensor:
+        """The action while training, with random numbers of ``streams``: [S, N, act]."""
+        noise = self.draw_action_noise(observation.shape[1], streams)
+        return self.exploring_action(self.policy, observation, noise)
+
+    def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
+        """The action while being evaluated, with random numbers of ``streams``: [S, N, act]."""
+        return self.sample_policy(observation, 1, streams).squeeze(2)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update of critic, target and actor; metrics are [S]."""
-        size, stream = batch.action.shape[1], self.update_stream
-        noise = Noise(
-            chain=stream.normal(self.config.diffusion_steps, size, self.action_size),
-            exploration=stream.normal(size, self.action_size),
-            actor=self.draw_actor_noise(size),
-        )
-        return self.step(batch, noise)
+        size = batch.action.shape[1]
+        return self.step(batch, Noise(self.draw_critic_noise(size), self.draw_actor_noise(size)))
 
     def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The update as a function of (parameters, batch, noise): it draws nothing itself."""
-        with torch.no_grad():
-            denoise = self.next_denoiser().given(batch.next_observation)
-            next_action = self.executed(denoise, noise.chain, noise.exploration)
-            next_q = self.target_critic(batch.next_observation, next_action)
-        q = self.critic(batch.observation, batch.action)
-        loss = critic_loss(q, batch, next_q.amin(dim=0))
-        self.critic_optimizer.minimize(loss)
+        critic_loss, critic_metrics = self.critic_loss(batch, noise.critic)
+        self.critic_optimizer.minimize(critic_loss)
         polyak_update(self.target_critic, self.critic, self.config.polyak)
 
-        actor_loss, metrics = self.actor_loss(batch, noise.actor)
+        actor_loss, actor_metrics = self.actor_loss(batch, noise.actor)
         gradient_norm = self.actor_optimizer.minimize(actor_loss)
+        self.after_update()
         return {
-            "critic_loss": loss.detach(),
+            "critic_loss": critic_loss.detach(),
             "actor_loss": actor_loss.detach(),
             "actor_gradient_norm": gradient_norm,
-            "q": q.detach().mean(dim=(0, 2)),
-            **metrics,
+            **critic_metrics,
+            **actor_metrics,
         }
 
-    def next_denoiser(self) -> Denoiser:
-        """The policy that the critic's target takes its next action from."""
-        return self.denoiser
+    def draw_action_noise(self, size: int, streams: SeedStreams) -> ActionNoise:
+        """Draw what ``exploring_action`` needs for ``size`` observations."""
+        return ActionNoise(
+            chain=streams.normal(self.config.diffusion_steps, size, self.action_size),
+            exploration=streams.normal(size, self.action_size),
+        )
 
-    def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """One action per observation: [S, B, obs] and noise [S, T, B, act] to [S, B, act]."""
-        return diffusion.sample(self.denoiser.given(observation), self.schedule, noise)
-
-    def executed(
+    def exploring_action(
         self,
-        denoise: ConditionedDenoiser,
-        chain: Tensor,
-        exploration: Tensor,
+        policy: DiffusionPolicy,
+        observation: Tensor,
+        noise: ActionNoise,
         draw: Draw = reparameterized,
     ) -> Tensor:
-        """The actions executed while training: the sampler's, with exploration noise on top.
+        """A sample of the policy with exploration noise on top, within the action box.
 
-        Noise [S, T, B, act] of the chain and [S, B, act] of the exploration -> [S, B, act].
+        [S, B, obs] -> [S, K B, act], where the noise is that of K B actions: see
+        ``DiffusionPolicy.sample``.
         """
-        action = diffusion.sample(denoise, self.schedule, chain, draw)
-        return diffusion.explore(action, self.config.exploration_noise, exploration, draw)
+        action = policy.sample(observation, noise.chain, draw)
+        return draw(action, self.config.exploration_noise, noise.exploration).clamp(-1.0, 1.0)
 
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
         """grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
@@ -199,25 +211,19 @@ class DiffusionAgent(TwinCriticLearner, ABC, Generic[ConfigT]):
         """What grad_a Q is the gradient of, from the twin critics' values [2, S, B]: [S, B]."""
         return q.mean(dim=0)
 
-    def score(self, observation: Tensor, action: Tensor, t: Tensor) -> Tensor:
-        """The policy's score Psi(s, a^t, t) = -eps_theta(s, a^t, t) / sqrt(1 - abar_t).
-
-        [S, B, obs], [S, B, act] and [S, B] int64 in 1..T -> [S, B, act].
-        """
-        out: Tensor = -self.denoiser.given(observation)(action, t) / self.schedule.noise_std(t)
-        return out
-
     def score_and_gradient(
         self, observation: Tensor, action: Tensor, streams: SeedStreams
     ) -> tuple[Tensor, Tensor]:
         """The policy's score and grad_a Q at actions [S, B, act] noised to t = 1, [S, B, act].
 
-        There the score is closest to that of the action that is executed (Theorem 4.1 and 4.3).
+        The score is Psi(s, a^t, t) = -eps_theta(s, a^t, t) / sqrt(1 - abar_t). At t = 1 it is
+        closest to that of the action that is executed (Theorem 4.1 and 4.3).
         """
         t = torch.ones(action.shape[:2], dtype=torch.int64, device=action.device)
         noisy_action = self.schedule.add_noise(action, t, streams.normal(*action.shape[1:]))
         with torch.no_grad():
-            score = self.score(observation, noisy_action, t)
+            predicted = self.denoiser(observation, noisy_action, t)
+        score = -predicted / self.schedule.noise_std(t)
         return score, self.action_gradient(observation, noisy_action)
 
     @torch.no_grad()
@@ -225,4 +231,5 @@ class DiffusionAgent(TwinCriticLearner, ABC, Generic[ConfigT]):
         """Samples of the policy at each state: [S, N, obs] -> [S, N, count, act]."""
         states = observation.repeat_interleave(count, dim=1)
         noise = streams.normal(self.config.diffusion_steps, states.shape[1], self.action_size)
-        return self.sample(states, noise).view(*observation.shape[:2], count, -1)
+        action = self.policy.sample(states, noise)
+        return action.view(*observation.shape[:2], count, self.action_size)

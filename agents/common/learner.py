@@ -1,12 +1,17 @@
-"""The parts every built-in trainer is made of: naming, state, and the critic's regression."""
+"""What every built-in trainer is: the sum of its saved parts, with twin critics and their loss."""
 
-from typing import Any, Protocol
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from agents.common.networks import TwinCritic
-from agents.protocol import Batch, StateDict
+from agents.common.optimizer import Adam
+from agents.common.streams import SeedStreams
+from agents.protocol import AgentConfig, Batch, StateDict
 
 
 class Stateful(Protocol):
@@ -36,6 +41,8 @@ class Learner:
     ``parts`` names the attributes that hold state; whatever is not named there is derived.
     """
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     parts: tuple[str, ...]
 
     def _parts(self) -> dict[str, Stateful]:
@@ -51,10 +58,43 @@ class Learner:
             part.load_state_dict(state[name])
 
 
-class TwinCriticLearner(Learner):
-    """A learner with twin critics that can be asked for the value of any action."""
+ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
-    critic: TwinCritic
+
+class TwinCriticLearner(Learner, Generic[ConfigT]):
+    """A learner with twin critics: what is before the actor in the constructors of all trainers."""
+
+    parts: tuple[str, ...] = (
+        "critic",
+        "target_critic",
+        "critic_optimizer",
+        "update_stream",
+        "explore_stream",
+    )
+
+    def __init__(
+        self,
+        config: ConfigT,
+        observation_size: int,
+        action_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.action_size = action_size
+        self.stream = partial(SeedStreams, seeds, device=device)
+        """Makes the random streams of a purpose."""
+        self.critic = TwinCritic(
+            observation_size,
+            action_size,
+            config.hidden_sizes,
+            self.stream("critic weights"),
+            config.initialization,
+        )
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.update_stream = self.stream("update")
+        self.explore_stream = self.stream("explore")
 
     @torch.no_grad()
     def action_value(self, observation: Tensor, action: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agents.common.diffusion import Denoiser
-from agents.common.diffusion_agent import Noise
+from agents.common.diffusion_agent import ActionNoise, Noise
 from agents.common.optimizer import FIRST_DECAY, Adam
 from agents.protocol import Batch
 
@@ -127,7 +127,7 @@ def plain_mean(action: Tensor, predicted: Tensor, t: int, steps: int) -> Tensor:
 def plain_sample(denoiser: Denoiser, steps: int, observation: Tensor, noise: Tensor) -> Tensor:
     """a^{t-1} = clip(mu + [t > 1] sqrt(beta_t) z, -1, 1), from a^T = noise[:, 0]."""
     alpha, _ = plain_schedule(steps)
-    denoise = denoiser.given(observation)
+    denoise = denoiser.at_observation(observation)
     action = noise[:, 0]
     for t in range(steps, 0, -1):
         action = plain_mean(action, denoise(action, t), t, steps)
@@ -148,7 +148,7 @@ def plain_critic_loss(
     return loss
 
 
-def assert_critic_learns_as_written(agent: Any) -> None:
+def assert_critic_learns_as_written(agent: Any, next_denoiser: Denoiser | None = None) -> None:
     """A diffusion agent's critic has the target of the text, and its target network follows."""
     in_float64(agent)
     perturb(agent.target_critic)
@@ -156,9 +156,11 @@ def assert_critic_learns_as_written(agent: Any) -> None:
     steps = agent.config.diffusion_steps
     chain = torch.randn(2, steps, 16, 2, dtype=torch.float64)
     exploration = 3 * torch.randn(2, 16, 2, dtype=torch.float64)
-    noise = Noise(chain, exploration, doubled(agent.draw_actor_noise(16)))
+    noise = Noise(ActionNoise(chain, exploration), doubled(agent.draw_actor_noise(16)))
     with torch.no_grad():
-        next_action = plain_sample(agent.next_denoiser(), steps, batch.next_observation, chain)
+        next_action = plain_sample(
+            next_denoiser or agent.denoiser, steps, batch.next_observation, chain
+        )
         next_action = (next_action + 0.1 * exploration).clamp(-1, 1)
         expected = plain_critic_loss(agent, batch, next_action)
     old_target = [p.clone() for p in agent.target_critic.parameters()]

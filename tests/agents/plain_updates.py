@@ -144,8 +144,8 @@ class PlainDiffusion(PlainLearner):
         return torch.cat(rows)
 
     def update(self, batch: Batch, noise: Any) -> None:
-        next_action = self.chain(self.behavior(), batch.next_observation, noise.chain)
-        next_action = next_action + self.config.exploration_noise * noise.exploration
+        next_action = self.chain(self.behavior(), batch.next_observation, noise.critic.chain)
+        next_action = next_action + self.config.exploration_noise * noise.critic.exploration
         self.learn_critics(batch, next_action.clamp(-1, 1))
         self.follow(self.target_critics, self.critics)
         self.actor_adam.step(self.actor_loss(batch, noise.actor))

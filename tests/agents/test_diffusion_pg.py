@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from agents.common.diffusion_agent import Noise
+from agents.common.diffusion import DiffusionPolicy
+from agents.common.diffusion_agent import ActionNoise, Noise
 from agents.diffusion_pg import DiffusionPG, DiffusionPGConfig
 from tests.agents.fixed_critics import (
     CPU,
@@ -67,7 +68,7 @@ def written_log_density(agent: DiffusionPG, observation: Tensor, noise: Tensor) 
     alpha, _ = plain_schedule(steps)
     action, log_density = noise[:, 0], torch.zeros(noise.shape[0], noise.shape[2])
     for t in range(steps, 0, -1):
-        mean = plain_mean(action, agent.denoiser.given(observation)(action, t), t, steps)
+        mean = plain_mean(action, agent.denoiser(observation, action, t), t, steps)
         std = math.sqrt(1 - alpha[t])
         if t == 1:
             # The sampler's last mean is clipped before the exploration noise is added.
@@ -85,9 +86,9 @@ def written_last_mean(agent: DiffusionPG, observation: Tensor, noise: Tensor) ->
     alpha, _ = plain_schedule(steps)
     action = noise[:, 0]
     for t in range(steps, 1, -1):
-        mean = plain_mean(action, agent.denoiser.given(observation)(action, t), t, steps)
+        mean = plain_mean(action, agent.denoiser(observation, action, t), t, steps)
         action = (mean + math.sqrt(1 - alpha[t]) * noise[:, steps + 1 - t]).clamp(-1, 1)
-    return plain_mean(action, agent.denoiser.given(observation)(action, 1), 1, steps).detach()
+    return plain_mean(action, agent.denoiser(observation, action, 1), 1, steps).detach()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -140,7 +141,9 @@ class AffineDenoiser(nn.Module):
         self.offset = nn.Parameter(torch.tensor(offset, dtype=torch.float64).repeat(seeds, 1))
         self.slope = nn.Parameter(torch.tensor(slope, dtype=torch.float64).repeat(seeds, 1))
 
-    def given(self, observation: Tensor, copies: int = 1) -> Callable[[Tensor, int], Tensor]:
+    def at_observation(
+        self, observation: Tensor, copies: int = 1
+    ) -> Callable[[Tensor, int], Tensor]:
         def predict(action: Tensor, t: int) -> Tensor:
             offset, slope = (p[:, t - 1].view(-1, 1, 1) for p in (self.offset, self.slope))
             return offset + slope * action
@@ -158,6 +161,7 @@ def estimates(
     )
     fix_critic(agent, value)
     agent.denoiser = AffineDenoiser(seeds, offset, slope)  # type: ignore[assignment]
+    agent.policy = DiffusionPolicy(agent.denoiser, agent.schedule)
     batch = make_batch(seeds, size, 1, 1, torch.float64)
     noise = chain_noise(seeds, steps, agent.config.chains * size, 1)
     loss, _ = agent.actor_loss(batch, noise)
@@ -264,7 +268,8 @@ def test_what_is_graded_is_what_is_executed(steps: int) -> None:
         return action.sum(dim=-1)
 
     fix_critic(agent, record)
-    agent.step(batch, Noise(noise[:, :-1], noise[:, -1], chain_noise(2, steps, 64, 2)))
+    of_critic = ActionNoise(noise[:, :-1], noise[:, -1])
+    agent.step(batch, Noise(of_critic, chain_noise(2, steps, 64, 2)))
     assert torch.equal(asked[0], graded)
 
 
@@ -273,11 +278,11 @@ def test_climbing_q_equal_to_a_raises_the_actions() -> None:
     fix_critic(agent, slope)
     state = torch.zeros(2, 500, 1, dtype=torch.float64)
     noise = chain_noise(2, 3, 500, 1)
-    before = agent.sample(state, noise[:, :3]).mean(dim=1)
+    before = agent.policy.sample(state, noise[:, :3]).mean(dim=1)
     batch = make_batch(2, 64, 1, 1, torch.float64)
     for _ in range(60):
         agent.actor_optimizer.minimize(agent.actor_loss(batch, chain_noise(2, 3, 256, 1))[0])
-    after = agent.sample(state, noise[:, :3]).mean(dim=1)
+    after = agent.policy.sample(state, noise[:, :3]).mean(dim=1)
     assert (after > before + 0.3).all()
 
 

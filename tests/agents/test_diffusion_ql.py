@@ -95,7 +95,7 @@ def test_a_clipped_entry_has_no_gradient_and_any_other_has_one_through_every_ste
     agent = build(diffusion_steps=3)
     batch = make_batch(2, 64, 3, 2, torch.float64)
     noise = draw(agent, 64).chain.requires_grad_()
-    action = agent.sample(batch.observation, noise)
+    action = agent.policy.sample(batch.observation, noise)
     clipped = action.abs() == 1
     (of_clipped,) = torch.autograd.grad(action[clipped].sum(), noise, retain_graph=True)
     (of_free,) = torch.autograd.grad(action[~clipped].sum(), noise)
@@ -138,7 +138,7 @@ def test_cloning_loss_is_added_with_its_weight(steps: int) -> None:
 
     abar = torch.tensor(plain_schedule(steps)[1], dtype=torch.float64)[noise.t].unsqueeze(-1)
     noised = abar.sqrt() * batch.action + (1 - abar).sqrt() * noise.cloning
-    predicted = agent.denoiser.given(batch.observation)(noised, noise.t)
+    predicted = agent.denoiser(batch.observation, noised, noise.t)
     cloning = (predicted - noise.cloning).square().mean(dim=(1, 2))
     loss, _ = agent.actor_loss(batch, noise)
     plain, _ = online.actor_loss(batch, noise)
@@ -156,8 +156,8 @@ def test_cloning_loss_is_added_with_its_weight(steps: int) -> None:
 def test_critic_learns_as_written(ema_target: bool) -> None:
     agent = build(ema_target=ema_target)
     perturb(agent.denoiser)
-    assert (agent.next_denoiser() is agent.denoiser) != ema_target
-    assert_critic_learns_as_written(agent)
+    assert (agent.target_denoiser is agent.denoiser) != ema_target
+    assert_critic_learns_as_written(agent, agent.target_denoiser)
 
 
 def test_ema_target_is_a_polyak_average_of_the_actor() -> None:

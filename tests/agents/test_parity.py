@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.common.diffusion_agent import Noise
+from agents.common.diffusion_agent import ActionNoise, Noise
 from agents.protocol import Batch
 from agents.registry import built_in_agents, find_agent
 from agents.sac import Noise as SACNoise
@@ -70,7 +70,7 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
     chain = normal(agent.config.diffusion_steps, *entries)
-    return (Noise(chain, normal(*entries), doubled(agent.draw_actor_noise(BATCH))),)
+    return (Noise(ActionNoise(chain, normal(*entries)), doubled(agent.draw_actor_noise(BATCH))),)
 
 
 def placed(value: Any, device: torch.device) -> Any:

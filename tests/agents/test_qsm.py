@@ -89,7 +89,7 @@ def test_actor_loss_is_the_formula(steps: int, gradient_of: str, target_scale: s
         "alpha": 7.0 * gradient,
         "normalized": (1 - abar).sqrt() * gradient / (0.2 * mean_size),
     }[target_scale]
-    predicted = agent.denoiser.given(batch.observation)(at, noise.t)
+    predicted = agent.denoiser(batch.observation, at, noise.t)
     expected = (predicted + score).square().mean(dim=(1, 2))
     loss, _ = agent.actor_loss(batch, noise)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
@@ -165,7 +165,7 @@ def probe(agent: QSM, size: int = 2000) -> tuple[Tensor, Tensor, Tensor]:
     noise = agent.draw_actor_noise(size)
     at = agent.schedule.add_noise(batch.action, noise.t, noise.noise)
     with torch.no_grad():
-        return agent.denoiser.given(batch.observation)(at, noise.t), batch.observation, at
+        return agent.denoiser(batch.observation, at, noise.t), batch.observation, at
 
 
 def test_on_a_quadratic_the_fitted_denoiser_is_minus_alpha_times_the_gradient() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.common.diffusion import BETA_MAX, BETA_MIN, Denoiser, Schedule, sample
+from agents.common.diffusion import BETA_MAX, BETA_MIN, Denoiser, DiffusionPolicy, Schedule
 from agents.common.streams import SeedStreams
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def make_denoiser(steps: int, seeds: tuple[int, ...] = (0, 1)) -> Denoiser:
 def test_indexed_times_agree_with_one_time_for_all() -> None:
     denoiser = make_denoiser(4)
     observation, action = torch.randn(2, 8, 3), torch.randn(2, 8, 2)
-    denoise = denoiser.given(observation)
+    denoise = denoiser.at_observation(observation)
     for t in range(1, 5):
         torch.testing.assert_close(
             denoise(action, t), denoise(action, torch.full((2, 8), t)), rtol=1e-5, atol=1e-6
@@ -84,25 +84,25 @@ def test_split_first_layer_is_one_layer_of_the_concatenated_input() -> None:
     code = denoiser.time_codes()[:, t - 1 : t].expand(-1, 8, -1)
     hidden = denoiser.first(torch.cat([action, observation, code], dim=-1))
     whole = denoiser.rest(torch.nn.functional.mish(hidden))
-    torch.testing.assert_close(denoiser.given(observation)(action, t), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(denoiser(observation, action, t), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_copies_repeat_the_batch() -> None:
     denoiser = make_denoiser(4)
     observation, action = torch.randn(2, 3, 3), torch.randn(2, 6, 2)
     torch.testing.assert_close(
-        denoiser.given(observation, copies=2)(action, 1),
-        denoiser.given(observation.repeat(1, 2, 1))(action, 1),
+        denoiser.at_observation(observation, copies=2)(action, 1),
+        denoiser(observation.repeat(1, 2, 1), action, 1),
     )
 
 
 @given(st.integers(1, 6))
 def test_samples_stay_in_the_box_and_repeat_from_their_noise(steps: int) -> None:
     denoiser = make_denoiser(steps)
-    schedule = Schedule(steps, CPU)
+    policy = DiffusionPolicy(denoiser, Schedule(steps, CPU))
     observation = torch.randn(2, 8, 3)
     noise = 5 * torch.randn(2, steps, 8, 2)
-    action = sample(denoiser.given(observation), schedule, noise)
+    action = policy.sample(observation, noise)
     assert action.shape == (2, 8, 2)
     assert action.abs().max() <= 1.0
-    assert torch.equal(action, sample(denoiser.given(observation), schedule, noise))
+    assert torch.equal(action, policy.sample(observation, noise))
