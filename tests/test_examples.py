@@ -1,0 +1,57 @@
+"""The examples do what their page in the documentation says."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from examples.brake import LENGTH, STANDING_STILL
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of examples/ in which the commands of docs/examples.md have run."""
+    outside = tmp_path_factory.mktemp("outside")
+    without = shutil.ignore_patterns("results", "reports", "__pycache__")
+    shutil.copytree(EXAMPLES, outside / "examples", ignore=without)
+    page = (ROOT / "docs" / "examples.md").read_text()
+    (commands,) = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=outside,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return outside / "examples"
+
+
+def test_the_agent_learns_the_task(folder: Path) -> None:
+    cell = folder / "results" / "examples" / "best_of_n" / "brake:Brake-v0"
+    returns = pd.read_csv(cell / "evaluations.csv").groupby("step")["return"].mean()
+    assert returns.iloc[-1] > (STANDING_STILL + LENGTH) / 2
+    assert (folder / "reports" / "examples" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
+def test_an_example_imports_this_project_under_one_name(file: Path) -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module))
+    own = {name for name in imported if name.split(".")[0] in ("agents", "envs", "qsm_bench")}
+    assert own <= {"qsm_bench"}
