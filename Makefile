@@ -14,10 +14,9 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+# The hooks of .pre-commit-config.yaml on every file: style and types.
 check: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 # The documentation site, in build/site; a broken link or reference is an error.
 docs: $(VENV)/installed
