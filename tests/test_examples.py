@@ -15,6 +15,7 @@ from examples.brake import LENGTH, STANDING_STILL
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+PAGE = (ROOT / "docs" / "examples.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outside = tmp_path_factory.mktemp("outside")
     without = shutil.ignore_patterns("results", "reports", "__pycache__")
     shutil.copytree(EXAMPLES, outside / "examples", ignore=without)
-    page = (ROOT / "docs" / "examples.md").read_text()
-    (commands,) = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-e", "-c", commands],
@@ -55,3 +55,8 @@ def test_an_example_imports_this_project_under_one_name(file: Path) -> None:
             imported.add(str(node.module))
     own = {name for name in imported if name.split(".")[0] in ("agents", "envs", "qsm_bench")}
     assert own <= {"qsm_bench"}
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
+def test_the_page_includes_the_example(file: Path) -> None:
+    assert f"\n--8<--\nexamples/{file.name}\n--8<--\n" in PAGE
