@@ -61,6 +61,8 @@ MOST_SEEDS = 10_000
 """More are a slip of the hand, and a machine would only find out by failing."""
 
 WATCH_SECONDS = 2.0
+PLAIN_WIDTH = 1_000
+"""Characters of a line where no terminal bounds it."""
 NEWLINE = "\n"
 
 CELLS_FAILED = 1
@@ -471,7 +473,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
             size(needed),
             size(cost.disk_bytes),
         )
-    console = Console()
+    # Off a terminal nothing is cut to fit.
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(table)
     console.print(
         f"{len(jobs)} cells, {workers} at a time: about "

@@ -303,7 +303,8 @@ def _completed(job: dict[str, Any]) -> Job:
         raise ValueError(f"the regression has no agent {job['agent_name']!r}")
     agent = find_agent(job["agent_name"]).agent
     config = TypeAdapter(agent.config_class).validate_python(job["settings"])
-    return Job(**{**job, "settings": asdict(config)}, seeds=())
+    labeled = {"agent": job["agent_name"], **job}
+    return Job(**{**labeled, "settings": asdict(config)}, seeds=())
 
 
 def _what_decides(job: Job) -> dict[str, Any]:
