@@ -1,4 +1,4 @@
-"""The README's promises: its example agent runs, its result is the published report's."""
+"""The README's promises: its Python runs, and its result is the published report's."""
 
 import os
 import re
@@ -6,25 +6,57 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_agent_runs_beside_the_others(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    (tmp_path / "my_agents.py").write_text(code)
-    command = "run --agents td3[hidden_sizes=[8]],my_agents:Noise --tasks bimodal-bandit --seeds 2"
-    command += " --steps 60 --warmup-steps 20 --batch-size 8 --eval-every 30 --eval-episodes 2"
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```$(?:\n\nSaved as `(?P<file>\w+\.py)`)?", re.DOTALL | re.MULTILINE
+)
+"""A block of Python: a part of one program, or the file that the sentence after it names."""
+
+
+def python(folder: Path, *arguments: str) -> None:
+    """Run Python in a folder with this project on its path; fail with what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "qsm_bench", *command.split()],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    evaluations = tmp_path / "results" / "bimodal-bandit" / "noise" / "bimodal-bandit"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files that the README says to save, and its program, ``program.py``."""
+    program = ""
+    for block in BLOCK.finditer(README):
+        if block["file"]:
+            (tmp_path / block["file"]).write_text(block["code"])
+        else:
+            program += block["code"]
+    (tmp_path / "program.py").write_text(program)
+    return tmp_path
+
+
+def test_every_block_of_python_is_run() -> None:
+    assert README.count("```python") == len(BLOCK.findall(README)) > 0
+
+
+def test_the_program_runs(folder: Path) -> None:
+    python(folder, "program.py")
+
+
+def test_the_example_agent_runs_beside_the_others(folder: Path) -> None:
+    command = "run --agents td3[hidden_sizes=[8]],my_agents:Noise --tasks bimodal-bandit --seeds 2"
+    command += " --steps 60 --warmup-steps 20 --batch-size 8 --eval-every 30 --eval-episodes 2"
+    python(folder, "-m", "qsm_bench", *command.split())
+    evaluations = folder / "results" / "bimodal-bandit" / "noise" / "bimodal-bandit"
     assert len((evaluations / "evaluations.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
 
 
