@@ -69,6 +69,11 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "diffusion_pg_literal": {"chains": 1, "baseline": "none", "scale_advantage": False},
     }
+    # With a step size as large as the critic's, the actor saturates at a bound, where clipped means
+    # have no gradient, before the critic has learned anything.
+    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "*": {"actor_learning_rate": 1e-4},
+    }
 
     def draw_actor_noise(self, batch_size: int) -> Tensor:
         """Noise of K chains of every state, [S, T + 1, K B, act]: a^T, then z of t = T..1."""

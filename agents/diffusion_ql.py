@@ -101,6 +101,11 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
             "ema_target": False,
         },
     }
+    # With a step size as large as the critic's, the actor saturates at a bound, where no gradient
+    # reaches it through the sampler, before the critic has learned anything.
+    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "*": {"actor_learning_rate": 1e-4},
+    }
 
     def __init__(
         self,

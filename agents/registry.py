@@ -26,6 +26,8 @@ BUILT_IN = (
     "agents.sac:SAC",
     "agents.td3:TD3",
 )
+"""The trainers of this package. A line here is all it takes to list, describe and run one, and to
+have ``regress`` and the speed gate watch it."""
 PLUGIN_GROUP = "qsm_bench.agents"
 NAME = re.compile(r"[^\W_]([\w.+ -]{0,62}[\w.+-])?")
 METHODS = ("act", "update", "state_dict", "load_state_dict")
@@ -57,6 +59,11 @@ def registered_agents() -> dict[str, RegisteredAgent]:
 def built_in_agents() -> dict[str, RegisteredAgent]:
     """The agents of this package and their presets, by name."""
     return {entry.name: entry for path in BUILT_IN for entry in _with_presets(_load(path))}
+
+
+def built_in_trainers() -> tuple[str, ...]:
+    """The names of the trainers of this package, in their order, without presets."""
+    return tuple(_load(path).name for path in BUILT_IN)
 
 
 def find_agent(name: str) -> RegisteredAgent:

@@ -101,6 +101,9 @@ class SAC(TwinCriticLearner[SACConfig]):
             "evaluation": "mean",
         },
     }
+    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "*": {"initial_temperature": 0.1},
+    }
     parts: tuple[str, ...] = (
         *TwinCriticLearner.parts,
         "actor",

@@ -46,10 +46,8 @@ class Checked:
 
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
         """As the protocol has it."""
-        version = observation._version
-        action = self.bare.act(observation, explore=explore)
-        if observation._version != version:
-            raise self._breach("act", "changed its observation in place; it must work on a copy")
+        with self._unchanged("act", "observation", observation):
+            action = self.bare.act(observation, explore=explore)
         shape = (*observation.shape[:2], self.action_size)
         self._check_tensor("act", "", action, shape, "[seeds, environments, action size]")
         self._check_box("act", action)
@@ -57,10 +55,8 @@ class Checked:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """As the protocol has it."""
-        versions = [field._version for field in batch]
-        found = self.bare.update(batch)
-        if [field._version for field in batch] != versions:
-            raise self._breach("update", "changed its batch in place; it must work on a copy")
+        with self._unchanged("update", "batch", *batch):
+            found = self.bare.update(batch)
         self._check_metrics("update", found, batch.reward.device)
         return found
 
@@ -90,7 +86,8 @@ class Checked:
         """As the protocol has it; None if the agent lacks the method."""
         if not isinstance(self.bare, ShowsActionValue):
             return None
-        value = self.bare.action_value(observation, action)
+        with self._unchanged("action_value", "observation or action", observation, action):
+            value = self.bare.action_value(observation, action)
         self._check_tensor("action_value", "", value, action.shape[:2], "[seeds, actions]")
         return value
 
@@ -98,7 +95,8 @@ class Checked:
         """As the protocol has it; None if the agent lacks the method."""
         if not isinstance(self.bare, ShowsPolicy):
             return None
-        samples = self.bare.sample_policy(observation, count, streams)
+        with self._unchanged("sample_policy", "observation", observation):
+            samples = self.bare.sample_policy(observation, count, streams)
         one = isinstance(samples, Tensor) and samples.dim() == 4 and samples.shape[2] == 1
         shape = (*observation.shape[:2], 1 if one else count, self.action_size)
         axes = "[seeds, states, samples, action size]"
@@ -112,7 +110,8 @@ class Checked:
         """As the protocol has it; None if the agent lacks the method."""
         if not isinstance(self.bare, ShowsScore):
             return None
-        found = self.bare.score_and_gradient(observation, action, streams)
+        with self._unchanged("score_and_gradient", "observation or action", observation, action):
+            found = self.bare.score_and_gradient(observation, action, streams)
         if not isinstance(found, tuple) or len(found) != 2:
             raise self._breach(
                 "score_and_gradient",
@@ -171,6 +170,14 @@ class Checked:
                     f"returned an action of size {finite.max():.6g}; actions lie in [-1, 1]: "
                     "squash or clamp them",
                 )
+
+    @contextmanager
+    def _unchanged(self, method: str, what: str, *inputs: Tensor) -> Iterator[None]:
+        """Raise AgentError if the method that is called within changes a tensor it was given."""
+        versions = [tensor._version for tensor in inputs]
+        yield
+        if [tensor._version for tensor in inputs] != versions:
+            raise self._breach(method, f"changed its {what} in place; it must work on a copy")
 
     def _breach(self, method: str, did: str) -> AgentError:
         return AgentError(f"agent {self.label!r}: {method} {did}")

@@ -89,10 +89,7 @@ class AgentEntry:
         Raises UserError for an unknown setting or a value of the wrong type or range.
         """
         agent = self.registered.agent
-        settings = dict(shared)
-        for pattern, special in agent.task_settings.items():
-            if fnmatch(task.lower(), pattern):
-                settings |= special
+        settings = {**shared, **settings_on(task, agent.task_settings)}
         settings |= self.registered.preset
         settings |= self.overrides
         config = validated(self.registered.name, agent.config_class, settings)
@@ -192,6 +189,15 @@ class Experiment:
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Of each agent by name, what the user has set."""
+
+
+def settings_on(task: str, by_task: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of all task name patterns that ``task`` matches; later ones replace earlier."""
+    found: dict[str, Any] = {}
+    for pattern, settings in by_task.items():
+        if fnmatch(task.lower(), pattern):
+            found |= settings
+    return found
 
 
 def parse_settings(items: Iterable[str]) -> tuple[dict[str, Any], Settings]:

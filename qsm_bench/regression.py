@@ -20,9 +20,9 @@ import pandas as pd
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from agents.registry import find_agent
+from agents.registry import built_in_trainers, find_agent
 from qsm_bench.errors import UserError
-from qsm_bench.experiment import AgentEntry, Experiment, Job
+from qsm_bench.experiment import AgentEntry, Experiment, Job, settings_on
 from qsm_bench.files import MIB, check_writable, read, read_json, write_atomically
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
@@ -44,18 +44,6 @@ SCORES = ("end", "area")
 EVERY_AGENT = {"hidden_sizes": [64, 64], "learning_rate": 1e-3}
 """Small networks learn these tasks, and a larger step size in minutes."""
 
-# Actors that climb the critic through the sampler saturate at a bound, where no gradient reaches
-# them, before a critic of the same step size has learned anything: they take smaller steps.
-SLOW_ACTOR = {"actor_learning_rate": 1e-4}
-AGENTS: dict[str, dict[str, Any]] = {
-    "qsm": {},
-    "diffusion_ql": SLOW_ACTOR,
-    "diffusion_pg": SLOW_ACTOR,
-    "sac": {"initial_temperature": 0.1},
-    "td3": {},
-}
-"""Every trainer, with the settings of its own on all small tasks."""
-
 
 @dataclass(frozen=True)
 class Course:
@@ -64,14 +52,14 @@ class Course:
     task: str
     steps: int
     n_step: int
-    qsm: dict[str, Any]
-    """QSM's own. Its sampler's last step is one of about 0.49 alpha grad_a Q, so alpha fits the
-    curvature k of Q if alpha k is about 1; ``tests/benchmarks/ideal_qsm.py`` prints what an exact
-    score would earn."""
 
-    def settings(self, agent: str) -> dict[str, Any]:
-        """What an agent has other than all agents here."""
-        return AGENTS[agent] | (self.qsm if agent == "qsm" else {})
+    def agents(self) -> tuple[AgentEntry, ...]:
+        """Every built-in trainer, with its own settings for small tasks."""
+        trainers = map(find_agent, built_in_trainers())
+        return tuple(
+            AgentEntry(t, settings_on(self.task, getattr(t.agent, "small_task_settings", {})))
+            for t in trainers
+        )
 
     def protocol(self) -> Protocol:
         """How every agent is trained on it."""
@@ -86,10 +74,9 @@ class Course:
 
 
 COURSES = (
-    # Between the modes the score jumps: smaller steps do not fit that in time.
-    Course("bimodal-bandit", 4_000, n_step=1, qsm={"alpha": 0.3, "actor_learning_rate": 0.003}),
-    Course("four-goals", 3_000, n_step=3, qsm={"alpha": 8.0}),
-    Course("linear-quadratic", 3_000, n_step=1, qsm={"alpha": 8.0}),
+    Course("bimodal-bandit", 4_000, n_step=1),
+    Course("four-goals", 3_000, n_step=3),
+    Course("linear-quadratic", 3_000, n_step=1),
 )
 
 
@@ -117,10 +104,9 @@ class Finding:
 def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
     """The regression's experiments, one a task."""
     for course in COURSES:
-        agents = tuple(AgentEntry(find_agent(agent), course.settings(agent)) for agent in AGENTS)
         yield Experiment(
             name=course.task,
-            agents=agents,
+            agents=course.agents(),
             tasks=(course.task,),
             seeds=seeds,
             protocol=course.protocol(),
@@ -270,7 +256,7 @@ def _recorded(file: Path) -> list[dict[str, Any]]:
 def _recorded_scores(file: Path) -> pd.DataFrame:
     """A baseline's scores: finite, of every cell, and of the same seeds in each."""
     text = read(file, MIB)
-    cells = {(agent, course.task) for agent in AGENTS for course in COURSES}
+    cells = {(agent, course.task) for agent in built_in_trainers() for course in COURSES}
     try:
         scores = parse_table(text, texts=("agent", "task"), whole=("seed",))
         if list(scores.columns) != ["agent", "task", "seed", *SCORES]:
@@ -299,7 +285,7 @@ def protocol() -> list[dict[str, Any]]:
 
 def _completed(job: dict[str, Any]) -> Job:
     """A recorded job in which a setting that came later is there with its default."""
-    if job["agent_name"] not in AGENTS:  # it could name anybody's module
+    if job["agent_name"] not in built_in_trainers():  # it could name anybody's module
         raise ValueError(f"the regression has no agent {job['agent_name']!r}")
     agent = find_agent(job["agent_name"]).agent
     config = TypeAdapter(agent.config_class).validate_python(job["settings"])

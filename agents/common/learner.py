@@ -43,6 +43,11 @@ class Learner:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What ``regress`` sets to learn the small tasks within minutes: task name pattern -> settings.
+
+    They come on top of what it gives every trainer: small networks and a larger step size.
+    """
     parts: tuple[str, ...]
 
     def _parts(self) -> dict[str, Stateful]:

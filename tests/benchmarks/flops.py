@@ -7,6 +7,9 @@ it, so a share of the roofline computed from these numbers flatters nobody.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.common.diffusion import FREQUENCIES, TIME_CODE
 from agents.common.diffusion_agent import DiffusionConfig
@@ -125,3 +128,20 @@ class Work:
 def update_flops(config: AgentConfig, observation: int, action: int, batch: int) -> float:
     """Floating-point operations of one seed's update."""
     return Work(config, observation, action, batch).per_update()
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts the operations of the matrix products that run within it."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self.flops += 2 * args[0].numel() * args[1].shape[-1]
+        assert name not in ("addmm", "baddbmm"), "not counted"
+        return function(*args, **(kwargs or {}))

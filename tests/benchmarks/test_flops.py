@@ -3,31 +3,12 @@
 from typing import Any
 
 import pytest
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from agents.registry import BUILT_IN, find_agent
-from tests.benchmarks.flops import update_flops
+from agents.registry import built_in_trainers
+from tests.benchmarks.flops import ProductCounter, update_flops
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
 
-
-class ProductCounter(TorchDispatchMode):
-    """Counts the operations of every matrix product."""
-
-    def __init__(self) -> None:
-        TorchDispatchMode.__init__(self)
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function.overloadpacket.__name__
-        if name in ("mm", "bmm"):
-            self.flops += 2 * args[0].numel() * args[1].shape[-1]
-        assert name not in ("addmm", "baddbmm"), "not counted"
-        return function(*args, **(kwargs or {}))
-
-
-NAMES = [find_agent(path).name for path in BUILT_IN]
+NAMES = built_in_trainers()
 WIDE = [(n, {"diffusion_steps": 20}) for n in NAMES if n.startswith(("qsm", "diffusion"))]
 
 

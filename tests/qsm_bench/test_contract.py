@@ -74,6 +74,49 @@ def act_in_place(observation: Any) -> type[Plain]:
     return Odd
 
 
+def showing(**methods: Callable[..., Any]) -> type[Plain]:
+    """A plug-in with optional methods."""
+    return type("Odd", (Plain,), methods)
+
+
+def right_value(self: Any, observation: Any, action: Any) -> Any:
+    return torch.zeros(action.shape[:2])
+
+
+def right_samples(self: Any, observation: Any, count: int, streams: Any) -> Any:
+    shape = (observation.shape[1], count, ACT)
+    return streams.uniform(*shape, low=-1.0)
+
+
+def right_score(self: Any, observation: Any, action: Any, streams: Any) -> Any:
+    return torch.ones_like(action), 1.0 * action
+
+
+def value_as(change: Callable[[Any], Any]) -> type[Plain]:
+    return showing(action_value=lambda *inputs: change(right_value(*inputs)))
+
+
+def samples_as(change: Callable[[Any], Any]) -> type[Plain]:
+    return showing(sample_policy=lambda *inputs: change(right_samples(*inputs)))
+
+
+def score_as(change: Callable[[Any, Any], Any]) -> type[Plain]:
+    return showing(score_and_gradient=lambda *inputs: change(*right_score(*inputs)))
+
+
+def counts_looks(self: Any, *_: Any) -> Any:
+    self.updates += 1
+    return torch.zeros(SEEDS, SEEDS + 1)
+
+
+def draws_its_own(self: Any, observation: Any, count: int, streams: Any) -> Any:
+    return right_samples(self, observation, count, self.stream)
+
+
+def edits_states(self: Any, observation: Any, *_: Any) -> Any:
+    return observation.mul_(0)
+
+
 def exits(*_: Any) -> None:
     sys.exit("done")
 
@@ -148,6 +191,26 @@ BREACHES: list[tuple[type[Any], str]] = [
         ]
     ),
     (state_with({(1, 2): 3}), r"a dict with the key \(1, 2\)"),
+    (value_as(lambda v: v[:, :1]), r"action_value returned a tensor of shape \[2, 1\]; .*\[2, 3\]"),
+    (value_as(lambda v: None), r"action_value returned None; it must be a float tensor"),
+    (value_as(lambda v: v.double()), r"action_value returned a tensor of torch.float64"),
+    (value_as(lambda v: v.requires_grad_() * 1), r"action_value returned a tensor with a gradient"),
+    (value_as(lambda v: v / 0), r"action_value returned a number that is not finite"),
+    (showing(action_value=right_samples), r"action_value\(observation, action\) raised TypeError"),
+    (showing(action_value=counts_looks), r"changed the agent's state"),
+    (showing(action_value=edits_states), r"action_value changed its observation or action in pl"),
+    (samples_as(lambda a: a.transpose(1, 2)), r"sample_policy returned a tensor of shape"),
+    (samples_as(lambda a: a[:, :, 0]), r"sample_policy returned a tensor of shape \[2, 3, 2\]"),
+    (samples_as(lambda a: torch.cat([a, a], 2)), r"= \[2, 3, 2, 2\]"),
+    (samples_as(lambda a: 8 + a), r"sample_policy returned an action of size"),
+    (samples_as(lambda a: a * nan.view(-1, 1, 1, 1)), r"sample_policy .*not finite"),
+    (samples_as(exits), r"sample_policy\(observation, count, streams\) raised SystemExit: done"),
+    (showing(sample_policy=draws_its_own), r"changed the agent's state"),
+    (showing(sample_policy=edits_states), r"sample_policy changed its observation in place"),
+    (score_as(lambda s, g: s), r"score_and_gradient returned .*Tensor; it must return two tensors"),
+    (score_as(lambda s, g: (s, g, g)), r"score_and_gradient returned a value of type tuple"),
+    (score_as(lambda s, g: (s, g[0])), r"score_and_gradient returned a tensor of shape \[3, 2\]"),
+    (score_as(lambda s, g: (s, g / 0)), r"score_and_gradient returned a number that is not fin"),
     (Forgets, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
     (ForgetsMomentum, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
     (GlobalNoise, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
@@ -172,6 +235,9 @@ def test_a_breach_is_one_line_with_agent_method_and_remedy(agent: Any, message: 
         metric(nan),
         metric(torch.ones(SEEDS).double()),
         act_as(lambda a: a.sign()),
+        showing(action_value=right_value, sample_policy=right_samples),
+        showing(sample_policy=right_samples, score_and_gradient=right_score),
+        samples_as(lambda a: a[:, :, :1]),
         act_as(lambda a: a * float("nan")),
         state_with(OrderedDict(a=None, b=(1, 2.0, True, "x"), c=torch.nn.Parameter(nan))),
     ],

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from agents.registry import built_in_trainers
 from qsm_bench import regression
 from qsm_bench.errors import UserError
-from qsm_bench.regression import AGENTS, BASELINE_SEEDS, COURSES, FALSE_ALARMS, SCORES, SEEDS
+from qsm_bench.regression import BASELINE_SEEDS, COURSES, FALSE_ALARMS, SCORES, SEEDS
 
+AGENTS = built_in_trainers()
 COMMITTED = Path(__file__).parents[2] / "results" / "regression"
 
 
