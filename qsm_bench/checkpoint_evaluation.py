@@ -50,11 +50,17 @@ def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> O
         agent, step = load_agent(cell, job, environments.observation_size, environments.action_size)
         device = torch.device(job.device)
         returns = []
-        # Occasions of its own: never the episodes that training was evaluated on.
-        for occasion in range(-1, -1 - -(-episodes // together), -1):
-            sound = np.array([seed not in failed for seed in job.seeds])
+        # Keys below 0: never the episodes that training was evaluated on.
+        for start_key in range(-1, -1 - -(-episodes // together), -1):
+            playing = np.array([seed not in failed for seed in job.seeds])
             played = evaluate(
-                agent, environments, job.seeds, together, occasion, device, sound=sound
+                agent,
+                environments,
+                job.seeds,
+                together,
+                start_key=start_key,
+                device=device,
+                playing=playing,
             )
             failed |= {job.seeds[row]: fault for row, fault in played.faults.items()}
             returns.append(played.returns)

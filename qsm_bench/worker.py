@@ -61,8 +61,8 @@ class Progress:
             if train_seconds and updates
             else None,
             "seconds_left": pace * (job.protocol.steps - training.step) if pace else None,
-            "diverged": dict(training.diverged),
-            "failed_seeds": {s: f.model_dump() for s, f in dict(training.failed).items()},
+            "diverged": dict(training.status.diverged),
+            "failed_seeds": {s: f.model_dump() for s, f in dict(training.status.failed).items()},
         }
 
 
@@ -124,7 +124,7 @@ def _train(
             print(*(f"warning: {line}" for line in training.warnings), sep="\n", file=sys.stderr)
         cell.write_manifest(manifest)
         training.run()
-        training.sync()
+        training.tables.sync()
         manifest.status = "finished"
         manifest.checksums = cell.checksums()
         _note(training, manifest)
@@ -168,8 +168,8 @@ def _note(training: Training, manifest: Manifest) -> None:
     """Write into the manifest how far the job has come."""
     manifest.step, manifest.updates = training.step, training.updates
     manifest.stretches[-1].last_step = training.step
-    manifest.diverged = dict(training.diverged)
-    manifest.failed_seeds = dict(training.failed)
+    manifest.diverged = dict(training.status.diverged)
+    manifest.failed_seeds = dict(training.status.failed)
     manifest.train_seconds = round(training.train_seconds, 2)
     manifest.evaluation_seconds = round(training.evaluation_seconds, 2)
     manifest.checkpoint_seconds = round(training.checkpoint_seconds, 2)

@@ -420,9 +420,11 @@ def test_a_seed_whose_environment_fails_is_shown_and_the_others_go_on_bit_for_bi
     training = Training(JOB, Cell(ill), checkpoint_every=7)
     training.run()
     training.close()
-    assert [(seed, failure.step) for seed, failure in training.failed.items()] == [(1, step)]
-    assert training.failed[1].reason.startswith(f"task {JOB.task!r} raised {type(error).__name__}")
-    assert not training.diverged
+    assert [(seed, failure.step) for seed, failure in training.status.failed.items()] == [(1, step)]
+    assert training.status.failed[1].reason.startswith(
+        f"task {JOB.task!r} raised {type(error).__name__}"
+    )
+    assert not training.status.diverged
     for seed in (0, 2):
         for table in ("evaluations", "training", "diagnostics"):
             assert rows(ill, table, seed) == rows(well, table, seed)
@@ -446,7 +448,7 @@ def test_once_failed_a_seed_stays_so_though_its_environment_would_work_again(
     again = Training(JOB, Cell(tmp_path), checkpoint_every=7)
     again.run()
     again.close()
-    assert list(again.failed) == [1]
+    assert list(again.status.failed) == [1]
     assert rows(tmp_path, "evaluations", 1)[-1]["return"] == "nan"
 
 

@@ -76,7 +76,7 @@ def test_a_loss_that_did_not_come_says_nothing_of_a_seed(tmp_path: Path) -> None
     assert train(make_job(LATE), tmp_path)
     again = Training(make_job(LATE), Cell(tmp_path), checkpoint_every=1000)
     again.close()
-    assert again.diverged == {}
+    assert again.status.diverged == {}
 
 
 def test_a_checkpoint_that_counted_all_metrics_alike_goes_on(tmp_path: Path) -> None:

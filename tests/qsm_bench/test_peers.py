@@ -16,7 +16,6 @@ from agents.protocol import Batch
 from agents.registry import PLUGIN_GROUP, find_agent
 from agents.sac import SAC, Noise, SACConfig
 from qsm_bench.errors import UserError
-from qsm_bench.experiment import parse_agents
 from qsm_bench.peers import PeerConfig, PeerSAC, PeerTD3, PeerTD3Config
 from qsm_bench.results import load_results
 from qsm_bench.store import Cell
@@ -159,7 +158,7 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path: Path) -> None:
         parameter.data.fill_(np.nan)
     training.run()
     training.close()
-    assert set(training.diverged) == {1}
+    assert set(training.status.diverged) == {1}
     healthy, sick = (
         [row for row in written(folder)["training"] if row["seed"] == "0"] for folder in (well, ill)
     )
@@ -169,7 +168,7 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", ["initialization=xavier", "actor_learning_rate=0.1"])
 def test_a_setting_that_the_library_lacks_is_refused(setting: str) -> None:
     with pytest.raises(UserError, match="stable-baselines3 has"):
-        parse_agents(f"sb3_td3[{setting}]")
+        make_job(f"sb3_td3[{setting}]")
 
 
 def test_without_the_library_one_line_says_what_to_install(

@@ -124,7 +124,12 @@ def test_the_last_checkpoint_plays_the_last_evaluation_again(tmp_path: Path) -> 
         rows = list(csv.DictReader(file))[-4:]
     again = Training(job, Cell(tmp_path), checkpoint_every=1000)
     played = evaluate(
-        again.agent, again.evaluation_environments, job.seeds, 2, job.protocol.steps, again.device
+        again.agent,
+        again.evaluation_environments,
+        job.seeds,
+        2,
+        start_key=job.protocol.steps,
+        device=again.device,
     )
     again.close()
     assert [float(row["return"]) for row in rows] == played.returns.ravel().tolist()
@@ -266,7 +271,7 @@ def test_a_seed_that_diverges_is_marked_and_the_others_go_on_bit_for_bit(
     well.mkdir()
     train(job, well)
     training = train_poisoned(job, ill)
-    assert training.diverged == {POISONED: POISONED_AT}
+    assert training.status.diverged == {POISONED: POISONED_AT}
     assert all(given), "an environment was given what is no action"
     healthy, sick = written(well), written(ill)
     for seed in (0, 2):
@@ -280,7 +285,7 @@ def test_a_seed_that_diverges_is_marked_and_the_others_go_on_bit_for_bit(
     cut = tmp_path / "cut"
     for stop_at in (POISONED_AT, 30, 70):
         train_poisoned(job, cut, stop_at)
-    assert train_poisoned(job, cut).diverged == {POISONED: POISONED_AT}
+    assert train_poisoned(job, cut).status.diverged == {POISONED: POISONED_AT}
     assert repr(written(cut)) == repr(sick)
 
 
@@ -290,22 +295,22 @@ def test_a_seed_whose_policy_diverges_before_its_loss_does_is_marked(tmp_path: P
         training = train_poisoned(
             make_job(task="linear-quadratic"), tmp_path / str(at), at=at, parts="actor"
         )
-        assert training.diverged == {POISONED: at}
+        assert training.status.diverged == {POISONED: at}
 
 
 def test_an_infinite_loss_is_no_loss(tmp_path: Path) -> None:
     training = train_poisoned(make_job(), tmp_path, parts="critic", value=np.inf)
-    assert training.diverged == {POISONED: POISONED_AT}
+    assert training.status.diverged == {POISONED: POISONED_AT}
 
 
 def test_a_job_all_of_whose_seeds_diverge_comes_to_its_end(tmp_path: Path) -> None:
     job = make_job().model_copy(update={"seeds": (7, 8)})
     training = Training(job, Cell(tmp_path), checkpoint_every=1000)
     poison(training)
-    training.sound[0] = False
+    training.status.finite[0] = False
     training.run()
     training.close()
-    assert training.diverged == {7: WARMUP, 8: POISONED_AT}
+    assert training.status.diverged == {7: WARMUP, 8: POISONED_AT}
     assert training.last_return is None
     rows = list(csv.DictReader(Cell(tmp_path).evaluations_file.read_text().splitlines()))
     assert [row["return"] for row in rows if row["step"] == "45"] == ["nan"] * 4
