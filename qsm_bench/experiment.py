@@ -50,7 +50,7 @@ class Job(BaseModel):
         own["settings"] = known.pop("settings", None)
         if known.get("replay_capacity") == known.get("steps"):
             # It was noted as the room that a run needs, whatever the buffer might hold.
-            del known["replay_capacity"]
+            known.pop("replay_capacity", None)
         return own | {"protocol": known}
 
     @property

@@ -26,7 +26,7 @@ from tests.qsm_bench.jobs import EVAL_EVERY, STEPS, WARMUP, after, make_experime
 SOUND, STRANGE = "td3[hidden_sizes=[8]]", "sac[hidden_sizes=[8]]"
 TASK = "four-goals"
 ASKED: dict[str, Any] = {"seeds": 2, "steps": STEPS, "warmup_steps": WARMUP, "batch_size": 8}
-ASKED |= {"eval_every": EVAL_EVERY, "eval_episodes": 2, "device": "cpu"}
+ASKED |= {"eval_every": EVAL_EVERY, "eval_episodes": 2}
 
 
 class Never:
@@ -126,6 +126,7 @@ class World:
 
     def arguments(self, name: str) -> Sequence[str]:
         asked = [f"--{key.replace('_', '-')}={value}" for key, value in ASKED.items()]
+        asked.append("--device=cpu")
         return {
             "status": ["there"],
             "report": ["there", f"--reports={self.reports}"],
