@@ -62,7 +62,7 @@ def test_the_example_agent_runs_beside_the_others(folder: Path) -> None:
 
 def test_the_result_shown_is_the_published_reports() -> None:
     shown = re.findall(
-        r"^\|.*\|$", README.partition("## What it shows")[2].partition("\n## ")[0], re.M
+        r"^\|.*\|$", README.partition("## A small run")[2].partition("\n## ")[0], re.M
     )
     report = (ROOT / "reports" / "cartpole-swingup" / "report.md").read_text()
     assert len(shown) > 2
