@@ -19,7 +19,7 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_process() -> Iterator[None]:
-    """What a job or a benchmark sets in its process is undone after it has run in this one."""
+    """Undo what a job or a benchmark sets in its process, as it runs in this one."""
     asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in asking}
     yield

@@ -13,7 +13,7 @@ from tests.qsm_bench.test_cli import call
 
 @pytest.fixture(autouse=True)
 def sixth(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Add the one line."""
+    """Add the one line to the list of built-in trainers."""
     path = "tests.sixth_trainer:Sixth"
     monkeypatch.setattr(registry, "BUILT_IN", (*registry.BUILT_IN, path))
     registry.built_in_agents.cache_clear()

@@ -14,7 +14,7 @@ FOLDERS = ("agents", "envs", "examples", "qsm_bench", "tests")
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with this one's hooks, and a file without fault in every folder."""
+    """Make a repository with this one's hooks, and a file without fault in every folder."""
     for name in (".pre-commit-config.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for folder in FOLDERS:

@@ -38,7 +38,7 @@ def run(folder: Path, command: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of examples/ in which the commands of docs/examples.md have run."""
+    """Copy examples/, and run the commands of docs/examples.md in the copy."""
     outside = tmp_path_factory.mktemp("outside")
     without = shutil.ignore_patterns("results", "reports", "__pycache__")
     shutil.copytree(EXAMPLES, outside / "examples", ignore=without)

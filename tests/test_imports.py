@@ -34,7 +34,7 @@ def modules(package: str) -> list[str]:
 
 
 def imported_names(source: str) -> Iterator[str]:
-    """The top-level packages that `source` imports anywhere in it, functions included."""
+    """Return the top-level packages that `source` imports anywhere, functions included."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -43,7 +43,7 @@ def imported_names(source: str) -> Iterator[str]:
 
 
 def loaded_after_importing(*names: str) -> set[str]:
-    """The top-level packages in sys.modules of a fresh interpreter that imported `names`."""
+    """Return the top-level packages that a fresh interpreter has loaded after `names`."""
     program = (
         "import importlib, json, sys\n"
         "for name in sys.argv[1:]:\n"
@@ -86,7 +86,7 @@ def test_the_command_line_starts_without_torch() -> None:
 
 
 def dynamically_imported_names(source: str) -> Iterator[str]:
-    """The top-level packages that `source` names as text to a function that imports."""
+    """Return the top-level packages that `source` names as text to a function that imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             function = ast.unparse(node.func).rpartition(".")[2]

@@ -33,7 +33,7 @@ def python(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the files that the README says to save, and its program, ``program.py``."""
+    """Make a folder with the files that the README says to save, and ``program.py``."""
     program = ""
     for block in BLOCK.finditer(README):
         if block["file"]:

@@ -20,7 +20,7 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 
 class FixedCritic(nn.Module):
-    """Two given functions as the twin critics of every seed."""
+    """Twin critics that are two known functions, the same for every seed."""
 
     def __init__(self, first: Value, second: Value | None = None) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FixedCritic(nn.Module):
 
 
 class NoOptimizer:
-    """Counts its updates and changes nothing."""
+    """An optimizer that counts its updates and changes nothing."""
 
     def __init__(self) -> None:
         self.updates = 0
@@ -53,13 +53,13 @@ def fix_critic(agent: Any, first: Value, second: Value | None = None) -> None:
 
 
 def first_gradients(optimizer: Adam) -> list[Tensor]:
-    """The gradients of an optimizer's first step, which its moments are a tenth of."""
+    """Return the gradients of an optimizer's first step; its first moments are a tenth of them."""
     assert optimizer.updates == 1
     return [moment / (1 - FIRST_DECAY) for moment in optimizer.first_moments]
 
 
 def in_float64(agent: AgentT) -> AgentT:
-    """The agent, its networks and its noise schedule in float64."""
+    """Convert the agent's networks and noise schedule to float64, and return the agent."""
     for part in (getattr(agent, name) for name in agent.parts):
         if isinstance(part, nn.Module):
             part.double()
@@ -75,28 +75,28 @@ def in_float64(agent: AgentT) -> AgentT:
 
 
 def doubled(noise: Any) -> Any:
-    """A tensor or named tuple of tensors with its real numbers in float64."""
+    """Return a tensor, or a named tuple of tensors, with its real numbers in float64."""
     if isinstance(noise, Tensor):
         return noise.double() if noise.is_floating_point() else noise
     return type(noise)(*map(doubled, noise))
 
 
 def perturb(network: nn.Module, scale: float = 0.3) -> None:
-    """Add noise to every parameter, to tell a network from one it is a copy of."""
+    """Add noise to every parameter, so that a network differs from the one it is a copy of."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
 
 
 def tensors(state: Any) -> list[Tensor]:
-    """The tensors of a nested state, in its order."""
+    """Return the tensors of a nested state, in its order."""
     return [value for value in pytree.tree_leaves(state) if isinstance(value, Tensor)]
 
 
 def make_batch(
     seeds: int, size: int, observation_size: int, action_size: int, dtype: torch.dtype
 ) -> Batch:
-    """Uniform actions, normal observations and rewards, and some terminations."""
+    """Draw uniform actions, normal observations and rewards, and some terminations."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(seeds, size, *shape, dtype=dtype)
@@ -111,7 +111,7 @@ def make_batch(
 
 
 def plain_schedule(steps: int) -> tuple[list[float], list[float]]:
-    """alpha_t and abar_t for t = 0..T."""
+    """Return alpha_t and abar_t for t = 0..T."""
     alpha = [1.0]
     for t in range(1, steps + 1):
         alpha.append(math.exp(-0.1 / steps - (10 - 0.1) * (2 * t - 1) / (2 * steps**2)))
@@ -119,13 +119,13 @@ def plain_schedule(steps: int) -> tuple[list[float], list[float]]:
 
 
 def plain_mean(action: Tensor, predicted: Tensor, t: int, steps: int) -> Tensor:
-    """mu = (a^t - beta_t / sqrt(1 - abar_t) e) / sqrt(alpha_t)."""
+    """Return mu = (a^t - beta_t / sqrt(1 - abar_t) e) / sqrt(alpha_t)."""
     alpha, abar = plain_schedule(steps)
     return (action - (1 - alpha[t]) / math.sqrt(1 - abar[t]) * predicted) / math.sqrt(alpha[t])
 
 
 def plain_sample(denoiser: Denoiser, steps: int, observation: Tensor, noise: Tensor) -> Tensor:
-    """a^{t-1} = clip(mu + [t > 1] sqrt(beta_t) z, -1, 1), from a^T = noise[:, 0]."""
+    """Run a^{t-1} = clip(mu + [t > 1] sqrt(beta_t) z, -1, 1) from a^T = noise[:, 0]."""
     alpha, _ = plain_schedule(steps)
     denoise = denoiser.at_observation(observation)
     action = noise[:, 0]
@@ -140,7 +140,7 @@ def plain_sample(denoiser: Denoiser, steps: int, observation: Tensor, noise: Ten
 def plain_critic_loss(
     agent: Any, batch: Batch, next_action: Tensor, bonus: Tensor | float = 0.0
 ) -> Tensor:
-    """Squared error of both critics against R_n + g^n m (min_i Qbar_i(s', a') + bonus), [S]."""
+    """Return both critics' squared error against R_n + g^n m (min_i Qbar_i + bonus), [S]."""
     first, second = agent.critic(batch.observation, batch.action)
     one, two = agent.target_critic(batch.next_observation, next_action)
     y = batch.reward + batch.discount * (torch.minimum(one, two) + bonus)
@@ -149,7 +149,7 @@ def plain_critic_loss(
 
 
 def assert_critic_learns_as_written(agent: Any, next_denoiser: Denoiser | None = None) -> None:
-    """A diffusion agent's critic has the target of the text, and its target network follows."""
+    """Check that the critic has the target of the text, and that its target network follows."""
     in_float64(agent)
     perturb(agent.target_critic)
     batch = make_batch(2, 16, 3, 2, torch.float64)

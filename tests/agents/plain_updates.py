@@ -34,7 +34,7 @@ def run(layers: Layers, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Te
 
 
 def flat(network: Any) -> list[Tensor]:
-    """A network's parameters, in torch's order."""
+    """Return a network's parameters, in torch's order."""
     if isinstance(network, Tensor):
         return [network]
     return [tensor for part in network for tensor in flat(part)]
@@ -112,7 +112,7 @@ class PlainLearner:
 
 
 class PlainDiffusion(PlainLearner):
-    """The order of an update that the three diffusion trainers share."""
+    """What the three diffusion trainers share: the order of an update."""
 
     def __init__(self, agent: Any, seed: int, seeds: int) -> None:
         super().__init__(agent, seed, seeds)

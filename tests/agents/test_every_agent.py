@@ -54,7 +54,7 @@ def tensors(state: Any, path: str = "") -> dict[str, Tensor]:
 
 
 def seed_rows(agent: Agent, seed: int, seeds: int) -> dict[str, Tensor]:
-    """Every learned tensor's rows that belong to a seed (twin critics have 2 S rows)."""
+    """Return every learned tensor's rows that belong to a seed (twin critics have 2 S rows)."""
     return {
         name: tensor[seed::seeds]
         for name, tensor in tensors(agent.state_dict()).items()

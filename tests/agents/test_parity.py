@@ -59,7 +59,7 @@ def build(name: str, device: torch.device = CPU, **settings: Any) -> Any:
 
 
 def draw(agent: Any, update: int) -> tuple[Any, ...]:
-    """What ``step`` takes beside the batch: noise in float64, and TD3's switch."""
+    """Draw what ``step`` takes beside the batch: noise in float64, and TD3's switch."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(len(SEEDS), *shape, dtype=torch.float64)
@@ -82,7 +82,7 @@ def of_seed(value: Any, row: int) -> Any:
 
 
 def assert_parity(agent: Any, device: torch.device = CPU, tolerance: float = 1e-9) -> None:
-    """The agent's step, however it is run, against the plain update of each seed alone."""
+    """Compare the agent's step, however it is run, with the plain update of each seed alone."""
     count = len(SEEDS)
     plain = [PLAIN[agent.name](agent, row, count) for row in range(count)]
     before = [p.clone() for p in agent.critic.parameters()]

@@ -45,7 +45,7 @@ Draw = Callable[[np.random.Generator, int], FloatArray]
 def draw(
     rng: np.random.Generator, seeds: int, *, fails: float, shift: float = 0.0, spread: float = 1.0
 ) -> FloatArray:
-    """Scores [seeds, 6] of an agent, ``shift`` spreads better and ``spread`` times as noisy."""
+    """Draw scores [seeds, 6] of an agent: ``shift`` spreads better, ``spread`` times as noisy."""
     noise = rng.normal(size=(seeds, len(MEANS)))
     scores: FloatArray = MEANS + SPREADS * (shift + spread * noise)
     failed = rng.random(scores.shape) < fails
@@ -53,7 +53,7 @@ def draw(
 
 
 def interval_coverage(world: str, seeds: int, simulations: int) -> list[float]:
-    """The share of intervals that hold the truth: of each aggregate, then of the improvement."""
+    """Return the share of intervals that hold the truth: each aggregate's, the improvement's."""
     fails = WORLDS[world]
     rng = np.random.default_rng([seeds, *world.encode()])
     many = draw(rng, 500_000, fails=fails)
@@ -72,7 +72,7 @@ def interval_coverage(world: str, seeds: int, simulations: int) -> list[float]:
 
 
 def interval_false_alarms(world: str, seeds: int, simulations: int) -> float:
-    """How often the interval of two equal agents' improvement leaves out 0.5."""
+    """Return how often the interval of two equal agents' improvement leaves out 0.5."""
     rng = np.random.default_rng([seeds, 1, *world.encode()])
     alarms = 0
     for _ in range(simulations):
@@ -83,7 +83,7 @@ def interval_false_alarms(world: str, seeds: int, simulations: int) -> float:
 
 
 def verdicts(agents: Sequence[Draw], seeds: int, simulations: int) -> float:
-    """The share of experiments in which any pair of the agents gets a verdict."""
+    """Return the share of experiments in which any pair of the agents gets a verdict."""
     rng = np.random.default_rng([seeds, len(agents)])
     alarms = 0
     for _ in range(simulations):
@@ -94,7 +94,7 @@ def verdicts(agents: Sequence[Draw], seeds: int, simulations: int) -> float:
 
 
 def seen_improvement(world: str, seeds: int, simulations: int) -> float:
-    """The true probability of improvement that two agents get a verdict for 4 times in 5."""
+    """Return the true probability of improvement that gets a verdict 4 times in 5."""
     fails = WORLDS[world]
     low, high = 0.0, 6.0
     for _ in range(8):
@@ -107,7 +107,7 @@ def seen_improvement(world: str, seeds: int, simulations: int) -> float:
 
 
 def tables(simulations: int) -> Iterator[str]:
-    """The lines of the document."""
+    """Return the lines of the document."""
     cases = [(world, seeds) for world in WORLDS for seeds in SEEDS]
     worlds, seeds_of = zip(*cases, strict=True)
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
@@ -159,17 +159,17 @@ def tables(simulations: int) -> Iterator[str]:
 
 
 def smallest(seeds: int, pairs: int) -> float:
-    """The smallest observed improvement with a verdict, if no other pair has one."""
+    """Return the smallest observed improvement with a verdict, if no other pair has one."""
     return detectable_improvement(seeds, seeds, len(MEANS), FALSE_ALARMS / pairs)
 
 
 def percent(share: float) -> str:
-    """A share in percent."""
+    """Write a share in percent."""
     return f"{100 * share:.1f} %"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """A Markdown table between empty lines."""
+    """Write a Markdown table between empty lines."""
     yield ""
     yield f"| {' | '.join(header)} |"
     yield f"|{' --- |' * len(header)}"

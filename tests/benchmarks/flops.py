@@ -22,7 +22,7 @@ from agents.td3 import TD3Config
 
 
 def products(sizes: Sequence[int]) -> int:
-    """Multiplications of one row through a multilayer perceptron."""
+    """Count the multiplications of one row through a multilayer perceptron."""
     return sum(a * b for a, b in itertools.pairwise(sizes))
 
 
@@ -41,7 +41,7 @@ class Work:
         self.critic_to_action = self.critic_inner + action * self.hidden[0]
 
     def per_update(self) -> float:
-        """Of critic, actor and target together."""
+        """Count an update's operations: critic, actor and target together."""
         match self.config:
             case QSMConfig():
                 rows = self.target() + self.score_matching()
@@ -58,7 +58,7 @@ class Work:
         return self.rows * (rows + self.critic_update())
 
     def critic_update(self) -> float:
-        """Both critics forward, and back to the weights; both targets forward."""
+        """Count both critics forward and back to the weights, and both targets forward."""
         backward = self.critic_forward + self.critic_inner
         return 2 * (self.critic_forward + backward) + 2 * self.critic_forward
 
@@ -71,7 +71,7 @@ class Work:
 
     @property
     def denoiser(self) -> int:
-        """One call, with the observation's part of the first layer already there."""
+        """Count one call, with the observation's part of the first layer already there."""
         return products([self.action, *self.hidden, self.action])
 
     @property
@@ -84,22 +84,22 @@ class Work:
 
     @property
     def time_codes(self) -> float:
-        """Of all steps, shared by the whole batch."""
+        """Count the time codes of all steps, which the whole batch shares."""
         once = products([2 * FREQUENCIES, TIME_CODE, TIME_CODE, self.hidden[0]])
         return self.steps * once / (self.rows / 2)
 
     def target(self) -> float:
-        """The sampler's run for the next actions."""
+        """Count the sampler's run for the next actions."""
         return self.steps * self.denoiser + self.conditioning + self.time_codes
 
     def score_matching(self) -> float:
-        """grad_a Q of both critics, and one denoiser call forward and back to the weights."""
+        """Count grad_a Q of both critics, and one denoiser call forward and back to the weights."""
         gradient = 2 * (self.critic_forward + self.critic_to_action)
         call = self.denoiser + self.conditioning + self.time_codes
         return gradient + 2 * call + self.denoiser_inner + self.time_codes
 
     def backpropagated_sampler(self) -> float:
-        """The sampler forward, both critics, and back through every step."""
+        """Count the sampler forward, both critics, and the way back through every step."""
         climb = 2 * (self.critic_forward + self.critic_to_action)
         forward = self.steps * self.denoiser + self.conditioning + self.time_codes
         to_actions = self.steps * self.denoiser_inner + (
@@ -108,7 +108,7 @@ class Work:
         return climb + 2 * forward + to_actions + self.time_codes
 
     def likelihood_ratio(self) -> float:
-        """K chains forward, their Q, and each step back to the weights."""
+        """Count K chains forward, their Q, and each step back to the weights."""
         assert isinstance(self.config, DiffusionPGConfig)
         chains = self.config.chains
         call = self.steps * (2 * self.denoiser + self.denoiser_inner)
@@ -118,7 +118,7 @@ class Work:
     # One-step policies
 
     def actor_critic(self, heads: int, critics: int, delay: int) -> float:
-        """The next actions, and every ``delay``-th time the actor through so many critics."""
+        """Count the next actions, and every ``delay``-th time the actor through so many critics."""
         actor = [self.observation, *self.hidden, heads * self.action]
         forward, inner = products(actor), products(actor[1:])
         climb = critics * (self.critic_forward + self.critic_to_action)
@@ -126,7 +126,7 @@ class Work:
 
 
 def update_flops(config: AgentConfig, observation: int, action: int, batch: int) -> float:
-    """Floating-point operations of one seed's update."""
+    """Count the floating-point operations of one seed's update."""
     return Work(config, observation, action, batch).per_update()
 
 

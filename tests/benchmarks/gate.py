@@ -44,13 +44,13 @@ MORE_STEPS = 1.25
 
 
 def side_by_side(*calls: Callable[[], float]) -> list[float]:
-    """The shortest times of calls that are measured in turn: what else runs only adds to them."""
+    """Measure calls in turn and return the shortest time of each; what else runs only adds."""
     rounds = [[call() for call in calls] for _ in range(ROUNDS)]
     return [min(column) for column in zip(*rounds, strict=True)]
 
 
 def update(name: str, seeds: int) -> Callable[[], float]:
-    """Measures the seconds of an update, over two, as TD3's come in two kinds."""
+    """Return a measure of the seconds of an update, over two, as TD3's come in two kinds."""
     agent, batch = new_agent(name, seeds), new_batch(seeds)
     seconds(lambda: agent.update(batch), 4)
     return lambda: seconds(lambda: agent.update(batch), 2)
@@ -65,7 +65,7 @@ def plain_layer(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def part(call: Callable[[Tensor], Tensor]) -> float:
-    """Seconds of a call on the hidden layer of two members."""
+    """Return a measure of the seconds of a call on the hidden layer of two members."""
     x = torch.randn(2, BATCH, 256)
     return seconds(lambda: call(x), 20)
 
@@ -78,7 +78,7 @@ PARTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], f
 
 
 def ratios() -> Iterator[tuple[str, Callable[[], float], Callable[[float], bool]]]:
-    """What is held, how its ratio is measured, and what is within its bound."""
+    """Return what is held, how its ratio is measured, and what is within its bound."""
     for name in built_in_trainers():
         text = f"{name}, share of the roofline, at least {SHARE_OF_ROOFLINE}"
         yield text, partial(share_of_roofline, name), SHARE_OF_ROOFLINE.__le__
@@ -93,13 +93,13 @@ def ratios() -> Iterator[tuple[str, Callable[[], float], Callable[[float], bool]
 
 
 def ratio(mine: Callable[[], float], other: Callable[[], float]) -> float:
-    """Of two times."""
+    """Divide one time by another."""
     one, two = side_by_side(mine, other)
     return one / two
 
 
 def share_of_roofline(name: str) -> float:
-    """Of an update, at S = 1."""
+    """Return an update's share of the roofline, at S = 1."""
     agent, batch = new_agent(name, 1), new_batch(1)
     with ProductCounter() as counter:
         seconds(lambda: agent.update(batch), 2)

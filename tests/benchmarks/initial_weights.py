@@ -49,12 +49,12 @@ BEGIN, END = "<!-- tests/benchmarks/initial_weights.py -->\n", "<!-- end -->\n"
 
 
 def column(trainer: str, initialization: str) -> str:
-    """The agent's label."""
+    """Return the agent's label."""
     return f"{trainer}[hidden_sizes=[64,64],initialization={initialization}]"
 
 
 def train(name: str, results: Path, seeds: int, **options: object) -> Results:
-    """Run the experiment, or what is missing of it, in a process of its own."""
+    """Run the experiment, or what is missing of it, in a separate process."""
     agents = ",".join(column(t, i) for t in TRAINERS for i in (UNIFORM, XAVIER))
     asked = {"seeds": seeds, "batch-size": 64, "device": "cpu", "workers": 1, **options}
     subprocess.run(
@@ -70,7 +70,7 @@ def train(name: str, results: Path, seeds: int, **options: object) -> Results:
 
 
 def blind_return(episodes: int = 20) -> float:
-    """The mean return of the best policy that looks at nothing."""
+    """Return the mean return of the best policy that looks at nothing."""
     environments = Lockstep(TASK, episodes)
     rng = np.random.default_rng(0)
     shape = (episodes, environments.action_size)
@@ -90,14 +90,14 @@ def blind_return(episodes: int = 20) -> float:
 
 
 def of(rows: pd.DataFrame, trainer: str, initialization: str, task: str = TASK) -> pd.DataFrame:
-    """The rows of a cell's last step."""
+    """Return the rows of a cell's last step."""
     mine = rows[(rows["agent"] == column(trainer, initialization)) & (rows["task"] == task)]
     last: pd.DataFrame = mine[mine["step"] == mine["step"].max()]
     return last
 
 
 def returns(results: Results, trainer: str, initialization: str) -> FloatArray:
-    """Each seed's mean return at the end."""
+    """Return each seed's mean return at the end."""
     cell = of(results.evaluations, trainer, initialization)
     return cell.groupby("seed")["return"].mean().to_numpy(float)
 
@@ -105,27 +105,27 @@ def returns(results: Results, trainer: str, initialization: str) -> FloatArray:
 def without_gradient(
     results: Results, trainer: str, initialization: str, task: str = TASK
 ) -> BoolArray:
-    """Of each seed: whether its actor's gradient was zero at the end."""
+    """Tell for each seed whether its actor's gradient was zero at the end."""
     return (
         of(results.training, trainer, initialization, task)["actor_gradient_norm"] == 0
     ).to_numpy()
 
 
 def interval(scores: FloatArray, statistic: str) -> str:
-    """A statistic with its 95 % bootstrap interval."""
+    """Write a statistic with its 95 % bootstrap interval."""
     at = STATISTICS.index(statistic)
     value, low, high = (x[at] for x in bootstrap(aggregate, scores[:, None]))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def fisher(marked: BoolArray, other: BoolArray) -> str:
-    """Fisher's exact test of two shares."""
+    """Return the p-value of Fisher's exact test of two shares."""
     counts = [[int(x.sum()), int((~x).sum())] for x in (marked, other)]
     return f"{fisher_exact(counts)[1]:.2g}"
 
 
 def final_rows(results: Results) -> Iterator[list[object]]:
-    """The rows of the first table."""
+    """Yield the rows of the first table."""
     limit = BLIND_MARGIN * blind_return()
     scores = {(t, i): returns(results, t, i) for t in TRAINERS for i in (UNIFORM, XAVIER)}
     p = [
@@ -153,7 +153,7 @@ def final_rows(results: Results) -> Iterator[list[object]]:
 
 
 def over_all(results: Results) -> str:
-    """The test stratified by trainer, in a sentence."""
+    """Say the outcome of the test that is stratified by trainer."""
     uniform, xavier = (
         np.stack([returns(results, t, i) for t in TRAINERS], axis=1) for i in (UNIFORM, XAVIER)
     )
@@ -166,7 +166,7 @@ def over_all(results: Results) -> str:
 
 
 def small_rows(results: Results) -> Iterator[list[object]]:
-    """The rows of the second table."""
+    """Yield the rows of the second table."""
     for trainer in TRAINERS:
         for task in SMALL_TASKS:
             marked = [without_gradient(results, trainer, i, task) for i in (UNIFORM, XAVIER)]
@@ -175,7 +175,7 @@ def small_rows(results: Results) -> Iterator[list[object]]:
 
 
 def final_table(results: Results) -> Iterator[str]:
-    """What the trainers learned."""
+    """Write the table of what the trainers learned."""
     about = results.cells[0]
     yield (
         f"On {TASK} after {about['steps']:,} steps, {about['warmup_steps']:,} of them random, with "
@@ -190,7 +190,7 @@ def final_table(results: Results) -> Iterator[str]:
 
 
 def first_table(results: Results) -> Iterator[str]:
-    """Whether the actors had a gradient in their first updates."""
+    """Write the table of whether the actors had a gradient in their first updates."""
     yield (
         f"Seeds whose actor had no gradient in updates {FIRST_UPDATES // 2 + 1} to "
         f"{FIRST_UPDATES}, and p by Fisher's exact test:"

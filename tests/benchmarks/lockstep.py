@@ -26,7 +26,7 @@ WARMUP, BLOCK = 300, 100
 
 
 def prepared(agent: str, task: str, seeds: int, first_seed: int, folder: Path) -> Training:
-    """A training that is through its warm-up and has made its first updates."""
+    """Return a training that is through its warm-up and has made its first updates."""
     experiment = Experiment(
         name="lockstep",
         agents=parse_agents(agent),
@@ -41,7 +41,7 @@ def prepared(agent: str, task: str, seeds: int, first_seed: int, folder: Path) -
 
 
 def take_steps(training: Training, steps: int) -> float:
-    """Seconds that so many training steps take."""
+    """Return the seconds that so many training steps take."""
     began = time.perf_counter()
     for _ in range(steps):
         training._take_step()

@@ -43,7 +43,7 @@ def main(
             steps=steps,
             warmup_steps=100,
             batch_size=16,
-            replay_capacity=steps // 5,
+            replay_capacity=min(REPLAY_CAPACITY, steps // 5),
             eval_every=1000,
             eval_episodes=1,
         ),

@@ -44,7 +44,7 @@ MUTATIONS = {
 
 
 def regress(folder: Path, first_seed: int) -> tuple[bool, str]:
-    """Run the regression of the code in ``folder``: whether it raised an alarm, and its table."""
+    """Run the regression of the code in ``folder``; return whether it failed, and its table."""
     done = subprocess.run(
         [sys.executable, "-m", "qsm_bench", "regress", "--first-seed", str(first_seed)],
         cwd=folder,
@@ -60,7 +60,7 @@ def regress(folder: Path, first_seed: int) -> tuple[bool, str]:
 
 
 def copy_of_the_code(folder: Path) -> Path:
-    """The packages and the baseline, to be broken."""
+    """Copy the packages and the baseline, to be broken."""
     for package in ("agents", "envs", "qsm_bench"):
         shutil.copytree(ROOT / package, folder / package)
     shutil.copytree(ROOT / "results" / "regression", folder / "results" / "regression")

@@ -17,7 +17,7 @@ UPDATES = 20
 
 
 class Peer:
-    """stable-baselines3's or SBX's SAC or TD3, of the sizes that are compared."""
+    """SAC or TD3 of stable-baselines3 or SBX, with the sizes that are compared."""
 
     def __init__(self, library: str, algorithm: str) -> None:
         self.process = subprocess.Popen(
@@ -29,7 +29,7 @@ class Peer:
         self.seconds_per_update()  # once it is warm
 
     def seconds_per_update(self, *, at_once: int = 1) -> float:
-        """Let it make some updates, replay's sample included. Raises EOFError if it has died.
+        """Time one update, replay's sample included. Raises EOFError if the process has died.
 
         By default each is a call of its own, as in a run of one update per environment step, which
         is what both libraries' SAC does if nothing else is said, and this project's agents do.
@@ -43,12 +43,12 @@ class Peer:
         return float(answer) / UPDATES
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.communicate()
 
 
 def learner(library: str, algorithm: str) -> Any:
-    """A learner whose replay is filled with noise."""
+    """Return a learner whose replay buffer is filled with noise."""
     import importlib
 
     import gymnasium
@@ -78,7 +78,7 @@ def learner(library: str, algorithm: str) -> Any:
 
 
 def main(library: str, algorithm: str) -> None:
-    """Answer until standard input ends."""
+    """Measure updates as standard input asks, until it ends."""
     import torch
 
     torch.set_num_threads(1)

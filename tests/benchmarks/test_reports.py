@@ -17,7 +17,7 @@ AGENTS = ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")
 
 
 def cpu_seconds(seeds: int, folder: Path) -> float:
-    """Of a report on 5 agents x 6 tasks x 100 evaluations."""
+    """Return the CPU seconds of a report on 5 agents x 6 tasks x 100 evaluations."""
     results = make_results(AGENTS, tuple("abcdef"), seeds=seeds, evaluations=100, episodes=1)
     began = time.process_time()
     write_report(results, folder)

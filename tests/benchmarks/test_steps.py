@@ -35,7 +35,7 @@ def test_acting(benchmark: Any) -> None:
 
 
 class Clock:
-    """Adds up the time of calls by name, without what the calls inside them are counted for."""
+    """The time of calls by name, without that of the counted calls inside them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -43,7 +43,7 @@ class Clock:
         self._inside: list[float] = []
 
     def on(self, thing: Any, method: str, name: str) -> None:
-        """Count every call of that method."""
+        """Count the time of every call of a method."""
         call: Callable[..., Any] = getattr(thing, method)
 
         @wraps(call)

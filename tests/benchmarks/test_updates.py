@@ -80,7 +80,7 @@ def test_score_matching_costs_the_same_for_any_number_of_steps(benchmark: Any) -
     few, many = actor_update(5), actor_update(20)
 
     def after_itself() -> float:
-        """Each of the two is timed with its own numbers in the caches."""
+        """Time the shorter update after itself, with its own numbers in the caches."""
         few()
         taken = seconds(few)
         many()
@@ -101,7 +101,7 @@ def test_score_matching_costs_the_same_for_any_number_of_steps(benchmark: Any) -
 
 @pytest.fixture
 def one_core() -> Iterator[None]:
-    """For libraries that start as many threads as there are cores."""
+    """Keep libraries that start as many threads as there are cores to one."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     yield

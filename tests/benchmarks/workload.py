@@ -24,7 +24,7 @@ GEMM_FLOPS = 2 * SIDE**3
 
 
 def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any) -> Agent:
-    """An agent of the common size, ready to update."""
+    """Return an agent of the common size, ready to update."""
     agent = find_agent(name).agent
     built = agent(agent.config_class(**settings), OBSERVATION, ACTION, tuple(range(seeds)), CPU)
     accelerate(built, CPU, seeds=seeds, compiled=compiled)
@@ -32,7 +32,7 @@ def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any)
 
 
 def new_batch(seeds: int) -> Batch:
-    """Made-up transitions of the common size."""
+    """Return made-up transitions of the common size."""
     return Batch(
         observation=torch.randn(seeds, BATCH, OBSERVATION),
         action=torch.rand(seeds, BATCH, ACTION) * 2 - 1,
@@ -43,7 +43,7 @@ def new_batch(seeds: int) -> Batch:
 
 
 def actor_update(steps: int) -> Callable[[], Any]:
-    """QSM's actor update alone, of one seed, at that many diffusion steps."""
+    """Return QSM's actor update alone, of one seed, at so many diffusion steps."""
     agent, batch = new_agent("qsm", 1, diffusion_steps=steps), new_batch(1)
     assert isinstance(agent, DiffusionAgent)
     noise = agent.draw_actor_noise(BATCH)
@@ -52,7 +52,7 @@ def actor_update(steps: int) -> Callable[[], Any]:
 
 
 def seconds(call: Callable[[], Any], times: int = 1) -> float:
-    """Mean time of so many calls."""
+    """Return the mean time of so many calls."""
     began = time.perf_counter()
     for _ in range(times):
         call()
@@ -60,7 +60,7 @@ def seconds(call: Callable[[], Any], times: int = 1) -> float:
 
 
 def gemm_rate() -> float:
-    """Operations per second of the yardstick: the median of 20 products."""
+    """Measure the yardstick's operations per second: the median of 20 matrix products."""
     a, b, out = (torch.randn(SIDE, SIDE) for _ in range(3))
     return GEMM_FLOPS / statistics.median(
         seconds(lambda: torch.mm(a, b, out=out)) for _ in range(20)
@@ -68,7 +68,7 @@ def gemm_rate() -> float:
 
 
 class SideBySide:
-    """Measures a call with pytest-benchmark, and others in turn with it, round by round."""
+    """A call that pytest-benchmark measures, and others that are measured in turn with it."""
 
     def __init__(self, benchmark: Any, call: Callable[[], Any], *, rounds: int = 30) -> None:
         self.benchmark = benchmark
@@ -78,11 +78,11 @@ class SideBySide:
         self.seen: dict[str, list[float]] = {}
 
     def beside(self, name: str, measure: Callable[[], float]) -> None:
-        """Let ``measure()`` be called before every round; see ``of``."""
+        """Call ``measure()`` before every round; ``of`` tells its median."""
         self.others[name] = measure
 
     def run(self) -> bool:
-        """Measure; False where benchmarks are switched off, and the call was only tried."""
+        """Measure; return False where benchmarks are switched off and the call was only tried."""
 
         def between_rounds() -> None:
             for name, measure in self.others.items():
@@ -95,16 +95,16 @@ class SideBySide:
 
     @property
     def median(self) -> float:
-        """Seconds of the call."""
+        """Return the median seconds of the call."""
         return float(self.benchmark.stats.stats.median)
 
     def of(self, name: str) -> float:
-        """The median of what was measured beside it."""
+        """Return the median of what was measured beside the call."""
         return statistics.median(self.seen[name])
 
 
 def note(benchmark: Any, work: str, measured: str, ratio: float, of: str, goal: str = "") -> None:
-    """Leave a row of reports/performance.md with the benchmark, and print it."""
+    """Add a row of reports/performance.md to the benchmark's record, and print it."""
     row = {"work": work, "measured": measured, "ratio": ratio, "of": of, "goal": goal}
     benchmark.extra_info.setdefault("rows", []).append(row)
     print(f"\n{work}: {measured}; {ratio:.3g} {of}; to reach: {goal or '-'}")

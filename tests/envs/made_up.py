@@ -12,7 +12,7 @@ UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
 class MadeUp(gymnasium.Env[Any, Any]):
-    """Observations are samples of their space; the k-th step of an episode earns k."""
+    """Its observations are samples of their space; the k-th step of an episode earns k."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ def register(name: str, make: Callable[..., gymnasium.Env[Any, Any]], **options:
 def registered(
     make: Callable[..., gymnasium.Env[Any, Any]] = MadeUp, name: str = "MadeUp-v0", **kwargs: Any
 ) -> Iterator[str]:
-    """The id under which `make(**kwargs)` can be made."""
+    """Register `make(**kwargs)` with Gymnasium for a while, and yield its id."""
     register(name, make, kwargs=kwargs)
     try:
         yield name

@@ -18,7 +18,7 @@ from tests.envs.made_up import MadeUp, registered
 
 
 def flattened(space: spaces.Space[Any]) -> tuple[list[float], Any]:
-    """A flat observation, and what it was made from."""
+    """Return a flat observation, and what it was made from."""
     env = MadeUp(space)
     observation, _ = flat_observations(env, "made-up").reset(seed=0)
     assert observation.dtype == np.float32
@@ -92,7 +92,7 @@ def test_flattening_agrees_with_gymnasium_for_any_nesting(
 
 @st.composite
 def action_boxes(draw: st.DrawFn) -> spaces.Box:
-    """Boxes whose entries have bounds of their own."""
+    """Draw a box whose entries have separate bounds."""
     dtype: Any = draw(st.sampled_from([np.float32, np.float64]))
     shape = draw(st.sampled_from([(1,), (3,), (2, 2), (1, 2, 1)]))
     number = st.floats(
@@ -105,7 +105,7 @@ def action_boxes(draw: st.DrawFn) -> spaces.Box:
 
 
 def received(box: spaces.Box, action: Any) -> NDArray[Any]:
-    """What the environment gets when the adapted environment is given `action` in every entry."""
+    """Return what an environment gets when the adapted one is given `action` in every entry."""
     env = MadeUp(action_space=box)
     adapted = unit_actions(env, "made-up")
     assert isinstance(adapted.action_space, spaces.Box)

@@ -21,7 +21,7 @@ Row = tuple[Array, np.float32, bool, bool]
 
 
 def alone(task: str, seed: int, actions: Array) -> Iterator[Row]:
-    """The steps of an episode in an environment of its own, until it ends."""
+    """Yield the steps of an episode in a separate environment, until it ends."""
     env = make(task)
     env.reset(seed=seed)
     for action in actions:

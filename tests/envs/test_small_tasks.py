@@ -139,7 +139,7 @@ class TestFourGoals:
 
 
 def rollouts(policy: Callable[[np.random.Generator, Array], Array], count: int) -> Array:
-    """Returns [count] of `policy` from random starts in the four-goals task."""
+    """Return the returns [count] of `policy` from random starts in the four-goals task."""
     generator = np.random.default_rng(0)
     width = four_goals.START_HALF_WIDTH
     position = generator.uniform(-width, width, (count, 2))
@@ -156,7 +156,7 @@ starts = st.floats(-1, 1).map(lambda position: np.array([position, 0.0]))
 
 
 def controlled_return(start: Array, gains: list[Array], nudges: Array | None = None) -> float:
-    """Return of a_t = -K_t s_t + nudges_t."""
+    """Compute the return of a_t = -K_t s_t + nudges_t."""
     state, total = start, 0.0
     for step, gain in enumerate(gains):
         action = -gain @ state + (0.0 if nudges is None else nudges[step])

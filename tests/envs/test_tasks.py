@@ -16,7 +16,7 @@ from tests.envs.made_up import UNIT, MadeUp, registered
 
 
 def error_of(call: Callable[[], Any]) -> str:
-    """The message of the TaskError that `call` raises; it must be one line."""
+    """Return the message of the TaskError that `call` raises; it must be one line."""
     with pytest.raises(TaskError) as caught:
         call()
     message = str(caught.value)

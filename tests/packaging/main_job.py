@@ -37,7 +37,7 @@ class Mine(TD3):
 
 
 def call(folder: Path, *command: str, status: int = 0) -> str:
-    """The output of a command; where it is to fail, the one line that it says."""
+    """Return a command's output or, where it is to fail, the one line that it says."""
     # Nothing of the checkout, and no display.
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "QSM_RESULTS", "DISPLAY")}
     done = subprocess.run(

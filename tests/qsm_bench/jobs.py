@@ -30,7 +30,7 @@ AGENTS = (
 
 
 class Killed(BaseException):
-    """Stands for a death that leaves no time to save."""
+    """The death of a process that has no time to save."""
 
 
 PROTOCOL = Protocol(
@@ -63,7 +63,7 @@ def make_job(agent: str = AGENTS[-1], task: str = "four-goals", **changes: Any) 
 
 
 def after(calls: int) -> Callable[[], bool]:
-    """Turns true, and stays so, at the given call."""
+    """Return a function that returns True from its ``calls``-th call on, and False before."""
     counter = itertools.count(1)
     return lambda: next(counter) >= calls
 
@@ -71,7 +71,7 @@ def after(calls: int) -> Callable[[], bool]:
 def train(
     job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, stop_at: int = 10**9
 ) -> bool:
-    """Go on with the job, and say whether it came to its end before ``stop_at`` was reached."""
+    """Begin or resume the job; return whether it ended before it was stopped at ``stop_at``."""
     folder.mkdir(exist_ok=True)
     training = Training(job, Cell(folder), checkpoint_every=checkpoint_every, stop=after(stop_at))
     try:
@@ -84,7 +84,7 @@ def train(
 
 
 def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int) -> None:
-    """Go on with the job, and let it die without a word."""
+    """Begin or resume the job, and let it die at its ``at``-th step without saving."""
     dead = after(at)
 
     def watch() -> None:
@@ -101,7 +101,7 @@ def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int)
 
 
 def written(folder: Path) -> dict[str, Any]:
-    """What a job leaves, but for its clock."""
+    """Return what a job has written, except for times."""
     cell = Cell(folder)
     with cell.training_file.open(newline="") as file:
         rows = [
@@ -129,7 +129,7 @@ POISONED, POISONED_AT = 1, 25
 def poison(
     training: Training, at: int = POISONED_AT, parts: str = "", value: float = np.nan
 ) -> None:
-    """Let a seed's parameters be NaN, in the parts so named, when the update of a step comes."""
+    """Set one seed's parameters to NaN at the update of step ``at``, in parts named ``parts``."""
     update = training.agent.update
 
     def poisoned_update(batch: Batch) -> dict[str, torch.Tensor]:

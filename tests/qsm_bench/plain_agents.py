@@ -17,7 +17,7 @@ class PlainConfig(AgentConfig):
 
 
 class Plain:
-    """Acts at random; its one weight follows the reward with momentum."""
+    """An agent that acts at random; its one weight follows the reward with momentum."""
 
     name: ClassVar[str] = "plain"
     config_class: ClassVar[type[AgentConfig]] = PlainConfig
@@ -70,7 +70,7 @@ class Plain:
 
 
 class Late(Plain):
-    """Logs its actor's loss only from the 20th update on, then at every second one."""
+    """An agent that logs an actor's loss at every second update from the 20th on."""
 
     name = "late"
 

@@ -29,12 +29,12 @@ def fork(work: Callable[[], object]) -> int:
 
 
 def exit_status(process: int) -> int:
-    """Wait for a forked process: its exit status, or minus the signal that ended it."""
+    """Wait for a forked process; return its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 class ForkedJob:
-    """A job in a forked process, with what the executor uses of a Popen."""
+    """A job in a forked process, with the methods of Popen that the executor uses."""
 
     stdin = None
 
@@ -60,5 +60,5 @@ class ForkedJob:
 
 
 def crowding() -> float:
-    """By how much a time limit must be longer while others use the machine too."""
+    """Return how many times longer a time limit must be while others use the machine too."""
     return max(1.0, 2.0 * os.getloadavg()[0] / (os.cpu_count() or 1))

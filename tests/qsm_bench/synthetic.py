@@ -14,7 +14,7 @@ Returns = Callable[[str, str, int, int], float]
 
 
 def made_up_returns(agent: str, task: str, seed: int, step: int) -> float:
-    """Noisy saturating curves, the earlier letters of the alphabet learning faster."""
+    """Draw from noisy saturating curves; earlier letters of the alphabet learn faster."""
     noise = np.random.default_rng([seed, step, *f"{agent}/{task}".encode()]).normal()
     pace = 1 + sum(agent.encode()) % 7
     return float(900 * (1 - np.exp(-step * pace / 60_000)) + 25 * noise)
@@ -30,7 +30,7 @@ def make_results(
     metrics: Sequence[str] = ("critic_loss", "q"),
     name: str = "made-up",
 ) -> Results:
-    """A finished experiment with an evaluation every 5,000 steps."""
+    """Make a finished experiment with an evaluation every 5,000 steps."""
     steps = [5_000 * (i + 1) for i in range(evaluations)]
     cells = [make_cell(agent, task, seeds, steps, episodes) for task in tasks for agent in agents]
     evaluation_rows = [
@@ -78,7 +78,7 @@ def make_results(
 def make_cell(
     agent: str, task: str, seeds: int, steps: Sequence[int], episodes: int
 ) -> dict[str, Any]:
-    """The manifest of a finished cell."""
+    """Make the manifest of a finished cell."""
     return {
         "agent": agent,
         "agent_name": agent.partition("[")[0],
@@ -108,7 +108,7 @@ def make_cell(
 
 
 def make_stretch(agent: str, task: str, last_step: int, **changes: Any) -> dict[str, Any]:
-    """A stretch of a cell, from its first step on."""
+    """Make a stretch of a cell, from its first step on."""
     stretch: dict[str, Any] = {
         "started": "2026-01-02T03:04:05+00:00",
         "ended": "2026-01-02T04:04:05+00:00",
@@ -123,7 +123,7 @@ def make_stretch(agent: str, task: str, last_step: int, **changes: Any) -> dict[
 
 
 def with_diagnostics(results: Results) -> Results:
-    """The same experiment with the diagnostics of its diffusion agents."""
+    """Return the same experiment with the diagnostics of its diffusion agents."""
     rng = np.random.default_rng(0)
     keys = ["agent", "task", "seed", "step"]
     diffusion = results.training[~results.training["agent"].isin(["sac", "td3"])]

@@ -254,7 +254,7 @@ def experiment(**changes: Any) -> Experiment:
 
 @pytest.fixture
 def laid_out(folder: Path) -> Path:
-    """The folder of an experiment that was laid out and never begun."""
+    """Make the folder of an experiment that was written down and never begun."""
     ExperimentStore(folder / "results", "there").prepare(experiment(), "test")
     return folder / "results" / "there"
 
@@ -385,7 +385,7 @@ REAL += ("--steps=240", "--eval-every=120", "--workers=2")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command line as a user has it, in a session of its own."""
+    """Start the command line as a user has it, in a separate session."""
     return subprocess.Popen(
         [sys.executable, "-m", "qsm_bench", *arguments],
         cwd=folder,
@@ -410,7 +410,7 @@ class Real(NamedTuple):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
-    """An experiment that was run to its end."""
+    """Run an experiment to its end; return its folder and what it printed."""
     folder = tmp_path_factory.mktemp("real")
     process = start(folder, *REAL)
     out, err = process.communicate(timeout=120)

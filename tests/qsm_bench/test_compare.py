@@ -27,7 +27,7 @@ def _few_replications() -> Iterator[None]:
 
 
 def experiment(name: str, shift: float = 0.0, noise: int = 0, seeds: int = 4) -> Results:
-    """Runs of two agents, of which qsm's returns are shifted, and all noise is drawn anew."""
+    """Make runs of two agents: qsm's returns are shifted, and all noise is drawn anew."""
 
     def returns(agent: str, task: str, seed: int, step: int) -> float:
         return made_up_returns(agent, task, seed + noise, step) + shift * (agent == "qsm")

@@ -22,7 +22,6 @@ from tests.qsm_bench.plain_agents import Plain, PlainConfig
 
 CPU = torch.device("cpu")
 SEEDS, OBS, ACT, BATCH = 2, 3, 2, 4
-Method = Callable[..., Any]
 
 
 def build(agent: type[Any]) -> Checked:
@@ -75,7 +74,7 @@ def act_in_place(observation: Any) -> type[Plain]:
 
 
 def showing(**methods: Callable[..., Any]) -> type[Plain]:
-    """A plug-in with optional methods."""
+    """Return a plug-in with optional methods."""
     return type("Odd", (Plain,), methods)
 
 

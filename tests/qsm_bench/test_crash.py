@@ -43,7 +43,7 @@ def die_at_line(number: int, module: ModuleType) -> None:
 
 
 def start(cell: Cell, line: int = 0, module: ModuleType = training) -> int:
-    """Go on with a job in a process, which dies at that line of the module: its exit status."""
+    """Run a job in a process that dies at that line of the module; return its exit status."""
 
     def work() -> None:
         if line:
@@ -54,7 +54,7 @@ def start(cell: Cell, line: int = 0, module: ModuleType = training) -> int:
 
 
 def tear(cell: Cell, rng: random.Random) -> None:
-    """Lose some of the bytes that nobody had waited for, as a machine that loses its power may."""
+    """Lose bytes that had not been synced to disk, as a machine that loses its power may."""
     if cell.read_manifest().status == "finished":
         return  # which is said once they have been waited for
     file = cell.checkpoint / "state.pt"

@@ -28,7 +28,7 @@ def test_the_same_job_leaves_the_same_bytes(agent: str, tmp_path: Path) -> None:
 
 
 def learner(seeds: tuple[int, ...], device: str = "cpu") -> Job:
-    """A job that comes close to the optimal return of its task in a few hundred steps."""
+    """Return a job that comes close to its task's optimal return in a few hundred steps."""
     job = make_job(
         "td3[hidden_sizes=[32],learning_rate=0.003]",
         task="linear-quadratic",
@@ -43,7 +43,7 @@ def learner(seeds: tuple[int, ...], device: str = "cpu") -> Job:
 
 
 def final_returns(groups: list[tuple[int, ...]], folder: Path, device: str = "cpu") -> np.ndarray:
-    """Mean return of each seed at the end, trained in such groups."""
+    """Train each group of seeds in one job; return every seed's mean return."""
     tables = []
     for number, seeds in enumerate(groups):
         cell = Cell(folder / f"{device} {len(groups)} {number}")
@@ -55,7 +55,7 @@ def final_returns(groups: list[tuple[int, ...]], folder: Path, device: str = "cp
 
 
 def assert_same_distribution(one: np.ndarray, other: np.ndarray) -> None:
-    """No difference that a test at level 0.001 sees, in what was learned and is not trivial."""
+    """Check that a test at level 0.001 sees no difference, and that something was learned."""
     assert mannwhitneyu(one, other).pvalue > 0.001
     assert np.median(one) > RANDOM_RETURN / 2
     assert np.median(other) > RANDOM_RETURN / 2

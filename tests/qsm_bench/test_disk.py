@@ -55,7 +55,7 @@ def assert_one_line(error: BaseException, *parts: str) -> None:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cell that was cut off, with two checkpoints behind it."""
+    """Make a cell that was interrupted after two checkpoints."""
     folder = tmp_path_factory.mktemp("begun")
     Cell(folder).write_manifest(Manifest(job=make_job(TD3)))
     kill(make_job(TD3), folder, checkpoint_every=7, at=60)
@@ -97,7 +97,7 @@ DAMAGE = st.tuples(
 
 
 def loaded(folder: Path) -> tuple[int, bytes]:
-    """Step and everything else of the checkpoint that would be gone on from."""
+    """Return the step and all else of the checkpoint from which a run would resume."""
     with TemporaryDirectory() as name:
         shutil.copytree(folder, name, dirs_exist_ok=True)
         training = Training(make_job(TD3), Cell(Path(name)), checkpoint_every=1000)
@@ -110,7 +110,7 @@ def loaded(folder: Path) -> tuple[int, bytes]:
 
 @pytest.fixture(scope="module")
 def checkpoints(begun: Path) -> dict[int, bytes]:
-    """What the two checkpoints hold, by step."""
+    """Return what the two checkpoints hold, by step."""
     newest = loaded(begun)
     with TemporaryDirectory() as name:
         shutil.copytree(begun, name, dirs_exist_ok=True)
@@ -124,7 +124,7 @@ CHECKPOINT_FILES = st.sampled_from(
 
 
 def assert_found(begun: Path, checkpoints: dict[int, bytes], name: str, damage: Damage) -> None:
-    """The damage is found, or makes no difference at all."""
+    """Check that the damage is found, or makes no difference at all."""
     damaging, where, bit = damage
     with TemporaryDirectory() as folder:
         shutil.copytree(begun, folder, dirs_exist_ok=True)
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_job_is_one_line(cell: Cell) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> ExperimentStore:
-    """An experiment of one cell, run to its end."""
+    """Run an experiment of one cell to its end."""
     store = ExperimentStore(tmp_path_factory.mktemp("finished"), "there")
     experiment = make_experiment(QSM, steps=30, eval_every=10, eval_episodes=1)
     (cell,) = store.prepare(experiment, "a command")
@@ -225,7 +225,7 @@ def run_forked(cells: list[Cell]) -> dict[Cell, str]:
 
 
 def restored(file: Path) -> Iterator[bytes]:
-    """A file's bytes; they are put back afterwards."""
+    """Yield a file's bytes, and put them back afterwards."""
     data = file.read_bytes()
     try:
         yield data
@@ -234,7 +234,7 @@ def restored(file: Path) -> Iterator[bytes]:
 
 
 def found_damaged(store: ExperimentStore) -> str:
-    """What is wrong with an experiment of one cell: one line, with what to do."""
+    """Return the line that says what is wrong with an experiment of one cell."""
     try:
         (damaged,) = load_results(store.folder.parent, store.folder.name).damaged
         fault = damaged.fault
@@ -342,7 +342,7 @@ def test_wherever_the_disk_is_full_the_job_can_go_on(number: int) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a file system in memory, of some size and with some options."""
+    """Return a function that mounts a file system in memory, of a size and with options."""
     mounted = []
 
     def mount(size: str, options: str = "rw") -> Path:
@@ -362,7 +362,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """A file that takes all of a disk but ``leave`` bytes."""
+    """Write a file that takes all of a disk but ``leave`` bytes."""
     ballast = folder / "ballast"
     free = os.statvfs(folder)
     ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - leave))

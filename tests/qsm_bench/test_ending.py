@@ -33,7 +33,7 @@ HUGE += ("\x1b[31m",)
 
 
 def shell(folder: Path, command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """What a user's shell does with ``command``, QSM standing for the command line."""
+    """Run ``command`` as a user's shell does; QSM in it stands for the command line."""
     return subprocess.run(
         ["bash", "-c", command.replace("QSM", QSM_BENCH)],
         cwd=folder,

@@ -76,7 +76,7 @@ def run_scripts(
 def started(
     cells: Sequence[Cell], scripts: Sequence[str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Let the cells' jobs be small scripts; the processes that were started."""
+    """Let the cells' jobs be small scripts; return the processes that were started."""
     script = dict(zip(cells, scripts, strict=True))
     processes = []
 
@@ -201,7 +201,7 @@ def test_a_job_that_dies_on_its_second_start_is_recorded_anew(
 
 @pytest.fixture
 def jobs() -> Callable[[], list[psutil.Process]]:
-    """The processes that a test has started and that still run."""
+    """Return the processes that a test has started and that still run."""
     before = psutil.Process().children()
 
     def running() -> list[psutil.Process]:
@@ -274,7 +274,7 @@ def test_a_job_that_had_to_be_killed_is_not_left_running(
 
 
 def work(cell: Cell) -> int:
-    """Run the job in this process: its exit status."""
+    """Run the job in this process, and return its exit status."""
     try:
         worker.work(cell.folder, checkpoint_every=20, command="a command")
     except SystemExit as ended:

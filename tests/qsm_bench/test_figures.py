@@ -92,7 +92,7 @@ def slices(agents: list[str]) -> Chart:
 
 
 def overlap(one: Bbox, other: Bbox) -> bool:
-    """By more than a pixel."""
+    """Tell whether two boxes overlap by more than a pixel."""
     both = Bbox.intersection(one, other)
     return both is not None and both.width > 1 and both.height > 1
 
@@ -125,7 +125,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off(
 
 
 def named(panel: Axes) -> list[Text]:
-    """What a reader must be able to tell apart: titles, axes' names, agents at the ticks."""
+    """Return what a reader must tell apart: titles, axes' names, agents at the ticks."""
     texts = [panel.title, panel.xaxis.label, panel.yaxis.label]
     texts += [t for t in panel.get_yticklabels() if re.search("[a-z]", t.get_text())]
     return [text for text in texts if text.get_text() and text.get_visible()]

@@ -27,7 +27,7 @@ def picture(step: int) -> Any:
 
 
 class Drawn(gymnasium.Env[Any, Any]):
-    """Ends after 5 steps; counts the steps that anybody took."""
+    """A task that ends after 5 steps; the class counts the steps of its latest environment."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -76,7 +76,7 @@ register("test_film/Drawn-v0", Drawn)
 
 @pytest.fixture(autouse=True)
 def _hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A film that fails is silent afterwards, which is for its own process alone."""
+    """Put Python's hooks back, which a film that fails silences in its own process."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 

@@ -29,7 +29,7 @@ PACKAGES = [Path(__file__).parents[2] / name for name in ("agents", "envs", "qsm
 
 
 class Exploit:
-    """Makes a file where it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -51,7 +51,7 @@ def legacy(file: Path, content: Any) -> None:
 
 
 def script(file: Path, content: Any) -> None:
-    """A TorchScript archive, which torch.load opens by another way."""
+    """Make a TorchScript archive, which torch.load opens in another way."""
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/constants.pkl", pickle.dumps(content))
         archive.writestr("archive/data.pkl", pickle.dumps(content))

@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with the modules, which leave a file when they are imported."""
+    """Make a working folder with modules that leave a file when they are imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimates, "REPLICATIONS", 50)
     monkeypatch.setattr("webbrowser.open", lambda *_: True)  # what antigravity does
@@ -80,7 +80,7 @@ def forget() -> None:
 
 @pytest.fixture
 def strangers(here: Path, trained: tuple[Job, Path]) -> ExperimentStore:
-    """Finished cells that a stranger made of one of ours."""
+    """Make finished cells as a stranger may, out of one of ours."""
     job, folder = trained
     store = ExperimentStore(here / "results", "there")
     jobs = [job.model_copy(update=changes) for changes in NAMED.values()]

@@ -31,7 +31,7 @@ def update(cell: Cell, **changes: Any) -> None:
 
 
 def sign(cell: Cell, **told: Any) -> None:
-    """A sign of life of this very process, which also tells that."""
+    """Write a sign of life of this process, with these entries."""
     Heartbeat(cell.progress_file, lambda: told).write()
 
 

@@ -20,7 +20,7 @@ COMMITTED = Path(__file__).parents[2] / "results" / "regression"
 
 
 def made_up_scores(rng: np.random.Generator, seeds: int, shift: float = 0.0) -> pd.DataFrame:
-    """Skewed scores of the whole family, the two scores of a run correlated."""
+    """Draw skewed scores of the whole family; the two scores of a run are correlated."""
     rows = []
     for course in COURSES:
         for agent in AGENTS:

@@ -12,7 +12,7 @@ NOTHING, TERMINATED, TRUNCATED, BOTH = range(4)
 
 
 def filled(ends: list[int], capacity: int, n_step: int, discount: float) -> ReplayBuffer:
-    """A buffer of two seeds: transition i has observation i, reward i + 1 (negated for seed 1)."""
+    """Fill a buffer: transition i has observation i, reward i + 1 (negated for seed 1)."""
     buffer = ReplayBuffer(capacity, 1, 1, (0, 1), CPU, n_step=n_step, discount=discount)
     for i, end in enumerate(ends):
         sign = torch.tensor([1.0, -1.0])

@@ -72,7 +72,7 @@ def _few_replications() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a finished experiment that has everything."""
+    """Write the report of a finished experiment that has everything."""
     results = with_diagnostics(make_results(agents=("qsm", "qsm[alpha=10]", "td3")))
     folder = tmp_path_factory.mktemp("reports") / "made-up"
     write_report(results, folder)
@@ -80,13 +80,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_results(**changes: object) -> Results:
-    """An experiment whose report is quickly drawn."""
+    """Make an experiment whose report is quickly drawn."""
     arguments = {"agents": ("qsm", "td3"), "tasks": ("a", "b"), "evaluations": 2, "episodes": 1}
     return make_results(**{**arguments, **changes})  # type: ignore[arg-type]
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements, and text by element."""
+    """A page as a browser finds it: elements, and text by element."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -112,34 +112,34 @@ class Page(HTMLParser):
             self.texts.append((self.open[-1] if self.open else "", " ".join(data.split())))
 
     def of(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of every such element."""
+        """Return the attributes of every element with this tag."""
         return [attributes for name, attributes in self.elements if name == tag]
 
     def text_of(self, tag: str) -> list[str]:
-        """The texts straight under such elements."""
+        """Return the texts straight under elements with this tag."""
         return [text for name, text in self.texts if name == tag]
 
 
 def page_of(folder: Path) -> Page:
-    """The HTML page of a report."""
+    """Read the HTML page of a report."""
     return Page((folder / "index.html").read_text(encoding="utf-8"))
 
 
 def markdown_page(folder: Path) -> Page:
-    """The Markdown report as a viewer shows it that lets HTML through."""
+    """Render the Markdown report as a viewer does that lets HTML through."""
     source = (folder / "report.md").read_text(encoding="utf-8")
     return Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(source))
 
 
 def section_text(folder: Path, title: str) -> str:
-    """The text of one section of the Markdown report, escapes taken away."""
+    """Return the text of one section of the Markdown report, without escapes."""
     source = (folder / "report.md").read_text(encoding="utf-8")
     (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", source, re.M | re.S)
     return re.sub(r"\\(.)", r"\1", found)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a report by its path."""
+    """Return every file of a report by its path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -227,7 +227,7 @@ def test_pairs_are_answered_in_a_sentence_each(full: Path) -> None:
 
 
 def points_of(folder: Path, name: str) -> list[tuple[float, float, str]]:
-    """What can be read off a figure of the page."""
+    """Return what can be read off a figure of the page."""
     page = page_of(folder)
     shown = [json.loads(div["data-points"]) for div in page.of("div") if "data-points" in div]
     names = [
@@ -290,7 +290,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def old_report(folder: Path) -> dict[str, bytes]:
-    """A folder as an earlier report left it: its files."""
+    """Write a folder as an earlier report left it, and return its files."""
     with replacing(folder) as fresh:
         (fresh / "data").mkdir()
         (fresh / "index.html").write_text("old")
@@ -429,7 +429,7 @@ def test_nothing_in_a_text_is_obeyed(text: str) -> None:
 
 
 def without(results: Results, agent: str, task: str) -> Results:
-    """The same without the evaluations and training rows of a cell."""
+    """Return the same results without the evaluations and training rows of a cell."""
     tables: dict[str, Any] = {
         name: table[(table["agent"] != agent) | (table["task"] != task)]
         for name, table in (("evaluations", results.evaluations), ("training", results.training))
@@ -438,7 +438,7 @@ def without(results: Results, agent: str, task: str) -> Results:
 
 
 def with_cell(results: Results, agent: str, task: str, **changes: object) -> Results:
-    """The same with another manifest of one cell."""
+    """Return the same results with another manifest of one cell."""
     cells = [
         cell | changes if (cell["agent"], cell["task"]) == (agent, task) else cell
         for cell in results.cells
@@ -447,7 +447,7 @@ def with_cell(results: Results, agent: str, task: str, **changes: object) -> Res
 
 
 def with_returns(results: Results, value: float, **where: object) -> Results:
-    """The same with ``value`` as the returns of the rows with these values."""
+    """Return the same results with ``value`` as the returns of the rows with these values."""
     evaluations = results.evaluations.copy()
     chosen = pd.Series(True, index=evaluations.index)
     for column, wanted in where.items():
@@ -559,7 +559,7 @@ def test_a_report_says_what_is_not_as_it_should_be(
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], Results]], Path]:
-    """Writes the report of some results, once each."""
+    """Return a function that writes the report of some results, once for each."""
     root = tmp_path_factory.mktemp("edge")
 
     def written(make: Callable[[], Results]) -> Path:
@@ -623,7 +623,7 @@ ATTACKS = (
 
 
 def told_by(words: Iterator[str]) -> tuple[Results, Published]:
-    """Results, and published scores, in which ``words`` stand wherever data are shown."""
+    """Make results, and published scores, with ``words`` wherever data are shown."""
     agent, task = next(words)[:150], next(words)[:150]
     results = make_results((agent, "td3"), (task, "b"), metrics=(next(words), "q"), name="named")
     for cell in results.cells:
@@ -647,7 +647,7 @@ def told_by(words: Iterator[str]) -> tuple[Results, Published]:
 
 
 def skeleton(page: Page) -> tuple[set[tuple[str, str]], list[str]]:
-    """A page without its texts: elements with the names of their attributes, and scripts."""
+    """Return a page without its texts: elements, the names of their attributes, scripts."""
     inside = {(tag, name) for tag, attributes in page.elements for name in ("", *attributes)}
     return inside, page.text_of("script")
 
@@ -873,7 +873,7 @@ NUMBER = re.compile(r"(-?[\d,]+(?:\.\d+)?(?:e[-+]\d+)?)(?: \[.*\])?")
 
 
 def number_in(cell: str) -> float:
-    """The number that a cell begins with."""
+    """Return the number that a cell begins with."""
     found = NUMBER.match(cell)
     assert found
     return float(found[1].replace(",", ""))
@@ -885,7 +885,7 @@ def browse(
     probe: str = "() => null",
     media: Literal["screen", "print"] = "screen",
 ) -> tuple[Any, list[str]]:
-    """What a script finds in a page, and everything the browser complains about or asks for."""
+    """Return what a script finds in a page, and what the browser complains about or asks for."""
     messages: list[str] = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=which("chromium"), args=["--no-sandbox"])

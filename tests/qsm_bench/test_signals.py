@@ -95,7 +95,7 @@ def begin(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def cell_of(folder: Path, step: int) -> Cell:
-    """The one cell, once its job has come so far."""
+    """Wait until the one cell's job has come so far, and return the cell."""
     deadline = time.monotonic() + 120
     store = ExperimentStore(folder / "results", "x")
     while time.monotonic() < deadline:
@@ -108,7 +108,7 @@ def cell_of(folder: Path, step: int) -> Cell:
 
 
 def stop(process: subprocess.Popen[str], number: int, pid: int | None = None) -> str:
-    """Ask a run to stop; what it then says on standard error. It takes seconds."""
+    """Ask a run to stop, which takes seconds; return what it says on standard error."""
     asked = time.monotonic()
     os.kill(pid or process.pid, number)
     _, err = process.communicate(timeout=60)

@@ -62,7 +62,7 @@ def comparison_of(
     returns: Mapping[str, Sequence[Any] | NDArray[Any]],
     score_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> Comparison:
-    """Agents compared by returns [tasks][seeds] or [tasks][seeds, steps]; None for no runs."""
+    """Compare agents by returns [tasks][seeds] or [tasks][seeds, steps]; None for no runs."""
     runs = {}
     for agent, tasks in returns.items():
         for index, values in enumerate(tasks):
@@ -76,7 +76,7 @@ def comparison_of(
 
 
 def change(results: Results, agent: str, task: str, **changes: Any) -> Results:
-    """The same results with another manifest of one cell."""
+    """Return the same results with another manifest of one cell."""
     cells = [
         cell | changes if (cell["agent"], cell["task"]) == (agent, task) else cell
         for cell in results.cells
@@ -85,12 +85,12 @@ def change(results: Results, agent: str, task: str, **changes: Any) -> Results:
 
 
 def drop(results: Results, **where: Any) -> Results:
-    """The same results without the evaluations whose columns have these values."""
+    """Return the same results without the evaluations whose columns have these values."""
     return replace(results, evaluations=results.evaluations[~_rows(results, **where)])
 
 
 def diverge(results: Results, value: float = np.nan, **where: Any) -> Results:
-    """The same results with ``value`` for the returns whose columns have these values."""
+    """Return the same results with ``value`` as the returns whose columns have these values."""
     evaluations = results.evaluations.copy()
     evaluations.loc[_rows(results, **where), "return"] = value
     return replace(results, evaluations=evaluations)
@@ -112,7 +112,7 @@ returns_of = st.floats(-1e3, 1e3, allow_subnormal=False)
 def two_agents(
     draw: st.DrawFn, values: st.SearchStrategy[float] = small, seeds: int = 3, tasks: int = 2
 ) -> tuple[FloatArray, FloatArray]:
-    """Returns [seeds, tasks] of two agents with as many seeds each as it happens."""
+    """Draw returns [seeds, tasks] of two agents, each with some number of seeds."""
     n, m, t = draw(st.integers(1, seeds)), draw(st.integers(1, seeds)), draw(st.integers(1, tasks))
     x = draw(arrays(np.float64, (n, t), elements=values))
     return x, draw(arrays(np.float64, (m, t), elements=values))
@@ -195,7 +195,7 @@ def test_a_task_curve_is_the_mean_over_its_finite_seeds_and_all_episodes() -> No
 
 
 def mean(*scores: FloatArray) -> FloatArray:
-    """The mean of the first array."""
+    """Return the mean of the first array."""
     return np.atleast_1d(scores[0].mean())
 
 
@@ -262,7 +262,7 @@ def test_the_probability_of_improvement_is_a_count(runs: tuple[FloatArray, Float
 
 
 def arrangements(x: FloatArray, y: FloatArray) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """All ways to deal each task's runs to two agents with as many runs as before."""
+    """Yield all ways to deal each task's runs to two agents with as many runs as before."""
     pool = np.concatenate([x, y])
     choices = list(combinations(range(len(pool)), len(x)))
     for chosen in product(choices, repeat=x.shape[1]):
@@ -273,7 +273,7 @@ def arrangements(x: FloatArray, y: FloatArray) -> Iterator[tuple[FloatArray, Flo
 
 
 def lead(x: FloatArray, y: FloatArray) -> int:
-    """How many more pairs of runs x wins than y."""
+    """Return how many more pairs of runs x wins than y."""
     return int(np.sign(x[:, np.newaxis] - y[np.newaxis]).sum())
 
 

@@ -54,7 +54,7 @@ def work(cell: Cell, stop: Never | None = None) -> int:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment of a finished cell and of one that was interrupted, made by real jobs."""
+    """Make an experiment of a finished and an interrupted cell, with real jobs."""
     root = tmp_path_factory.mktemp("made")
     experiment = make_experiment(f"{SOUND},{STRANGE}", (TASK,), **ASKED)
     sound, strange = ExperimentStore(root, "there").prepare(experiment, "test")
@@ -83,7 +83,7 @@ class World:
         shutil.copytree(self.made, self.results)
 
     def call(self, *arguments: str) -> tuple[int, str, str]:
-        """A command's exit status, standard output and standard error, in this process."""
+        """Run a command in this process; return its exit status, standard output and error."""
         with (
             capturing() as told,
             patch.object(sys, "argv", ["qsm_bench", *arguments, f"--results={self.results}"]),
@@ -96,7 +96,7 @@ class World:
         return int(str(status or 0)), out.getvalue(), err.getvalue()
 
     def held(self, file: Path, *commands: str) -> dict[str, str]:
-        """What each command prints, held to what is right wherever ``file`` is damaged."""
+        """Return what each command prints, and check what is right wherever ``file`` is damaged."""
         return {name: self._held(file, name) for name in commands or COMMANDS}
 
     def _held(self, file: Path, name: str) -> str:
@@ -149,7 +149,7 @@ def capturing() -> Iterator[tuple[Any, Any]]:
 
 
 def run_here(cells: Sequence[Cell], **_: Any) -> dict[Cell, str]:
-    """Stands for the executor: every job in this process."""
+    """Run every job in this process, in place of the executor."""
     unfinished = {}
     for cell in cells:
         try:
@@ -206,7 +206,7 @@ JSON_FILES = ("experiment.json", "manifest.json", "progress.json", ".holder")
 
 
 def places(content: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of everything within a JSON content."""
+    """Yield the path of everything within a JSON content."""
     keys: Any = []
     if isinstance(content, dict):
         keys = list(content)
@@ -227,7 +227,7 @@ def put(content: Any, where: tuple[Any, ...], value: Any) -> Any:
 
 
 def json_file(world: World, name: str) -> Path:
-    """One of the store's JSON files, as it is while this process runs the experiment."""
+    """Return one of the store's JSON files, as it is while this process runs the experiment."""
     store, cell = world.store, world.cell
     if name == "experiment.json":
         return store.file
@@ -361,7 +361,7 @@ def test_a_table_may_be_anything(world: World, damage: str) -> None:
 
 
 class Exploit:
-    """Makes a file where it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -36,7 +36,7 @@ def cell(tmp_path: Path) -> Cell:
 
 
 def work(cell: Cell, command: str, stop_at: int | None = None) -> None:
-    """Go on with the job, which is asked to stop after that step."""
+    """Begin or resume the job, which is asked to stop after that step."""
     take_step = Training._take_step
 
     def step(self: Training) -> None:
@@ -185,7 +185,7 @@ def test_what_varies_is_what_has_two_values(versions: list[dict[str, str]]) -> N
 
 
 def resumed(results: Results, **changes: Any) -> Results:
-    """The first cell in two stretches, the second under changed conditions."""
+    """Return results whose first cell has two stretches, the second under other conditions."""
     first, *others = results.cells
     agent, task = first["agent"], first["task"]
     stretches = [
@@ -196,7 +196,7 @@ def resumed(results: Results, **changes: Any) -> Results:
 
 
 def steps_shown(results: Results) -> list[str]:
-    """The steps of the stretches of the first cell, as the report shows them."""
+    """Return the steps of the first cell's stretches, as the report shows them."""
     tables = [b for b in what_ran(results).blocks if isinstance(b, Table) and b.name == "stretches"]
     return [steps for table in tables for steps in table.cells["steps"]][:2]
 

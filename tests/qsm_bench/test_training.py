@@ -43,7 +43,7 @@ from tests.qsm_bench.jobs import (
 
 
 def assert_uncut(agent: str, cuts: list[tuple[bool, int]], checkpoint_every: int) -> None:
-    """Each of ``cuts`` is a death (True) or a request to stop, and the step at which it comes."""
+    """Check that deaths (True) and requests to stop at these steps change nothing in the end."""
     job = make_job(agent)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -185,7 +185,7 @@ def test_a_checkpoint_reads_back_what_was_added(
 
 
 class Forgetful(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Draws its observations from nowhere."""
+    """A task that draws its observations from a generator that no seed sets."""
 
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)

@@ -93,7 +93,7 @@ def test_a_seeds_initial_weights_do_not_depend_on_the_other_seeds(
 
 
 def spread(layer: Linear) -> float:
-    """Standard deviation of all weights of all members."""
+    """Return the standard deviation of all weights of all members."""
     return layer.weight.std().item()
 
 

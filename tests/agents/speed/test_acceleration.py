@@ -30,7 +30,7 @@ def build(path: str, device: torch.device = CPU, **settings: Any) -> Agent:
 
 
 def assert_same_course(plain: Agent, fast: Agent, device: torch.device = CPU) -> None:
-    """Eight updates give the same metrics and states but for rounding."""
+    """Check that eight updates give the same metrics and states, except for rounding."""
     torch.manual_seed(0)
     for _ in range(8):
         batch = make_batch(len(SEEDS), 32, 3, 2, torch.float32)
