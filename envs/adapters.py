@@ -121,7 +121,11 @@ def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
 
 
 def _flat_parts(space: spaces.Space[Any], value: Any) -> Iterator[NDArray[Any]]:
-    """The 1-D arrays that `value` consists of, in order."""
+    """Yield the 1-D arrays that `value` consists of, in order.
+
+    `spaces.flatten` would cast a Box's values to the type that its space promises: in one of
+    integers 0.5 would become 0, and NaN a number that nobody could tell from a right one.
+    """
     if isinstance(space, spaces.Dict):
         for key, part in space.spaces.items():
             yield from _flat_parts(part, value[key])

@@ -62,8 +62,6 @@ def random_return() -> float:
 
 
 OPTIMAL_RETURN = optimal_return()
-STATIONARY_RETURN = -0.51656
-"""The best return of a linear controller that does not know the time: a numerical minimum."""
 RANDOM_RETURN = random_return()
 
 
@@ -73,8 +71,7 @@ class LinearQuadratic(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     Reward: -(s' Q s + a' R a) TIME_STEP at the state the action is taken in. Truncated after
     HORIZON steps. From every possible start the best action stays inside (-1, 1), so the bounds
     never bind. The best controller depends on the time that is left, which is not observed: the
-    best that does not falls short of
-    it by 0.3 % (STATIONARY_RETURN).
+    best that does not know it falls short of it by 0.3 % (a numerical minimum: -0.51656).
     """
 
     def __init__(self) -> None:

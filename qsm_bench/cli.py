@@ -450,9 +450,9 @@ def _safe(name: str) -> str:
 
 
 def _show_plan(prepared: "PreparedRun") -> None:
+    from rich.filesize import decimal as size
     from rich.table import Table
 
-    from qsm_bench.memory import size
     from qsm_bench.plan import calibrate, estimate_memory, makespan
     from qsm_bench.progress import duration
 

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CGROUPS = Path("/sys/fs/cgroup")
+SMALL = 2
+"""The smaller of the two sizes that ``peak`` does; at 1 a program may take another course."""
 
 
 def available(device: str) -> int:
@@ -80,16 +82,16 @@ class Allocations(TorchDispatchMode):
         self.changes.append(-size)
 
 
-def peak(work: Callable[[int], object], size: int, small: int = 2) -> int:
-    """The most bytes that tensors take at once in ``work(size)``, without doing it at that size.
+def peak(work: Callable[[int], object], size: int) -> int:
+    """Return the most bytes that tensors take at once in ``work(size)``, without doing that.
 
     It is done at two small sizes instead. What it allocates in the same order is a constant and
     a share that grows with the size; both follow from the two.
     """
-    one, two = (_changes(work, count) for count in (small, small + 1))
+    one, two = (_changes(work, count) for count in (SMALL, SMALL + 1))
     if len(one) != len(two):  # its course depends on the size: the ends alone can be compared
         one, two = [_highest(one)], [_highest(two)]
-    grown = [a + (b - a) * (size - small) for a, b in zip(one, two, strict=True)]
+    grown = [a + (b - a) * (size - SMALL) for a, b in zip(one, two, strict=True)]
     return _highest(grown)
 
 
@@ -106,12 +108,3 @@ def _highest(changes: list[int]) -> int:
         now += change
         highest = max(highest, now)
     return highest
-
-
-def size(count: float) -> str:
-    """Bytes in words: 17 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

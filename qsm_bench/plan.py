@@ -10,12 +10,13 @@ from itertools import pairwise
 import numpy as np
 import psutil
 import torch
+from rich.filesize import decimal as size
 
 from envs import Lockstep, Task, TaskError
 from qsm_bench.contract import rehearse
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
-from qsm_bench.memory import available, peak, size
+from qsm_bench.memory import available, peak
 from qsm_bench.process import settle
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.training import build_agent

@@ -113,7 +113,7 @@ class StopRequest:
     an environment does not return, is killed with all that it has started.
     """
 
-    def __init__(self, lifeline: int | None = None) -> None:
+    def __init__(self, lifeline: int | None) -> None:
         self.asked = False
         self.heard = False
         self.over = False

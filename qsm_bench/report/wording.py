@@ -20,11 +20,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def interval(value: float, low: float, high: float, digits: int = 3) -> str:
+def interval(value: float, low: float, high: float) -> str:
     """``value [low, high]``; without bounds, the value alone."""
     if not (np.isfinite(low) and np.isfinite(high)):
-        return number(value, digits)
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+        return number(value)
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def chance(p: float) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from envs import Task, find_task, make
+from envs import Task, TaskError, find_task, make
 from envs.adapters import flat_observations, unit_actions
 from tests.envs.made_up import MadeUp, registered
 
@@ -61,6 +61,21 @@ def test_a_nested_space_is_flattened_depth_first() -> None:
     index, inner = given_["z"]
     expected = [given_["a"], index == 0, index == 1, inner["m"], inner["n"]]
     np.testing.assert_array_equal(flat, np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("value", [0.5, 1e9, -3.0])
+def test_values_are_kept_where_a_box_promises_another_type(value: float) -> None:
+    """So that what does not fit is seen: cast to the space's type, NaN is a number like others."""
+
+    class OtherType(MadeUp):
+        def reset(self, **how: Any) -> Any:
+            return np.array([value]), {}
+
+    env = flat_observations(OtherType(spaces.Box(0, 255, (1,), np.uint8)), "made-up")
+    assert env.reset()[0].tolist() == [value]
+    value = np.nan
+    with pytest.raises(TaskError, match="not finite"):
+        env.reset()
 
 
 dtypes: list[Any] = [np.float32, np.float64, np.uint8]

@@ -69,8 +69,3 @@ def test_a_containers_limit_counts_and_that_of_the_group_above_it(tmp_path: Path
         (tmp_path / folder / "memory.stat").write_text("anon 7\ninactive_file 100\n")
     assert sorted(memory._left_in_groups(tmp_path, "a/b")) == [400, 800]
     assert memory._left_in_groups(tmp_path / "absent", "") == []
-
-
-@pytest.mark.parametrize(("count", "shown"), [(0, "0 B"), (1536, "2 KiB"), (5 * KIB**4, "5.0 TiB")])
-def test_a_size_in_words(count: int, shown: str) -> None:
-    assert memory.size(count) == shown
