@@ -21,6 +21,8 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
+REPLAY_CAPACITY = 10_000
+"""Small, so that the buffer's own pages are all in use early."""
 GROWTH_MIB = 8.0
 """Between the second quarter's least memory and the last quarter's: an allocator's slack."""
 
