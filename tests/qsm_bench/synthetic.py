@@ -123,18 +123,21 @@ def make_stretch(agent: str, task: str, last_step: int, **changes: Any) -> dict[
 
 
 def with_diagnostics(results: Results) -> Results:
-    """Return the same experiment with the diagnostics of its diffusion agents."""
+    """The same experiment with what each agent shows: TD3 has no entropy, SAC and TD3 no score."""
     rng = np.random.default_rng(0)
     keys = ["agent", "task", "seed", "step"]
-    diffusion = results.training[~results.training["agent"].isin(["sac", "td3"])]
-    diagnostics = diffusion[keys].copy()
+    diagnostics = results.training[keys].copy()
     for measure in ("score_gradient_cosine", "clipped_share", "action_entropy", "critic_bias"):
         diagnostics[measure] = rng.random(len(diagnostics))
-    last = diffusion["step"].max()
+    of_td3 = diagnostics["agent"].str.startswith("td3")
+    of_sac = diagnostics["agent"].str.startswith("sac")
+    diagnostics.loc[of_td3, "action_entropy"] = np.nan
+    diagnostics.loc[of_td3 | of_sac, "score_gradient_cosine"] = np.nan
+    last = diagnostics["step"].max()
     slices = [
         (agent, task, seed, last, 0, action, np.sin(3 * action), np.exp(-(action**2)))
         for agent, task, seed in dict.fromkeys(
-            diffusion[["agent", "task", "seed"]].itertuples(index=False, name=None)
+            diagnostics[["agent", "task", "seed"]].itertuples(index=False, name=None)
         )
         for action in np.linspace(-1, 1, 21)
     ]
