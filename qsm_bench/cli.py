@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +21,6 @@ from qsm_bench.visible import visible
 if TYPE_CHECKING:
     from qsm_bench.regression import Finding
     from qsm_bench.run import Outcome, PreparedRun
-    from qsm_bench.store import ExperimentStore
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -60,7 +58,6 @@ RESULTS, REPORTS = Path("results"), Path("reports")
 MOST_SEEDS = 10_000
 """More are a slip of the hand, and a machine would only find out by failing."""
 
-WATCH_SECONDS = 2.0
 PLAIN_WIDTH = 1_000
 """Characters of a line where no terminal bounds it."""
 NEWLINE = "\n"
@@ -207,7 +204,7 @@ def report(
     from qsm_bench.report import write_report
     from qsm_bench.results import load_results
 
-    loaded = load_results(results, _safe(name))
+    loaded = load_results(results, name)
     with raised(), naming(reports / name):
         page = write_report(loaded, reports / name)
     print(f"{page}\n{page.with_name('report.md')}")
@@ -230,8 +227,8 @@ def compare(
     from qsm_bench.report.compare import write_comparison
     from qsm_bench.results import load_results
 
-    ours = load_results(results, _safe(first))
-    theirs = load_results(other_results or results, _safe(second))
+    ours = load_results(results, first)
+    theirs = load_results(other_results or results, second)
     folder = reports / f"{first}-vs-{second}"
     with raised(), naming(folder):
         page, verdict = write_comparison(ours, theirs, folder)
@@ -245,37 +242,22 @@ def status(
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Show where every cell of an experiment stands."""
-    from qsm_bench.progress import cell_state, states_view
+    from qsm_bench.progress import cell_state, follow, states_view
     from qsm_bench.store import ExperimentStore
 
-    store = ExperimentStore(results, _safe(name))
+    store = ExperimentStore(results, name)
+    console = Console()
     if watch:
-        _watch(store)
+        with remembered() as heard:
+            follow(store, console, lambda: bool(heard))
+        heard.end_if_any()
         return
     states = [cell_state(cell, tables=True) for cell in store.cells()]
-    console = Console()
     if console.is_terminal:
         console.print(states_view(states, console.width))
     else:
         for state in states:
             print(state.line)
-
-
-def _watch(store: "ExperimentStore") -> None:
-    """Show the cells until none is at work any more, or until Ctrl-C."""
-    from qsm_bench.progress import Display
-
-    cells = list(store.cells())
-    display = Display(cells, Console())
-    with remembered() as heard, display.context():
-        while not heard:
-            display.show()
-            if store.holder() is None and not display.working:
-                break
-            for _ in range(round(WATCH_SECONDS / 0.1)):
-                if not heard:
-                    time.sleep(0.1)
-    heard.end_if_any()
 
 
 @app.command("list")
@@ -301,7 +283,12 @@ def list_(
         from qsm_bench.suites import SUITES
 
         rows = [
-            (suite.name, f"{suite.description} Tasks: {', '.join(suite.tasks)}.")
+            (
+                suite.name,
+                f"{suite.description}. Tasks: {', '.join(suite.tasks)}. "
+                f"{len(suite.seeds)} seeds, {suite.protocol.steps:,} steps, "
+                f"action repeat {suite.protocol.action_repeat}.",
+            )
             for suite in SUITES.values()
         ]
     elif what == "tasks":
@@ -353,7 +340,7 @@ def evaluate(
     from qsm_bench.outside import refuse_unnamed
     from qsm_bench.store import ExperimentStore
 
-    cell = ExperimentStore(results, _safe(name)).existing_cell(agent, task)
+    cell = ExperimentStore(results, name).existing_cell(agent, task)
     refuse_unnamed(cell.read_manifest().job, modules or ())
     # What would keep a film from being made is found before the episodes are played.
     film = Film(cell.read_manifest().job.environment, video) if video else None
@@ -440,13 +427,6 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
         soft_wrap=True,
         highlight=False,
     )
-
-
-def _safe(name: str) -> str:
-    """Refuse a name that would lead out of the results folder."""
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise UserError(f"experiment name {name!r}: a plain name is wanted, without '/'")
-    return name
 
 
 def _show_plan(prepared: "PreparedRun") -> None:

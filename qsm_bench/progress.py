@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,13 +18,15 @@ from rich.text import Text
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
 from qsm_bench.heartbeat import life, moment, named
-from qsm_bench.store import GONE, Cell, SeedFailure
+from qsm_bench.store import GONE, Cell, ExperimentStore, SeedFailure
 from qsm_bench.visible import visible
 
 BAR, SHORTEST_NAME = 20, 8
 """Columns of a terminal: of a bar, and those below which a name in several lines is no name."""
 _UNLIMITED = Console(width=1_000)
 
+FOLLOW_SECONDS = 2.0
+"""Between two looks at an experiment that another process runs."""
 LINE_SECONDS = 30.0
 """In a log file, a running cell gets a line at least this often."""
 
@@ -214,6 +216,19 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
         table.add_section()
         table.caption = Text("\n".join(faults), style="red")
     return table
+
+
+def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -> None:
+    """Show the cells until none is at work any more, or ``stop()`` turns true."""
+    display = Display(list(store.cells()), console)
+    with display.context():
+        while not stop():
+            display.show()
+            if store.holder() is None and not display.working:
+                break
+            for _ in range(round(FOLLOW_SECONDS / 0.1)):
+                if not stop():
+                    time.sleep(0.1)
 
 
 class Display:

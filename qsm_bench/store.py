@@ -235,6 +235,9 @@ class ExperimentStore:
     """The folder of one experiment."""
 
     def __init__(self, root: Path, name: str) -> None:
+        """Raise UserError for a name that would lead out of ``root``."""
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise UserError(f"experiment name {name!r}: a plain name is wanted, without '/'")
         # Absolute, before a task or an agent can change the working directory.
         self.folder = root.absolute() / name
         self.file = self.folder / "experiment.json"
