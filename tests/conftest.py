@@ -1,5 +1,6 @@
 """Settings of every test: one thread, repeatable randomness, no deadlines on a shared machine."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ import torch
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
+# The tests use their own folders, wherever the user keeps results.
+os.environ.pop("QSM_RESULTS", None)
 
 
 @pytest.fixture(autouse=True)
