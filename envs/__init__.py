@@ -2,10 +2,10 @@
 
 from gymnasium import register
 
+from envs.determinism import is_deterministic
 from envs.errors import EnvironmentDiedError, TaskError
-from envs.lockstep import Environments, Lockstep, Step
+from envs.lockstep import Environments, Lockstep, StepResult
 from envs.parallel import ParallelLockstep
-from envs.repetition import repeats_itself
 from envs.tasks import Task, close, find_task, make, task_names
 
 __all__ = [
@@ -13,13 +13,13 @@ __all__ = [
     "Environments",
     "Lockstep",
     "ParallelLockstep",
-    "Step",
+    "StepResult",
     "Task",
     "TaskError",
     "close",
     "find_task",
+    "is_deterministic",
     "make",
-    "repeats_itself",
     "task_names",
 ]
 

@@ -22,9 +22,9 @@ class EnvironmentDiedError(TaskError):
 def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str) -> TaskError:
     """The error for a name that is not `known`: it suggests near names, or says `otherwise`."""
     as_written = {candidate.lower(): candidate for candidate in known}
-    near = get_close_matches(name.lower(), as_written, n=3, cutoff=0.6)
-    if near:
-        advice = "did you mean " + " or ".join(repr(as_written[match]) for match in near) + "?"
+    matches = get_close_matches(name.lower(), as_written, n=3, cutoff=0.6)
+    if matches:
+        advice = "did you mean " + " or ".join(repr(as_written[match]) for match in matches) + "?"
     else:
         advice = otherwise
     return TaskError(f"unknown {kind} {name!r}: {advice}")
@@ -36,7 +36,7 @@ GYMNASIUM = (
 )
 
 
-def raised(task: str, error: BaseException) -> TaskError:
+def task_error_from(task: str, error: BaseException) -> TaskError:
     """What it means that a task's code raised ``error``; the error itself if it is a TaskError.
 
     Raises ``error`` again if it is the user's Ctrl-C; see ``pass_on_ctrl_c``.

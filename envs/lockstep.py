@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.adapters import checked_flag, checked_reward
-from envs.errors import raised
+from envs.errors import task_error_from
 from envs.tasks import Task, close, find_task, make
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """One step of every environment; the rows of those that were not stepped, or failed, are zero.
 
     The arrays are new at every step, so they may be kept. The observation of an episode that has
@@ -24,9 +24,9 @@ class Step(NamedTuple):
     truncated: NDArray[np.bool_]  # [count]
 
 
-def nothing(count: int, observation_size: int) -> Step:
+def empty_step(count: int, observation_size: int) -> StepResult:
     """A step that no environment took."""
-    return Step(
+    return StepResult(
         np.zeros((count, observation_size), np.float32),
         np.zeros(count, np.float32),
         np.zeros(count, bool),
@@ -51,11 +51,11 @@ class Environments(Protocol):
         self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
     ) -> None: ...
 
-    def finish(self) -> Step: ...
+    def finish(self) -> StepResult: ...
 
     def step(
         self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
-    ) -> Step: ...
+    ) -> StepResult: ...
 
     def close(self) -> None: ...
 
@@ -125,12 +125,12 @@ class Lockstep:
             raise RuntimeError(f"environments {late} must be reset before they are stepped")
         self._begun = actions, active
 
-    def finish(self) -> Step:
+    def finish(self) -> StepResult:
         """The results of the step that `begin` began. Raises RuntimeError if there is none."""
         if self._begun is None:
             raise RuntimeError("no step was begun")
         (actions, active), self._begun = self._begun, None
-        step = nothing(self.count, self.observation_size)
+        step = empty_step(self.count, self.observation_size)
         for index in np.flatnonzero(active).tolist():
             try:
                 observation, reward, terminated, truncated, _ = self._envs[index].step(
@@ -149,7 +149,9 @@ class Lockstep:
             self._running[index] = not (terminated or truncated)
         return step
 
-    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
+    def step(
+        self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
+    ) -> StepResult:
         """Step and wait: `begin` and `finish` in one."""
         self.begin(actions, active)
         return self.finish()
@@ -160,5 +162,5 @@ class Lockstep:
             close(env)
 
     def _fail(self, index: int, error: BaseException) -> None:
-        self.faults[index] = str(raised(self.task.name, error))
+        self.faults[index] = str(task_error_from(self.task.name, error))
         self._running[index] = False

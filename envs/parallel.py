@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.errors import EnvironmentDiedError, TaskError
-from envs.lockstep import Lockstep, Step, nothing
+from envs.lockstep import Lockstep, StepResult, empty_step
 from envs.signals import die_with_parent
 from envs.tasks import Task, find_task
 
@@ -70,19 +70,21 @@ class ParallelLockstep:
         for part, rows in enumerate(self._rows):
             self._ask(part, "step", actions[rows], None if active is None else active[rows])
 
-    def finish(self) -> Step:
+    def finish(self) -> StepResult:
         """The results of the step that `begin` began. Raises RuntimeError if there is none."""
         if not self._begun:
             raise RuntimeError("no step was begun")
         self._begun = False
         sizes = [len(rows) for rows in self._rows]
         steps = [
-            nothing(size, self.observation_size) if step is None else step
+            empty_step(size, self.observation_size) if step is None else step
             for size, step in zip(sizes, self._answers(range(len(sizes))), strict=True)
         ]
-        return Step(*map(np.concatenate, zip(*steps, strict=True)))
+        return StepResult(*map(np.concatenate, zip(*steps, strict=True)))
 
-    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> Step:
+    def step(
+        self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
+    ) -> StepResult:
         """Step and wait; see `Lockstep.step`."""
         self.begin(actions, active)
         return self.finish()

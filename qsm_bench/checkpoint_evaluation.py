@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from envs import Lockstep
 from qsm_bench.evaluation import evaluate
 from qsm_bench.film import Film
-from qsm_bench.outside import refuse_unnamed
 from qsm_bench.policy import load_agent, on_this_machine, policy_of
 from qsm_bench.store import Cell
+from qsm_bench.user_modules import refuse_unnamed_modules
 
 AT_A_TIME = 64
 """Environments that are open at a time, unless there are more seeds."""
@@ -41,7 +41,7 @@ def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> O
     """
     manifest = cell.read_manifest()
     trained = manifest.job
-    refuse_unnamed(trained, modules)
+    refuse_unnamed_modules(trained, modules)
     job = on_this_machine(trained)
     failed = {seed: failure.reason for seed, failure in manifest.failed_seeds.items()}
     together = min(episodes, max(1, AT_A_TIME // len(job.seeds)))
@@ -74,4 +74,4 @@ def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> O
 def film_cell(cell: Cell, film: Film) -> None:
     """Film one episode of the first seed's policy. Raises UserError if it has diverged."""
     job = cell.read_manifest().job
-    film.shoot(policy_of(cell, job, job.seeds[0]), job.seeds[0])
+    film.record_episode(policy_of(cell, job, job.seeds[0]), job.seeds[0])

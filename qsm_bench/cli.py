@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from qsm_bench.ending import ending
-from qsm_bench.errors import UserError, naming, near
+from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.options import protocol_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
 from qsm_bench.signals import raised, remembered
@@ -187,10 +187,10 @@ def _command(*arguments: str) -> str:
 
 def _with_results(arguments: Sequence[str], results: Path) -> list[str]:
     """``arguments`` with the results folder, which may have been the environment's to say."""
-    given = any(text == "--results" or text.startswith("--results=") for text in arguments)
+    has_option = any(text == "--results" or text.startswith("--results=") for text in arguments)
     return [
         *arguments,
-        *([] if given or results == RESULTS.absolute() else [f"--results={results}"]),
+        *([] if has_option or results == RESULTS.absolute() else [f"--results={results}"]),
     ]
 
 
@@ -296,7 +296,9 @@ def list_(
 
         rows = [(name, find_task(name).gymnasium_id) for name in task_names()]
     else:
-        raise UserError(f"cannot list {what!r}: {near(what, ('agents', 'suites', 'tasks'))}")
+        raise UserError(
+            f"cannot list {what!r}: {did_you_mean(what, ('agents', 'suites', 'tasks'))}"
+        )
     _print_rows(rows)
 
 
@@ -337,11 +339,11 @@ def evaluate(
     """Evaluate the last checkpoint of a cell on fresh episodes."""
     from qsm_bench.checkpoint_evaluation import evaluate_cell, film_cell
     from qsm_bench.film import Film
-    from qsm_bench.outside import refuse_unnamed
     from qsm_bench.store import ExperimentStore
+    from qsm_bench.user_modules import refuse_unnamed_modules
 
     cell = ExperimentStore(results, name).existing_cell(agent, task)
-    refuse_unnamed(cell.read_manifest().job, modules or ())
+    refuse_unnamed_modules(cell.read_manifest().job, modules or ())
     # What would keep a film from being made is found before the episodes are played.
     film = Film(cell.read_manifest().job.environment, video) if video else None
     outcome = evaluate_cell(cell, episodes, modules or ())
@@ -430,7 +432,7 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
 
 
 def _show_plan(prepared: "PreparedRun") -> None:
-    from rich.filesize import decimal as size
+    from rich.filesize import decimal as format_bytes
     from rich.table import Table
 
     from qsm_bench.plan import calibrate, estimate_memory, makespan
@@ -450,8 +452,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
             f"{job.protocol.steps:,}",
             str(job.protocol.action_repeat),
             duration(cost.seconds),
-            size(needed),
-            size(cost.disk_bytes),
+            format_bytes(needed),
+            format_bytes(cost.disk_bytes),
         )
     # Off a terminal nothing is cut to fit.
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
@@ -459,8 +461,9 @@ def _show_plan(prepared: "PreparedRun") -> None:
     console.print(
         f"{len(jobs)} cells, {workers} at a time: about "
         f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
-        f"now, at most {size(at_once)} of memory at once and "
-        f"{size(sum(cost.disk_bytes for cost in costs))} on disk, under {prepared.store.folder}",
+        f"now, at most {format_bytes(at_once)} of memory at once and "
+        f"{format_bytes(sum(cost.disk_bytes for cost in costs))} on disk, "
+        f"under {prepared.store.folder}",
         soft_wrap=True,
         highlight=False,
     )

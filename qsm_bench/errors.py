@@ -40,7 +40,7 @@ def as_user_error() -> Iterator[None]:
         raise
 
 
-def near(value: str, known: Iterable[str]) -> str:
+def did_you_mean(value: str, known: Iterable[str]) -> str:
     """End an error line with the names closest to ``value``, or with all there are."""
     names = list(known)
     close = difflib.get_close_matches(value, names, n=3, cutoff=0.5)

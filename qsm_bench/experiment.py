@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from agents.protocol import AgentConfig
 from agents.registry import RegisteredAgent, find_agent
 from envs import Task, find_task
-from qsm_bench.errors import UserError, near
+from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.protocol import Protocol
 from qsm_bench.settings import as_json, validated
 
@@ -230,7 +230,7 @@ def parse_agents(text: str, settings: Settings | None = None) -> tuple[AgentEntr
         if agent not in names:
             raise UserError(
                 f"--set {agent}.{next(iter(own))}: agent {agent!r} is not in --agents; "
-                f"{near(agent, names)}"
+                f"{did_you_mean(agent, names)}"
             )
     entries = []
     for item in _split(text):

@@ -84,7 +84,7 @@ class Film:
             )
         return frame
 
-    def shoot(self, policy: Any, seed: int) -> None:
+    def record_episode(self, policy: Any, seed: int) -> None:
         """Play an episode by ``policy``, observation to action, and put the whole film in place.
 
         Raises UserError if that cannot be done; the file is then as it was.

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 CGROUPS = Path("/sys/fs/cgroup")
 SMALL = 2
-"""The smaller of the two sizes that ``peak`` does; at 1 a program may take another course."""
+"""``estimate_peak`` runs this size and the next. At size 1 a program may run differently."""
 
 
-def available(device: str) -> int:
+def available_bytes(device: str) -> int:
     """Bytes that are free on a device: the GPU's, the machine's, or what a container leaves."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
@@ -82,8 +82,8 @@ class Allocations(TorchDispatchMode):
         self.changes.append(-size)
 
 
-def peak(work: Callable[[int], object], size: int) -> int:
-    """Return the most bytes that tensors take at once in ``work(size)``, without doing that.
+def estimate_peak(work: Callable[[int], object], size: int) -> int:
+    """Estimate the most bytes that tensors take at once in ``work(size)``, without running that.
 
     It is done at two small sizes instead. What it allocates in the same order is a constant and
     a share that grows with the size; both follow from the two.

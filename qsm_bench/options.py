@@ -13,15 +13,15 @@ from qsm_bench.protocol import Protocol
 def protocol_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for each field, in place of its ``**changes``.
 
-    It is called with those that were given; the others are left out.
+    It is called with the options that stand on the command line only.
     """
     signature = inspect.signature(command)
     *own, _ = signature.parameters.values()
     fields = {name: field for name, field in Protocol.model_fields.items() if name != "settings"}
 
-    def called(**given: Any) -> None:
-        asked = {name: given.pop(name) for name in fields}
-        command(**given, **{name: value for name, value in asked.items() if value is not None})
+    def called(**values: Any) -> None:
+        changes = {name: values.pop(name) for name in fields}
+        command(**values, **{name: value for name, value in changes.items() if value is not None})
 
     parameters = [*own, *(_option(name, field) for name, field in fields.items())]
     called.__name__, called.__doc__ = command.__name__, command.__doc__

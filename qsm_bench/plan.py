@@ -10,14 +10,14 @@ from itertools import pairwise
 import numpy as np
 import psutil
 import torch
-from rich.filesize import decimal as size
+from rich.filesize import decimal as format_bytes
 
 from envs import Lockstep, Task, TaskError
 from qsm_bench.contract import rehearse
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
-from qsm_bench.memory import available, peak
-from qsm_bench.process import settle
+from qsm_bench.memory import available_bytes, estimate_peak
+from qsm_bench.process import configure_process
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.training import build_agent
 
@@ -40,7 +40,7 @@ def calibrate(job: Job) -> Cost:
 
     Updates are timed as they stand: compiling them would take longer than the rest together.
     """
-    settle()
+    configure_process()
     seeds, protocol = len(job.seeds), job.protocol
     environments = Lockstep(job.environment, seeds)
     sizes = environments.observation_size, environments.action_size
@@ -153,7 +153,7 @@ def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], worke
     """Raise UserError if the ``workers`` largest jobs together need more than there is."""
     order = sorted(range(len(jobs)), key=lambda index: needs[index].total)[-workers:]
     total = sum(needs[index].total for index in order)
-    if not order or total <= (free := available(jobs[0].device)):
+    if not order or total <= (free := available_bytes(jobs[0].device)):
         return
     job, need = jobs[order[-1]], needs[order[-1]]
     ways = ["fewer --seeds"]
@@ -163,11 +163,11 @@ def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], worke
     if capacity >= 2 * job.protocol.batch_size:
         ways.insert(0, f"--replay-capacity {_rounded_down(capacity)} or less")
     several = len(order) > 1
-    together = f"{len(order)} cells at a time need about {size(total)}: " if several else ""
+    together = f"{len(order)} cells at a time need about {format_bytes(total)}: " if several else ""
     raise UserError(
-        f"not enough memory: {together}{job.agent} on {job.task} needs about {size(need.total)}, "
-        f"{size(need.replay)} of it for its replay buffer, and {size(free)} are free: give "
-        f"{', or '.join(ways)}"
+        f"not enough memory: {together}{job.agent} on {job.task} needs about "
+        f"{format_bytes(need.total)}, {format_bytes(need.replay)} of it for its replay buffer, and "
+        f"{format_bytes(free)} are free: give {', or '.join(ways)}"
     )
 
 
@@ -191,10 +191,10 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
     weights = sum(a * b for a, b in pairwise([observation_size + action_size, *widths]))
     # Two critics and their targets, and what Adam keeps of the former: the least there is.
     least = 8 * len(job.seeds) * weights * torch.float32.itemsize
-    if least > (free := available("cpu")):
+    if least > (free := available_bytes("cpu")):
         raise UserError(
-            f"{job.agent} on {job.task}: its networks alone need {size(least)} of memory, and "
-            f"{size(free)} are free: give smaller hidden_sizes or fewer --seeds"
+            f"{job.agent} on {job.task}: its networks alone need {format_bytes(least)} of "
+            f"memory, and {format_bytes(free)} are free: give smaller hidden_sizes or fewer --seeds"
         )
     # Seeds are equal: one is enough to measure.
     job, seeds = job.model_copy(update={"device": "cpu", "seeds": job.seeds[:1]}), len(job.seeds)
@@ -212,7 +212,7 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
         state = sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
 
     # A state is written into memory first, in an array that doubles as it grows.
-    update = peak(learn, job.protocol.batch_size)
+    update = estimate_peak(learn, job.protocol.batch_size)
     return seeds * (update + 2 * state)
 
 

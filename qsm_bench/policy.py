@@ -14,10 +14,10 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.experiment import Job
-from qsm_bench.outside import refuse_unnamed
 from qsm_bench.results import Results
 from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.training import build_agent
+from qsm_bench.user_modules import refuse_unnamed_modules
 
 
 class Policy:
@@ -83,7 +83,7 @@ def load_policy(
     """
     cell = ExperimentStore(results.root, results.name).existing_cell(agent, task)
     manifest = cell.read_manifest()
-    refuse_unnamed(manifest.job, modules)
+    refuse_unnamed_modules(manifest.job, modules)
     if seed not in manifest.job.seeds:
         seeds = ", ".join(map(str, manifest.job.seeds))
         raise UserError(f"{agent} on {task} has no seed {seed!r}: its seeds are {seeds}")

@@ -14,7 +14,7 @@ of one that cannot be done as it was asked: that one would fail again."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 
 
-def settle() -> None:
+def configure_process() -> None:
     """One thread, no denormal numbers, and memory that is kept for the next update.
 
     By default the C library gives every large array back to the system when it is freed, which

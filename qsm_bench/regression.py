@@ -1,11 +1,12 @@
-"""``regress``: does every trainer still learn what the committed baseline learned?
+"""``regress``: does every trainer still learn as well as the committed baseline?
 
-All trainers learn the small tasks, whose random and best returns are known, with small networks.
-The scores of fresh seeds are compared, cell by cell, with those of the baseline's seeds.
+All trainers learn the small tasks with small networks. The returns of a random and of the best
+policy on these tasks are known. The scores of fresh seeds are compared, cell by cell, with those of
+the baseline's seeds.
 
-The test of a cell is the exact rank test of ``qsm_bench.statistics``, at the level
-FALSE_ALARMS / number of tests (Bonferroni). So the chance that unchanged code raises any alarm is
-at most FALSE_ALARMS, however the tests depend on each other, whatever the scores' distribution.
+Each cell is tested with the exact rank test of ``qsm_bench.statistics``, at the level
+FALSE_ALARMS / number of tests (Bonferroni). So the probability that unchanged code raises any alarm
+is at most FALSE_ALARMS, for any dependence between tests and any distribution of the scores.
 """
 
 import json
@@ -34,22 +35,22 @@ from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
 
 FALSE_ALARMS = 0.01
-"""Over the whole family of tests."""
+"""The probability that unchanged code raises any alarm is at most this, over all tests."""
 BASELINE_SEEDS, SEEDS = 24, 8
 FIRST_SEED = 1_000
-"""Fresh seeds begin here: none is the baseline's, or the samples would not be independent."""
+"""The first fresh seed. Fresh seeds must not be those of the baseline: samples are independent."""
 SCORES = ("end", "area")
-"""Of a run, normalized: its last evaluation, and the mean over all of them."""
+"""The normalized scores of a run: of its last evaluation, and the mean over all evaluations."""
 
 EVERY_AGENT = {"hidden_sizes": [64, 64], "learning_rate": 1e-3}
-"""Small networks learn these tasks, and a larger step size in minutes."""
+"""Small networks can learn these tasks; with a larger learning rate they do so in minutes."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """How a small task is trained on."""
+class SmallTask:
+    """A small task, and how long it is trained on."""
 
-    task: str
+    name: str
     steps: int
     n_step: int
 
@@ -57,12 +58,12 @@ class Course:
         """Every built-in trainer, with its own settings for small tasks."""
         trainers = map(find_agent, built_in_trainers())
         return tuple(
-            AgentEntry(t, settings_on(self.task, getattr(t.agent, "small_task_settings", {})))
+            AgentEntry(t, settings_on(self.name, getattr(t.agent, "small_task_settings", {})))
             for t in trainers
         )
 
     def protocol(self) -> Protocol:
-        """How every agent is trained on it."""
+        """The protocol of every agent on this task."""
         return Protocol(
             steps=self.steps,
             warmup_steps=500,
@@ -73,10 +74,10 @@ class Course:
         )
 
 
-COURSES = (
-    Course("bimodal-bandit", 4_000, n_step=1),
-    Course("four-goals", 3_000, n_step=3),
-    Course("linear-quadratic", 3_000, n_step=1),
+SMALL_TASKS = (
+    SmallTask("bimodal-bandit", 4_000, n_step=1),
+    SmallTask("four-goals", 3_000, n_step=3),
+    SmallTask("linear-quadratic", 3_000, n_step=1),
 )
 
 
@@ -89,10 +90,10 @@ class Finding:
     score: str
     baseline: float
     now: float
-    """Means over seeds; 0 is a random policy, 1 the best."""
+    """``baseline`` and ``now`` are means over seeds; 0 is a random policy, 1 the best."""
     p: float
     verdict: str
-    """ok, worse, better, or failed."""
+    """The result of the test: ok, worse, better, or failed."""
     note: str = ""
 
     @property
@@ -102,14 +103,14 @@ class Finding:
 
 
 def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
-    """The regression's experiments, one a task."""
-    for course in COURSES:
+    """The regression's experiments, one for each task."""
+    for task in SMALL_TASKS:
         yield Experiment(
-            name=course.task,
-            agents=course.agents(),
-            tasks=(course.task,),
+            name=task.name,
+            agents=task.agents(),
+            tasks=(task.name,),
             seeds=seeds,
-            protocol=course.protocol(),
+            protocol=task.protocol(),
         )
 
 
@@ -118,14 +119,14 @@ class Plan:
     """What one run of the regression trains, and the baseline that it is tested against."""
 
     folder: Path
-    """The baseline's."""
+    """The folder of the baseline."""
     seeds: range
     baseline: pd.DataFrame | None
-    """None: it is made anew."""
+    """The recorded scores; None if this run records them."""
 
 
 def plan(folder: Path, seeds: int | None, first_seed: int | None, *, record: bool) -> Plan:
-    """Choose the seeds. Raises UserError if they are the baseline's own, or it cannot be used."""
+    """Choose the seeds. Raises UserError if the baseline has one of them, or cannot be read."""
     if record:
         check_writable(folder)
         first = first_seed or 0
@@ -136,16 +137,16 @@ def plan(folder: Path, seeds: int | None, first_seed: int | None, *, record: boo
     taken = sorted(set(baseline["seed"]))
     if set(taken) & set(fresh):
         raise UserError(
-            f"--first-seed {first}: seeds {taken[0]} to {taken[-1]} are the baseline's own; "
-            f"begin at {taken[-1] + 1} or above"
+            f"--first-seed {first}: the baseline has seeds {taken[0]} to {taken[-1]}; "
+            f"give {taken[-1] + 1} or above"
         )
     return Plan(folder, fresh, baseline)
 
 
 def run(plan: Plan, workers: int, console: Console, heard: Heard) -> list[Finding]:
-    """Train every cell in a folder of its own, and test it, or record the baseline.
+    """Train every cell in a temporary folder; then test it, or record the baseline.
 
-    Nothing is tested once a signal is ``heard``. Raises UserError if a cell of a baseline fails.
+    If a signal is ``heard``, nothing is tested. Raises UserError if a cell of a new baseline fails.
     """
     with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
         root = Path(temporary)
@@ -156,8 +157,8 @@ def run(plan: Plan, workers: int, console: Console, heard: Heard) -> list[Findin
             console,
             heard,
             workers=workers,
-            # Nothing is resumed here: the last step's checkpoint is enough.
-            checkpoint_every=max(course.steps for course in COURSES),
+            # Nothing is resumed here: one checkpoint, at the last step, is enough.
+            checkpoint_every=max(task.steps for task in SMALL_TASKS),
             command="regress",
         )
         if heard:
@@ -165,15 +166,15 @@ def run(plan: Plan, workers: int, console: Console, heard: Heard) -> list[Findin
         failed = {_cell_key(cell.read_manifest().job): why for cell, why in unfinished.items()}
         scores = read_scores(root, plan.seeds)
     if plan.baseline is not None:
-        return compare(plan.baseline, scores, failed)
+        return find_regressions(plan.baseline, scores, failed)
     if failed:
-        raise UserError(f"nothing is recorded: {failed}")
+        raise UserError(f"the baseline is not recorded: {failed}")
     write_baseline(plan.folder, scores)
     return []
 
 
 def prepare(root: Path, seeds: Sequence[int]) -> list[Cell]:
-    """Lay out the family's cells under ``root``, to be run."""
+    """Create the folders of all cells under ``root``."""
     return [
         cell
         for experiment in experiments(seeds)
@@ -187,10 +188,13 @@ def read_scores(root: Path, seeds: Sequence[int]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def compare(
+def find_regressions(
     baseline: pd.DataFrame, now: pd.DataFrame, failed: Mapping[tuple[str, str], str]
 ) -> list[Finding]:
-    """Test every cell of the baseline, for every score; ``failed`` says why cells have none."""
+    """Test every score of every cell of the baseline.
+
+    ``failed`` has the reason for each cell (agent, task) that failed.
+    """
     cells = list(baseline.groupby(["agent", "task"], sort=False))
     level = FALSE_ALARMS / (len(cells) * len(SCORES))
     findings = []
@@ -213,7 +217,7 @@ def compare(
 
 
 def write_baseline(folder: Path, scores: pd.DataFrame) -> None:
-    """Record ``scores`` as the baseline, with what they were made by."""
+    """Record ``scores`` as the baseline, with the protocol, versions and hardware."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "baseline.csv", scores.to_csv(index=False))
     about = {
@@ -227,18 +231,18 @@ def write_baseline(folder: Path, scores: pd.DataFrame) -> None:
 
 
 def read_baseline(folder: Path) -> pd.DataFrame:
-    """The recorded scores. Raises UserError if there are none, or of another protocol."""
+    """The recorded scores. Raises UserError if there are none, or if the protocol has changed."""
     try:
         recorded = _recorded(folder / "baseline.json")
         scores = _recorded_scores(folder / "baseline.csv")
     except UserError as error:
         raise UserError(
-            f"no baseline can be read from {folder} ({error}): make one with regress --record"
+            f"no baseline can be read from {folder} ({error}): record one with regress --record"
         ) from error
     if recorded != protocol():
         raise UserError(
             f"the baseline in {folder} was made with other settings than the regression has now: "
-            "make it anew with regress --record, and say why in the commit"
+            "record it again with regress --record, and say why in the commit"
         )
     return scores
 
@@ -254,9 +258,9 @@ def _recorded(file: Path) -> list[dict[str, Any]]:
 
 
 def _recorded_scores(file: Path) -> pd.DataFrame:
-    """A baseline's scores: finite, of every cell, and of the same seeds in each."""
+    """The scores of a baseline, checked: finite, for every cell, with the same seeds in each."""
     text = read(file, MIB)
-    cells = {(agent, course.task) for agent in built_in_trainers() for course in COURSES}
+    cells = {(agent, task.name) for agent in built_in_trainers() for task in SMALL_TASKS}
     try:
         scores = parse_table(text, texts=("agent", "task"), whole=("seed",))
         if list(scores.columns) != ["agent", "task", "seed", *SCORES]:
@@ -279,12 +283,12 @@ def _recorded_scores(file: Path) -> pd.DataFrame:
 
 
 def protocol() -> list[dict[str, Any]]:
-    """Everything that decides the scores, but the seeds."""
+    """Everything that affects the scores, except the seeds."""
     return [_what_decides(job) for experiment in experiments([0]) for job in experiment.jobs]
 
 
 def _completed(job: dict[str, Any]) -> Job:
-    """A recorded job in which a setting that came later is there with its default."""
+    """A recorded job. Settings that were added later get their defaults."""
     if job["agent_name"] not in built_in_trainers():  # it could name anybody's module
         raise ValueError(f"the regression has no agent {job['agent_name']!r}")
     agent = find_agent(job["agent_name"]).agent
@@ -294,8 +298,10 @@ def _completed(job: dict[str, Any]) -> Job:
 
 
 def _what_decides(job: Job) -> dict[str, Any]:
-    """Of a job, what decides its scores. Its label and what the protocol sets for every agent
-    stand in its settings."""
+    """The part of a job that affects its scores.
+
+    The label and the protocol's settings are left out, since the job's own settings contain them.
+    """
     return job.model_dump(
         mode="json", exclude={"seeds": True, "agent": True, "protocol": {"settings"}}
     )
@@ -317,7 +323,7 @@ def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
 
 
 def _cell_key(job: Job) -> tuple[str, str]:
-    """What a cell is called in scores and findings: the agent without its settings, the task."""
+    """The agent, without its settings, and the task: the key of a cell in scores and findings."""
     return _agent(job), job.task
 
 

@@ -68,7 +68,7 @@ class Results:
 
 @dataclass(frozen=True)
 class CellResults:
-    """What one sound cell holds."""
+    """What one readable cell holds."""
 
     manifest: Manifest
     evaluations: "pd.DataFrame"
@@ -83,11 +83,11 @@ def load_results(root: str | Path, name: str) -> Results:
     root = Path(root).absolute()
     store = ExperimentStore(root, name)
     experiment = store.read()
-    sound: list[CellResults] = []
+    readable: list[CellResults] = []
     damaged: list[Damaged] = []
     for cell in store.cells():
         try:
-            sound.append(read_cell(cell))
+            readable.append(read_cell(cell))
         except LaterFormatError:
             raise
         except UserError as error:
@@ -101,13 +101,13 @@ def load_results(root: str | Path, name: str) -> Results:
                 **cell.manifest.job.model_dump(mode="json", exclude={"protocol"}),
                 **cell.manifest.model_dump(mode="json", exclude={"job"}),
             }
-            for cell in sound
+            for cell in readable
         ],
-        evaluations=_together([cell.evaluations for cell in sound], EVALUATION_COLUMNS),
-        training=_together([cell.training for cell in sound], TRAINING_COLUMNS),
-        diagnostics=_together([cell.diagnostics for cell in sound], DIAGNOSTICS_COLUMNS),
-        slices=_together([cell.slices for cell in sound], SLICE_COLUMNS),
-        notes=tuple(note for cell in sound for note in cell.notes),
+        evaluations=_together([cell.evaluations for cell in readable], EVALUATION_COLUMNS),
+        training=_together([cell.training for cell in readable], TRAINING_COLUMNS),
+        diagnostics=_together([cell.diagnostics for cell in readable], DIAGNOSTICS_COLUMNS),
+        slices=_together([cell.slices for cell in readable], SLICE_COLUMNS),
+        notes=tuple(note for cell in readable for note in cell.notes),
         damaged=tuple(damaged),
         root=root,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from agents.protocol import AgentConfig
-from qsm_bench.errors import UserError, near
+from qsm_bench.errors import UserError, did_you_mean
 
 
 def validated(
@@ -19,7 +19,7 @@ def validated(
     known = [field.name for field in fields(config_class)]
     for key in settings:
         if key not in known:
-            raise UserError(f"{name} has no setting {key!r}: {near(key, known)}")
+            raise UserError(f"{name} has no setting {key!r}: {did_you_mean(key, known)}")
     try:
         config = TypeAdapter(config_class).validate_python(dict(settings))
     except ValidationError as error:

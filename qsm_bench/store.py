@@ -26,7 +26,7 @@ from zlib import crc32
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from qsm_bench.errors import UserError, near
+from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import MIB, plain, read, read_json, refuse_foreign, write_atomically
 from qsm_bench.heartbeat import Heartbeat, life, moment, named
@@ -264,7 +264,9 @@ class ExperimentStore:
             ("task", task, asked["tasks"]),
         ):
             if value not in known:
-                raise UserError(f"{self.folder.name} has no {what} {value!r}: {near(value, known)}")
+                raise UserError(
+                    f"{self.folder.name} has no {what} {value!r}: {did_you_mean(value, known)}"
+                )
         return self.cell(agent, task)
 
     @contextmanager
@@ -314,7 +316,7 @@ class ExperimentStore:
         """What was asked. Raises UserError if there is no such experiment."""
         if not os.path.lexists(self.file):
             known = sorted(p.parent.name for p in self.folder.parent.glob("*/experiment.json"))
-            hint = near(self.folder.name, known) if known else "none has been run yet"
+            hint = did_you_mean(self.folder.name, known) if known else "none has been run yet"
             raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
         try:
             asked: dict[str, Any] = read_json(self.file)

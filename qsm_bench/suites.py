@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsm_bench.errors import UserError, near
+from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.protocol import Protocol
 
 
@@ -107,5 +107,5 @@ SUITES: dict[str, Suite] = {
 def find_suite(name: str) -> Suite:
     """The suite called ``name``. Raises UserError that suggests similar names if there is none."""
     if name not in SUITES:
-        raise UserError(f"unknown suite {name!r}: {near(name, SUITES)}")
+        raise UserError(f"unknown suite {name!r}: {did_you_mean(name, SUITES)}")
     return SUITES[name]

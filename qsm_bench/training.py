@@ -15,7 +15,7 @@ from agents.common.streams import SeedStreams
 from agents.protocol import Agent
 from agents.registry import find_agent
 from agents.speed.acceleration import accelerate
-from envs import Environments, Lockstep, ParallelLockstep, Step, repeats_itself
+from envs import Environments, Lockstep, ParallelLockstep, StepResult, is_deterministic
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.checkpoint_state import gather, restore
 from qsm_bench.contract import Checked, checked, rehearse
@@ -132,7 +132,7 @@ class Training:
         self.episodes.begin_all()
         self._note_failed(self.environments.faults)
         self._open_tables({})
-        if not repeats_itself(self.environments.task):
+        if not is_deterministic(self.environments.task):
             self.warnings = (
                 f"task {self.job.task!r} does not repeat itself from the same seed and actions: "
                 "this run cannot be resumed",
@@ -226,7 +226,7 @@ class Training:
                 self.status.finite &= value.isfinite()
         self.metrics.add(metrics)
 
-    def _remember(self, observation: Tensor, action: Tensor, result: Step) -> None:
+    def _remember(self, observation: Tensor, action: Tensor, result: StepResult) -> None:
         """Store every seed's transition; what it overwrites is in the replay log by then."""
         if self.replay.added - self.checkpoint.saved == self.replay.capacity:
             self.checkpoint.keep(self.replay)
@@ -277,9 +277,9 @@ class Training:
             self._save(state)
             raise
         finite = np.isfinite(played.returns)
-        sound = finite.all(axis=1) | ~status.running
-        sound[list(played.faults)] = True
-        status.finite &= torch.from_numpy(sound).to(self.device)
+        healthy = finite.all(axis=1) | ~status.running
+        healthy[list(played.faults)] = True
+        status.finite &= torch.from_numpy(healthy).to(self.device)
         status.note_diverged(self.step)
         self.tables.add_evaluation(self.step, played)
         self.last_return = float(played.returns[finite].mean()) if finite.any() else None

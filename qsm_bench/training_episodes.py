@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.common.streams import derive_seed
-from envs import Environments, Step
+from envs import Environments, StepResult
 from qsm_bench.errors import UserError
 
 
@@ -39,7 +39,7 @@ class TrainingEpisodes:
         """Begin every seed's first episode."""
         self.observation = np.stack([self._begin(row) for row in range(len(self.seeds))])
 
-    def advance(self, result: Step, step: int) -> None:
+    def advance(self, result: StepResult, step: int) -> None:
         """Take in the result of step ``step``, and begin new episodes where one has ended."""
         self.return_so_far += result.reward
         self.observation = result.observation

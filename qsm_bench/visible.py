@@ -17,7 +17,7 @@ def visible(text: str, *, keep: str = "") -> str:
     return "".join(c if c in keep or c.isprintable() else _escaped(c) for c in text)
 
 
-def defused(text: str) -> str:
+def safe_csv_cell(text: str) -> str:
     """``text`` as a CSV cell that no spreadsheet takes for a formula; numbers stay as they are."""
     text = visible(text)
     return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text

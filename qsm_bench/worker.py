@@ -19,12 +19,12 @@ from envs import EnvironmentDiedError
 from qsm_bench.errors import user_errors
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat
-from qsm_bench.outside import refuse_unnamed
-from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, settle
+from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, configure_process
 from qsm_bench.provenance import begin_stretch, now
 from qsm_bench.signals import StopRequest, lifeline_of_stdin
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.training import Training
+from qsm_bench.user_modules import refuse_unnamed_modules
 
 
 class Progress:
@@ -82,10 +82,10 @@ def work(
     cell = Cell(folder.absolute(), job=job)  # a task may change the working directory
     cell.refuse_foreign(writing=True)
     if job is None:
-        refuse_unnamed(cell.read_manifest().job, ())
+        refuse_unnamed_modules(cell.read_manifest().job, ())
     with suppress(OSError, ValueError):  # where standard error is no file
         faulthandler.enable()
-    settle()
+    configure_process()
     with StopRequest(lifeline_of_stdin() if lifeline else None) as stop:
         try:
             with FileLock(cell.lock_file, timeout=0):

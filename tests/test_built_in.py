@@ -36,7 +36,7 @@ def test_the_regression_trains_it_on_every_small_task_with_its_own_settings() ->
                 delays[experiment.name] = settings["policy_delay"]
                 noises[experiment.name] = settings["target_noise"]
                 assert list(settings["hidden_sizes"]) == [64, 64]
-    assert delays == {course.task: 3 for course in regression.COURSES}
+    assert delays == {task.name: 3 for task in regression.SMALL_TASKS}
     assert noises == {"bimodal-bandit": 0.2, "four-goals": 0.1, "linear-quadratic": 0.2}
 
 

@@ -23,12 +23,12 @@ from qsm_bench.report.document import (
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
 from qsm_bench.report.scores import BOOTSTRAP
-from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
+from qsm_bench.report.wording import NONE, count, interval, listed, number, p_value_text
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import bootstrap
 from qsm_bench.statistics.selection import FloatArray, agents_of, tasks_of
-from qsm_bench.statistics.significance import FALSE_ALARMS, judge
+from qsm_bench.statistics.significance import FALSE_ALARMS, compare_pairs
 
 SAME, UNSEEN = "the same numbers", "no difference seen"
 
@@ -93,16 +93,17 @@ class Change:
 
     @cached_property
     def overall(self) -> pd.DataFrame:
-        """A row an agent: its second experiment against its first, over all tasks; see ``judge``.
+        """A row for each agent: its second experiment against its first, over all tasks.
 
-        More columns: agent, outcome (who is better, or one of ``SAME`` and ``UNSEEN``).
+        The columns of ``compare_pairs``, and: agent, outcome (which is better, or one of ``SAME``
+        and ``UNSEEN``).
         """
         shared = self.analysis.comparison.shared_tasks
-        couples = {a: (*labels, shared(*labels)) for a, labels in self.labels.items()}
-        couples = {agent: couple for agent, couple in couples.items() if couple[2]}
-        table = judge(self.analysis.comparison, list(couples.values()))
-        table.insert(0, "agent", list(couples))
-        same = [self._is_same(agent, couple[2]) for agent, couple in couples.items()]
+        pairs = {a: (*labels, shared(*labels)) for a, labels in self.labels.items()}
+        pairs = {agent: pair for agent, pair in pairs.items() if pair[2]}
+        table = compare_pairs(self.analysis.comparison, list(pairs.values()))
+        table.insert(0, "agent", list(pairs))
+        same = [self._is_same(agent, pair[2]) for agent, pair in pairs.items()]
         return table.assign(outcome=_outcomes(table, same))
 
     @cached_property
@@ -118,7 +119,7 @@ class Change:
             for agent, labels in self.labels.items()
             for task in comparison.shared_tasks(*labels)
         ]
-        table = judge(comparison, [(*self.labels[agent], [task]) for agent, task in keys])
+        table = compare_pairs(comparison, [(*self.labels[agent], [task]) for agent, task in keys])
         table = table.drop(columns=["low", "high", "tasks", "wins", "ties"])
         table.insert(0, "agent", [agent for agent, _ in keys])
         table.insert(1, "task", [task for _, task in keys])
@@ -166,7 +167,7 @@ class Change:
             return f"{row['agent']}: the same returns in both, to the last bit, on {tasks}."
         improvement = interval(row["probability"], row["low"], row["high"])
         ahead = f"ahead on {row['wins']} of {tasks}; probability of improvement {improvement}"
-        told = f"{chance(row['p'])} over all agents"
+        told = f"{p_value_text(row['p'])} over all agents"
         if row["verdict"]:
             return f"{row['agent']}: {row['outcome']}, {ahead}; {told}."
         could = (
@@ -294,7 +295,7 @@ def _settings(change: Change) -> Section:
     if rows:
         frame = pd.DataFrame(rows)
         blocks = [Table("differences", f"{NONE}: there is none.", frame, frame)]
-    warnings = [runs.unlike(results) for results in (change.first, change.second)]
+    warnings = [runs.condition_warning(results) for results in (change.first, change.second)]
     blocks = [*(Text(warning) for warning in warnings if warning), *blocks]
     return Section("What differs besides the scores", blocks)
 

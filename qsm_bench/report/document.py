@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from qsm_bench.visible import defused, visible
+from qsm_bench.visible import safe_csv_cell, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -119,7 +119,7 @@ def write_document(document: Document, folder: Path) -> None:
     (folder / "data").mkdir(exist_ok=True)
     for block in document.blocks():
         if isinstance(block, Table | Picture):
-            _defused(block.data).to_csv(folder / "data" / f"{block.name}.csv", index=False)
+            _safe_csv(block.data).to_csv(folder / "data" / f"{block.name}.csv", index=False)
     for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
         text = _environment().get_template(template).render(document=document)
         (folder / name).write_text(text, encoding="utf-8")
@@ -141,11 +141,11 @@ def markdown_code(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _defused(table: pd.DataFrame) -> pd.DataFrame:
+def _safe_csv(table: pd.DataFrame) -> pd.DataFrame:
     """The same table, its texts and headings for any reader of CSV."""
-    table = table.rename(columns=lambda name: defused(str(name)))
+    table = table.rename(columns=lambda name: safe_csv_cell(str(name)))
     for column in table.select_dtypes(exclude=["number", "bool"]):
-        values = [defused(value) if isinstance(value, str) else value for value in table[column]]
+        values = [safe_csv_cell(cell) if isinstance(cell, str) else cell for cell in table[column]]
         table[column] = pd.Series(values, table.index, dtype=table[column].dtype)
     return table
 

@@ -23,12 +23,12 @@ from matplotlib.lines import Line2D
 
 from qsm_bench.report.wording import interval, number
 from qsm_bench.statistics.estimates import STATISTICS
-from qsm_bench.statistics.selection import AREA, AT_END
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL
 from qsm_bench.visible import visible
 
 INK, PAPER = "#1c1e21", "#fefefe"
 """Colors that stand for the page's own, where a figure is part of one."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00")
 """Okabe and Ito's without black, which is the ink; their yellow darkened to show on white."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
@@ -87,9 +87,7 @@ class Chart:
 def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
     """A style for each agent, by its place among all agents of the experiment."""
     return {
-        agent: AgentStyle(
-            COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
-        )
+        agent: AgentStyle(COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
         for i, agent in enumerate(agents)
     }
 
@@ -145,7 +143,7 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
         for panel, statistic in zip(panels, STATISTICS, strict=True):
             rows = table[table["statistic"] == statistic].set_index(["agent", "measured"])
             for y, agent in enumerate(agents):
-                for when, offset in ((AT_END, -0.15), (AREA, 0.15)):
+                for when, offset in ((FINAL, -0.15), (AREA_UNDER_CURVE, 0.15)):
                     row = rows.loc[[(agent, when)]].iloc[0]
                     name = f"{agent}, {statistic} {when}"
                     _interval(chart, panel, row, y + offset, styles[agent], name, when=when)
@@ -155,8 +153,8 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
             panel.set_ylim(len(agents) - 0.5, -0.5)
             panel.grid(visible=False, axis="y")
         handles = [
-            Line2D([], [], color=INK, marker="o", linestyle="-", label=AT_END),
-            Line2D([], [], color=INK, marker="o", linestyle="-", mfc=PAPER, label=AREA),
+            Line2D([], [], color=INK, marker="o", linestyle="-", label=FINAL),
+            Line2D([], [], color=INK, marker="o", linestyle="-", mfc=PAPER, label=AREA_UNDER_CURVE),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return chart
@@ -364,7 +362,7 @@ def _interval(
     style: AgentStyle,
     name: str,
     *,
-    when: str = AT_END,
+    when: str = FINAL,
     value: str = "value",
 ) -> None:
     panel.plot([row["low"], row["high"]], [y, y], color=style.color, linewidth=3, alpha=0.5)
@@ -374,7 +372,7 @@ def _interval(
         color=style.color,
         marker=style.marker,
         markersize=7,
-        markerfacecolor=style.color if when == AT_END else PAPER,
+        markerfacecolor=style.color if when == FINAL else PAPER,
     )
     text = f"{name}: {interval(row[value], row['low'], row['high'])}"
     chart.values.append((panel, float(row[value]), y, text))

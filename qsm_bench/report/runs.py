@@ -187,7 +187,7 @@ def what_ran(results: Results) -> Section:
     ]
     different = [row for row in rows if len({row[agent] for agent in agents}) > 1]
     same = [row for row in rows if row not in different]
-    blocks: list[Block] = [Text(warning) for warning in [unlike(results)] if warning]
+    blocks: list[Block] = [Text(warning) for warning in [condition_warning(results)] if warning]
     for name, caption, part in (
         ("settings-different", f"Settings that differ; {NONE}: the agent has none.", different),
         ("settings-same", "Settings that all agents share.", same),
@@ -241,7 +241,7 @@ def environment_of(results: Results) -> list[dict[str, str]]:
     return [{"what": name, "value": _values(values)} for name, values in facts.items()]
 
 
-def unlike(results: Results) -> str | None:
+def condition_warning(results: Results) -> str | None:
     """A warning if not all of an experiment ran under the same conditions, which it names."""
     differing = varying(stretch for _, stretch in _stretches(results))
     if not differing:

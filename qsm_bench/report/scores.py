@@ -10,7 +10,7 @@ from qsm_bench.published import Published
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.wording import NONE, chance, count, interval, listed, number
+from qsm_bench.report.wording import NONE, count, interval, listed, number, p_value_text
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import (
@@ -21,7 +21,7 @@ from qsm_bench.statistics.estimates import (
     final_scores,
     performance_profiles,
 )
-from qsm_bench.statistics.selection import AREA, AT_END, Comparison, tasks_of
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL, Comparison, tasks_of
 from qsm_bench.statistics.significance import FALSE_ALARMS
 
 FEW_SEEDS, FEW_TASKS = 5, 3
@@ -58,10 +58,10 @@ def _verdict(pair: "pd.Series[float]") -> str:
     if pair["verdict"]:
         return (
             f"{better} is better than {worse}: {ahead}; {improvement}; "
-            f"{chance(pair['p'])} over all pairs."
+            f"{p_value_text(pair['p'])} over all pairs."
         )
     why = (
-        f"{chance(pair['p'])} over all pairs"
+        f"{p_value_text(pair['p'])} over all pairs"
         if pair["attainable"]
         else "no outcome of so few runs could have told them apart"
     )
@@ -132,7 +132,7 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
         }
         for (agent, when), part in table.groupby(["agent", "measured"], sort=False)
     ]
-    best = table[(table["statistic"] == "IQM") & (table["measured"] == AT_END)]
+    best = table[(table["statistic"] == "IQM") & (table["measured"] == FINAL)]
     iqms = ", ".join(f"{row['agent']} {number(row['value'])}" for row in best.to_dict("records"))
     return Section(
         "Aggregate scores",
@@ -140,7 +140,8 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
             Table(
                 "aggregates",
                 f"Normalized scores: 0 and 1 are the ends of each task's range. {BOOTSTRAP} "
-                f"Measured {AT_END} of training, and as {AREA}: the mean over all evaluations. "
+                f"Measured {FINAL} of training, and as {AREA_UNDER_CURVE}: the mean over all "
+                "evaluations. "
                 "Runs: seeds x tasks.",
                 pd.DataFrame(rows),
                 table,

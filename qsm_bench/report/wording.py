@@ -27,7 +27,7 @@ def interval(value: float, low: float, high: float) -> str:
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
-def chance(p: float) -> str:
+def p_value_text(p: float) -> str:
     """``p = 0.04``, or ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {number(p, 2)}"
 

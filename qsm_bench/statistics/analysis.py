@@ -8,12 +8,12 @@ import pandas as pd
 from qsm_bench.results import Results
 from qsm_bench.statistics.estimates import aggregates, task_curves
 from qsm_bench.statistics.selection import Comparison, learning_curves, select_runs
-from qsm_bench.statistics.significance import pairs
+from qsm_bench.statistics.significance import compare_all_pairs
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All tables of an experiment, each computed once, when it is first wanted."""
+    """All tables of an experiment. Each is computed once, when it is first used."""
 
     results: Results
 
@@ -24,15 +24,15 @@ class Analysis:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """See ``pairs``."""
-        return pairs(self.comparison)
+        """Every pair of agents, tested: see ``compare_all_pairs`` for the columns."""
+        return compare_all_pairs(self.comparison)
 
     @cached_property
     def aggregates(self) -> pd.DataFrame:
-        """See ``aggregates``."""
+        """Aggregated scores of each agent: see ``estimates.aggregates`` for the columns."""
         return aggregates(self.comparison)
 
     @cached_property
     def task_curves(self) -> pd.DataFrame:
-        """See ``task_curves``: of every cell, at all its evaluations."""
+        """The learning curve of every cell: see ``estimates.task_curves`` for the columns."""
         return task_curves(learning_curves(self.results))

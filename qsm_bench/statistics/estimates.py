@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from qsm_bench.statistics.selection import (
-    AREA,
-    AT_END,
+    AREA_UNDER_CURVE,
+    FINAL,
     CellKey,
     Comparison,
     Curves,
@@ -65,7 +65,7 @@ def aggregates(comparison: Comparison) -> pd.DataFrame:
             }
         )
         for agent in (comparison.agents if comparison.aggregate_tasks else ())
-        for when in (AT_END, AREA)
+        for when in (FINAL, AREA_UNDER_CURVE)
     ]
     columns = ["agent", "measured", "statistic", "value", "low", "high", "seeds", "tasks"]
     return _stack(tables, columns)

@@ -17,7 +17,7 @@ IntArray = npt.NDArray[np.int64]
 CellKey = tuple[str, str]
 """An agent's label and a task's name."""
 ScoreRange = tuple[float, float]
-AT_END, AREA = "at the end", "area under the curve"
+FINAL, AREA_UNDER_CURVE = "at the end", "area under the curve"
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Comparison:
         """Raw returns of the last evaluation, [seeds, tasks]."""
         return np.stack([c[:, -1] for c in self.balanced(agent, tasks)], axis=1)
 
-    def scores(self, agent: str, when: str = AT_END) -> FloatArray:
+    def scores(self, agent: str, when: str = FINAL) -> FloatArray:
         """Normalized scores on the aggregate tasks, [seeds, tasks]."""
         tasks = self.aggregate_tasks
         columns = [
             normalized(c, self.score_ranges[task])
             for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
         ]
-        return np.stack([c[:, -1] if when == AT_END else c.mean(axis=1) for c in columns], axis=1)
+        return np.stack([c[:, -1] if when == FINAL else c.mean(axis=1) for c in columns], axis=1)
 
     def score_curves(self, agent: str) -> tuple[IntArray, FloatArray]:
         """Steps that all aggregate tasks have, and normalized scores [seeds, tasks, steps]."""

@@ -1,4 +1,4 @@
-"""Which agent is better: exact tests on pairs of agents, and what they could have seen."""
+"""Which agent is better: exact tests on pairs of agents, and the smallest effects they detect."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,42 +13,49 @@ import pandas as pd
 from qsm_bench.statistics.estimates import bootstrap
 from qsm_bench.statistics.selection import Comparison, FloatArray
 
-Couple = tuple[str, str, Sequence[str]]
-"""Two agents' labels and the tasks they are compared on."""
+AgentPair = tuple[str, str, Sequence[str]]
+"""The labels of two agents, and the tasks on which they are compared."""
 FALSE_ALARMS = 0.05
-"""The share of experiments on equal agents in which any verdict may name a better one."""
+"""The largest share of experiments on equal agents in which any verdict names a better one."""
 
 
-def pairs(comparison: Comparison) -> pd.DataFrame:
-    """``judge`` every pair of agents on the tasks that both have runs on."""
-    couples = [
+def compare_all_pairs(comparison: Comparison) -> pd.DataFrame:
+    """Apply ``compare_pairs`` to every pair of agents, on the tasks on which both have runs."""
+    pairs = [
         (first, second, comparison.shared_tasks(first, second))
         for first, second in combinations(comparison.agents, 2)
     ]
-    return judge(comparison, [couple for couple in couples if couple[2]])
+    return compare_pairs(comparison, [pair for pair in pairs if pair[2]])
 
 
-def judge(comparison: Comparison, couples: Sequence[Couple]) -> pd.DataFrame:
-    """Couples of agents on some tasks, the one ahead named first.
+def compare_pairs(comparison: Comparison, pairs: Sequence[AgentPair]) -> pd.DataFrame:
+    """Test each pair of agents on its tasks. Returns a row for each pair.
 
-    Needs no score range: all of it rests on the order of returns within a task. Columns: better,
-    worse (the one ahead and the other), tasks, wins, ties (tasks on which the former's mean return
-    is higher, or equal), seeds_better, seeds_worse, probability (of improvement; ties count half),
-    low, high, p (Holm's over all couples), attainable (False if no outcome of so few runs could
-    have led to a verdict on this couple), verdict (True if p is at most ``FALSE_ALARMS``),
-    detectable (without a verdict, the smallest probability of improvement, of runs without ties,
-    that would have been one, all other couples being as they are; NaN if none).
+    Score ranges are not needed: everything depends only on the order of returns within a task.
+
+    Columns:
+        better, worse: the agents; "better" has the higher probability of improvement.
+        tasks: the number of tasks.
+        wins, ties: the number of tasks on which the mean return of "better" is higher, or equal.
+        seeds_better, seeds_worse: the number of seeds of each agent on each task.
+        probability, low, high: the probability of improvement (ties count half) and its interval.
+        p: the p-value after Holm's adjustment over all pairs.
+        attainable: False if so few runs could not have led to a verdict, whatever their returns.
+        verdict: True if p is at most ``FALSE_ALARMS``.
+        detectable: for a pair without a verdict, the smallest probability of improvement that
+            would have led to one, with no ties and the other pairs unchanged; NaN if there is none.
     """
-    rows = [_pair(comparison, *couple) for couple in couples]
+    rows = [_pair(comparison, *pair) for pair in pairs]
     columns = ["better", "worse", "tasks", "wins", "ties", "seeds_better", "seeds_worse"]
     table = pd.DataFrame(rows, columns=[*columns, "probability", "low", "high", "p", "floor"])
     p = table["p"].to_numpy(dtype=np.float64)
     floor = table.pop("floor").to_numpy(dtype=np.float64)
     table["p"] = holm(p)
-    # The best outcome is every couple at its floor; ties can take one of unequal seeds below it.
+    # The best outcome has every pair at its smallest p. With unequal numbers of seeds, ties can
+    # make p still smaller.
     table["attainable"] = holm(np.minimum(p, floor)) <= FALSE_ALARMS
     table["verdict"] = table["p"] <= FALSE_ALARMS
-    # Holm holds a couple without a verdict to the level over the number of such couples.
+    # Holm's procedure tests a pair without a verdict at the level / the number of such pairs.
     level = FALSE_ALARMS / max(1, (~table["verdict"]).sum())
     table["detectable"] = [
         np.nan if verdict else detectable_improvement(n, m, tasks, level)
@@ -60,21 +67,22 @@ def judge(comparison: Comparison, couples: Sequence[Couple]) -> pd.DataFrame:
 
 
 def probability_of_improvement(x: FloatArray, y: FloatArray) -> FloatArray:
-    """P(X > Y) + P(X = Y) / 2 averaged over tasks, from returns [seeds, tasks].
+    """P(X > Y) + P(X = Y) / 2, averaged over tasks, as an array [1].
 
-    The same number as rliable's function of this name, without a test's p-value a task, which is
-    what takes its time.
+    ``x`` and ``y`` are returns [seeds, tasks]. The value equals that of rliable's function of this
+    name, which is slower because it also computes a p-value for each task.
     """
     above = np.sign(x[:, np.newaxis] - y[np.newaxis, :])
     return np.atleast_1d((1.0 + above.mean()) / 2.0)
 
 
 def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
-    """Exact two-sided test that x and y [seeds, tasks] come from equal agents on every task.
+    """Exact two-sided test of the hypothesis that the agents are equal on every task.
 
-    Under that hypothesis a task's runs may be exchanged between the agents. The statistic is the
-    rank sum of x (Wilcoxon's, with mid-ranks for ties) added over tasks, that is, the probability
-    of improvement. Returns p and the smallest p that so many runs without ties could have given.
+    ``x`` and ``y`` are the agents' returns [seeds, tasks]. Under the hypothesis, the runs of a task
+    can be exchanged between the agents. The statistic is the rank sum of ``x`` (Wilcoxon's, with
+    mid-ranks for ties) summed over tasks; it is equivalent to the probability of improvement.
+    Returns p, and the smallest p that is possible with these numbers of runs and no ties.
     """
     from scipy.stats import rankdata
 
@@ -87,9 +95,9 @@ def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
 
 @cache
 def detectable_improvement(n: int, m: int, tasks: int, level: float) -> float:
-    """The smallest probability of improvement whose p is at most ``level``, of runs without ties.
+    """The smallest probability of improvement whose p is at most ``level``, with no ties.
 
-    NaN if so few runs, n against m on each task, have none.
+    The agents have ``n`` and ``m`` runs on each task. NaN if no p is so small with so few runs.
     """
     one_task = _rank_sums(tuple(range(2, 2 * (n + m) + 1, 2)), n)
     tails = _tails([one_task] * tasks, n, m)
@@ -99,7 +107,11 @@ def detectable_improvement(n: int, m: int, tasks: int, level: float) -> float:
 
 
 def holm(p: FloatArray) -> FloatArray:
-    """Holm's step-down adjustment: rejecting at alpha errs anywhere with at most rate alpha."""
+    """Holm's step-down adjustment of the p-values [tests].
+
+    If every hypothesis with an adjusted p of at most alpha is rejected, the probability of any
+    false rejection is at most alpha.
+    """
     order = np.argsort(p, kind="stable")
     scaled = p[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)
@@ -131,13 +143,16 @@ def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str])
 
 
 def _exact_means(returns: FloatArray) -> list[Fraction]:
-    """Each task's mean over seeds, so that equal returns tie in any order and number."""
+    """The mean over seeds on each task, as fractions.
+
+    Equal means then compare as equal, in any order and number of seeds.
+    """
     return [sum(map(Fraction, column), Fraction()) / len(column) for column in returns.T.tolist()]
 
 
 @lru_cache
 def _rank_sums(doubled_ranks: tuple[int, ...], size: int) -> FloatArray:
-    """Probability of every sum of ``size`` of the ranks, all choices being equally likely."""
+    """The probability of each sum of ``size`` ranks, if every choice of ranks is equally likely."""
     total = sum(doubled_ranks)
     ways = np.zeros((size + 1, total + 1))
     ways[0, 0] = 1.0
@@ -148,7 +163,10 @@ def _rank_sums(doubled_ranks: tuple[int, ...], size: int) -> FloatArray:
 
 
 def _tails(rank_sums: Sequence[FloatArray], n: int, m: int) -> FloatArray:
-    """Probability that the sum of independent rank sums is at least [distance] off its mean."""
+    """The probability that the sum of independent rank sums differs from its mean by at least d.
+
+    Indexed by d.
+    """
     distribution = reduce(np.convolve, rank_sums)
     distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * len(rank_sums))
     tails = np.bincount(distance, distribution)[::-1].cumsum()[::-1]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from qsm_bench.process import settle
+from qsm_bench.process import configure_process
 
 
 @pytest.fixture(autouse=True)
 def _as_a_job() -> None:
-    settle()
+    configure_process()

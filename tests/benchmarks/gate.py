@@ -22,7 +22,7 @@ from torch.nn import functional
 from agents.common.networks import Linear, mish
 from agents.common.streams import SeedStreams
 from agents.registry import built_in_trainers
-from qsm_bench.process import settle
+from qsm_bench.process import configure_process
 from tests.benchmarks.flops import ProductCounter
 from tests.benchmarks.workload import (
     BATCH,
@@ -108,7 +108,7 @@ def share_of_roofline(name: str) -> float:
 
 
 def main() -> None:
-    settle()
+    configure_process()
     wrong = 0
     for text, measure, within in ratios():
         # A machine that does something else at the moment is given time to end it.

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
-from qsm_bench.process import settle
+from qsm_bench.process import configure_process
 from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
@@ -55,7 +55,7 @@ def main(
     blocks: Annotated[int, typer.Option()] = 12,
 ) -> None:
     """Measure and print the ratios."""
-    settle()
+    configure_process()
     for agent in agents.split(","):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary)

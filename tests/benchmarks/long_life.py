@@ -16,7 +16,7 @@ import psutil
 import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
-from qsm_bench.process import settle
+from qsm_bench.process import configure_process
 from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
@@ -33,7 +33,7 @@ def main(
     steps: Annotated[int, typer.Option(min=2000)] = 200_000,
 ) -> None:
     """Run one small job and watch its process."""
-    settle()
+    configure_process()
     (job,) = Experiment(
         name="long-life",
         agents=parse_agents(f"{agent}[hidden_sizes=[16]]"),

@@ -13,7 +13,7 @@ from qsm_bench.report.compare import SAME, UNSEEN, Change, write_comparison
 from qsm_bench.results import Results
 from qsm_bench.statistics import estimates
 from qsm_bench.statistics.selection import select_runs
-from qsm_bench.statistics.significance import FALSE_ALARMS, pairs
+from qsm_bench.statistics.significance import FALSE_ALARMS, compare_all_pairs
 from tests.qsm_bench.synthetic import made_up_returns, make_results
 
 AGENTS, TASKS = ("qsm", "td3"), ("a", "b", "c")
@@ -88,7 +88,7 @@ def test_a_cells_row_holds_its_means_and_their_difference() -> None:
 def test_verdicts_are_those_of_the_agents_as_a_pair() -> None:
     before, after = experiment("before"), experiment("after", shift=40, noise=50)
     change = Change(before, after)
-    table = pairs(select_runs(change.analysis.results))
+    table = compare_all_pairs(select_runs(change.analysis.results))
     labels = set(change.labels["qsm"])
     (pair,) = [r for r in table.to_dict("records") if {r["better"], r["worse"]} == labels]
     row = change.overall.set_index("agent").loc["qsm"]

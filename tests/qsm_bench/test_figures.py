@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from qsm_bench.report import figures
 from qsm_bench.report.figures import Chart
 from qsm_bench.statistics.estimates import STATISTICS
-from qsm_bench.statistics.selection import AREA, AT_END
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL
 
 SETTINGS: tuple[str, ...] = (
     "alpha=10,diffusion_steps=20",
@@ -62,7 +62,7 @@ def aggregates(agents: list[str]) -> Chart:
         (agent, statistic, when, 0.5, 0.4, 0.6)
         for agent in agents
         for statistic in STATISTICS
-        for when in (AT_END, AREA)
+        for when in (FINAL, AREA_UNDER_CURVE)
     ]
     columns = ["agent", "statistic", "measured", "value", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)

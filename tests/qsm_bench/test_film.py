@@ -127,7 +127,7 @@ def test_mp4_says_which_extra_it_needs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["film.gif", "film.GIF", "film.mp4", "film.MP4"])
 def test_a_film_has_a_frame_for_every_state(tmp_path: Path, name: str) -> None:
-    Film("test_film/Drawn-v0", tmp_path / name).shoot(still, seed=0)
+    Film("test_film/Drawn-v0", tmp_path / name).record_episode(still, seed=0)
     assert [file.name for file in tmp_path.iterdir()] == [name]
     frames = list(imageio.get_reader(tmp_path / name).iter_data())
     assert len(frames) == 6
@@ -144,14 +144,14 @@ def test_a_film_that_breaks_off_leaves_the_older_one(tmp_path: Path) -> None:
         raise UserError("has diverged")
 
     with pytest.raises(UserError, match="diverged"):
-        Film("test_film/Drawn-v0", file).shoot(diverged, seed=0)
+        Film("test_film/Drawn-v0", file).record_episode(diverged, seed=0)
     assert file.read_bytes() == b"the older one"
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_episode_without_end_is_cut(tmp_path: Path) -> None:
     with patch.object(film, "LONGEST_FILM", 3):
-        Film("test_film/Drawn-v0", tmp_path / "film.gif").shoot(still, seed=0)
+        Film("test_film/Drawn-v0", tmp_path / "film.gif").record_episode(still, seed=0)
     assert Drawn.steps == 3
 
 

@@ -24,7 +24,7 @@ def test_the_peak_of_a_chain_of_products_is_known_without_running_it() -> None:
         del y
         _ = z @ weights
 
-    assert memory.peak(work, 10_000_000) == 4 * 64 * (64 + 2 * 10_000_000)
+    assert memory.estimate_peak(work, 10_000_000) == 4 * 64 * (64 + 2 * 10_000_000)
 
 
 def test_more_chains_or_a_larger_batch_take_more_memory_in_proportion() -> None:
@@ -43,12 +43,12 @@ def test_a_replay_buffer_counts_in_full_and_a_smaller_one_is_offered(
     jobs = [make_job(steps=1_000_000), make_job(steps=10_000)]
     needs = plan.estimate_memory(jobs)
     assert needs[0].replay == 1_000_000 * 2 * (2 * 2 + 2 + 3) * 4
-    monkeypatch.setattr(plan, "available", lambda device: needs[0].total)
+    monkeypatch.setattr(plan, "available_bytes", lambda device: needs[0].total)
     plan.refuse_what_does_not_fit(jobs, needs, workers=1)
     with pytest.raises(UserError, match="2 cells at a time need") as refused:
         plan.refuse_what_does_not_fit(jobs, needs, workers=2)
     assert "\n" not in str(refused.value)
-    monkeypatch.setattr(plan, "available", lambda device: needs[0].rest + 500_000 * 2 * 9 * 4)
+    monkeypatch.setattr(plan, "available_bytes", lambda device: needs[0].rest + 500_000 * 2 * 9 * 4)
     with pytest.raises(UserError, match="give --replay-capacity 500000 or less"):
         plan.refuse_what_does_not_fit(jobs[:1], needs[:1], workers=1)
 

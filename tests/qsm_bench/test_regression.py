@@ -13,7 +13,7 @@ import pytest
 from agents.registry import built_in_trainers
 from qsm_bench import regression
 from qsm_bench.errors import UserError
-from qsm_bench.regression import BASELINE_SEEDS, COURSES, FALSE_ALARMS, SCORES, SEEDS
+from qsm_bench.regression import BASELINE_SEEDS, FALSE_ALARMS, SCORES, SEEDS, SMALL_TASKS
 
 AGENTS = built_in_trainers()
 COMMITTED = Path(__file__).parents[2] / "results" / "regression"
@@ -22,12 +22,12 @@ COMMITTED = Path(__file__).parents[2] / "results" / "regression"
 def made_up_scores(rng: np.random.Generator, seeds: int, shift: float = 0.0) -> pd.DataFrame:
     """Draw skewed scores of the whole family; the two scores of a run are correlated."""
     rows = []
-    for course in COURSES:
+    for task in SMALL_TASKS:
         for agent in AGENTS:
             ends = 1.0 - 0.1 * rng.exponential(size=seeds) - shift
             areas = ends - 0.05 * rng.exponential(size=seeds)
             rows += [
-                (agent, course.task, seed, end, area)
+                (agent, task.name, seed, end, area)
                 for seed, (end, area) in enumerate(zip(ends, areas, strict=True))
             ]
     return pd.DataFrame(rows, columns=["agent", "task", "seed", *SCORES])
@@ -39,7 +39,7 @@ def test_unchanged_code_raises_an_alarm_no_more_often_than_stated() -> None:
     alarms = sum(
         any(
             finding.alarm
-            for finding in regression.compare(
+            for finding in regression.find_regressions(
                 made_up_scores(rng, BASELINE_SEEDS), made_up_scores(rng, SEEDS), {}
             )
         )
@@ -51,16 +51,16 @@ def test_unchanged_code_raises_an_alarm_no_more_often_than_stated() -> None:
 
 def test_a_loss_larger_than_the_seeds_spread_is_found_in_every_cell() -> None:
     rng = np.random.default_rng(1)
-    findings = regression.compare(
+    findings = regression.find_regressions(
         made_up_scores(rng, BASELINE_SEEDS), made_up_scores(rng, SEEDS, shift=1.0), {}
     )
-    assert len(findings) == len(COURSES) * len(AGENTS) * len(SCORES)
+    assert len(findings) == len(SMALL_TASKS) * len(AGENTS) * len(SCORES)
     assert {finding.verdict for finding in findings} == {"worse"}
 
 
 def test_a_gain_is_named_and_raises_no_alarm() -> None:
     rng = np.random.default_rng(2)
-    findings = regression.compare(
+    findings = regression.find_regressions(
         made_up_scores(rng, BASELINE_SEEDS), made_up_scores(rng, SEEDS, shift=-1.0), {}
     )
     assert {finding.verdict for finding in findings} == {"better"}
@@ -70,14 +70,14 @@ def test_a_gain_is_named_and_raises_no_alarm() -> None:
 def test_a_failed_cell_and_a_score_that_is_not_finite_are_alarms() -> None:
     rng = np.random.default_rng(3)
     now = made_up_scores(rng, SEEDS)
-    now.loc[(now["agent"] == "sac") & (now["task"] == COURSES[0].task), "end"] = np.nan
-    failed = {("qsm", COURSES[0].task): "it broke"}
-    findings = regression.compare(made_up_scores(rng, BASELINE_SEEDS), now, failed)
+    now.loc[(now["agent"] == "sac") & (now["task"] == SMALL_TASKS[0].name), "end"] = np.nan
+    failed = {("qsm", SMALL_TASKS[0].name): "it broke"}
+    findings = regression.find_regressions(made_up_scores(rng, BASELINE_SEEDS), now, failed)
     alarms = {(f.agent, f.task, f.score): f.note for f in findings if f.alarm}
     assert alarms == {
-        ("qsm", COURSES[0].task, "end"): "it broke",
-        ("qsm", COURSES[0].task, "area"): "it broke",
-        ("sac", COURSES[0].task, "end"): "a score is not finite",
+        ("qsm", SMALL_TASKS[0].name, "end"): "it broke",
+        ("qsm", SMALL_TASKS[0].name, "area"): "it broke",
+        ("sac", SMALL_TASKS[0].name, "end"): "a score is not finite",
     }
 
 
@@ -188,7 +188,7 @@ def test_a_baseline_is_of_plain_files(tmp_path: Path, name: str, kind: str) -> N
 def test_the_committed_baseline_is_of_the_settings_of_now() -> None:
     scores = regression.read_baseline(COMMITTED)
     assert set(map(tuple, scores[["agent", "task"]].to_numpy())) == {
-        (agent, course.task) for agent in AGENTS for course in COURSES
+        (agent, task.name) for agent in AGENTS for task in SMALL_TASKS
     }
     assert (scores.groupby(["agent", "task"])["seed"].nunique() == BASELINE_SEEDS).all()
 

@@ -30,8 +30,8 @@ from qsm_bench.statistics.estimates import (
     task_curves,
 )
 from qsm_bench.statistics.selection import (
-    AREA,
-    AT_END,
+    AREA_UNDER_CURVE,
+    FINAL,
     Comparison,
     Curves,
     FloatArray,
@@ -39,16 +39,16 @@ from qsm_bench.statistics.selection import (
     select_runs,
 )
 from qsm_bench.statistics.significance import (
+    compare_all_pairs,
+    compare_pairs,
     detectable_improvement,
     holm,
-    judge,
-    pairs,
     permutation_test,
     probability_of_improvement,
 )
 from tests.qsm_bench.synthetic import make_results
 
-TABLES = (aggregates, performance_profiles, aggregate_curves, final_scores, pairs)
+TABLES = (aggregates, performance_profiles, aggregate_curves, final_scores, compare_all_pairs)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,7 +129,7 @@ def two_agents(
 )
 def test_aggregates_are_their_formulas(scores: FloatArray) -> None:
     table = aggregates(comparison_of({"a": list(scores.T)}))
-    values = table[table["measured"] == AT_END].set_index("statistic")["value"]
+    values = table[table["measured"] == FINAL].set_index("statistic")["value"]
     ordered = np.sort(scores, axis=None)
     cut = scores.size // 4
     assert_allclose(
@@ -157,14 +157,14 @@ def test_the_interquartile_mean_is_rliables(runs: FloatArray) -> None:
 def test_scores_are_returns_mapped_from_the_range_of_their_task() -> None:
     comparison = comparison_of({"a": [[[10, 30], [20, 40]]]}, score_range=(10, 20))
     assert_array_equal(comparison.scores("a"), [[2.0], [3.0]])
-    assert_array_equal(comparison.scores("a", AREA), [[1.0], [2.0]])
+    assert_array_equal(comparison.scores("a", AREA_UNDER_CURVE), [[1.0], [2.0]])
     assert list(final_scores(comparison)["score"]) == [2.0, 3.0]
     assert list(final_scores(comparison)["area"]) == [20.0, 30.0]
 
 
 def test_the_aggregate_curve_ends_at_the_interquartile_mean_of_the_last_evaluation() -> None:
     comparison = select_runs(make_results(seeds=5))
-    iqm = aggregates(comparison).query("statistic == 'IQM' and measured == @AT_END")
+    iqm = aggregates(comparison).query("statistic == 'IQM' and measured == @FINAL")
     ends = aggregate_curves(comparison).groupby("agent", sort=False).last()
     assert_allclose(ends["value"], iqm.set_index("agent")["value"][ends.index])
 
@@ -388,7 +388,9 @@ def test_holm_keeps_order_and_lies_between_p_and_bonferroni(p: FloatArray, rando
 
 
 def test_the_agent_ahead_is_named_first_with_its_counts() -> None:
-    row = pairs(comparison_of({"a": [[1, 2], [5, 5]], "b": [[3, 4, 5], [5, 5, 5]]})).iloc[0]
+    row = compare_all_pairs(
+        comparison_of({"a": [[1, 2], [5, 5]], "b": [[3, 4, 5], [5, 5, 5]]})
+    ).iloc[0]
     assert (row["better"], row["worse"]) == ("b", "a")
     assert (row["tasks"], row["wins"], row["ties"]) == (2, 1, 1)
     assert (row["seeds_better"], row["seeds_worse"]) == (3, 2)
@@ -400,12 +402,12 @@ def test_p_is_holms_over_all_pairs() -> None:
     rng = np.random.default_rng(0)
     returns = {agent: rng.normal(size=(2, 4)) + i for i, agent in enumerate("abc")}
     raw = [permutation_test(returns[a].T, returns[b].T)[0] for a, b in combinations(returns, 2)]
-    assert_array_equal(pairs(comparison_of(returns))["p"], holm(np.array(raw)))
+    assert_array_equal(compare_all_pairs(comparison_of(returns))["p"], holm(np.array(raw)))
 
 
 def test_a_p_that_meets_the_level_exactly_is_a_verdict() -> None:
     returns = {agent: [[10 * i, 10 * i + 1, 10 * i + 2]] * 2 for i, agent in enumerate("abcde")}
-    table = pairs(comparison_of(returns))
+    table = compare_all_pairs(comparison_of(returns))
     assert (table["p"] == 0.05).all()
     assert table["verdict"].all()
     assert table["attainable"].all()
@@ -413,7 +415,7 @@ def test_a_p_that_meets_the_level_exactly_is_a_verdict() -> None:
 
 def test_a_pair_with_too_few_runs_is_unattainable_whatever_others_have() -> None:
     many = [[0, 1, 2]] * 6
-    table = pairs(comparison_of({"a": many, "b": many, "c": [[7, 8, 9], *[None] * 5]}))
+    table = compare_all_pairs(comparison_of({"a": many, "b": many, "c": [[7, 8, 9], *[None] * 5]}))
     attainable = {
         frozenset((row["better"], row["worse"])): row["attainable"] for _, row in table.iterrows()
     }
@@ -425,7 +427,7 @@ def test_a_pair_with_too_few_runs_is_unattainable_whatever_others_have() -> None
 def test_a_verdict_is_always_attainable(runs: tuple[FloatArray, FloatArray]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(significance, "bootstrap", without_interval)
-        row = pairs(comparison_of({"a": runs[0].T, "b": runs[1].T})).iloc[0]
+        row = compare_all_pairs(comparison_of({"a": runs[0].T, "b": runs[1].T})).iloc[0]
     assert row["attainable"] or not row["verdict"]
 
 
@@ -436,7 +438,7 @@ def test_without_a_verdict_an_improvement_is_smaller_than_the_detectable_one(
 ) -> None:
     rng = np.random.default_rng(state)
     returns = {str(i): rng.normal(size=(tasks, seeds)) + i for i in range(agents)}
-    for row in pairs(comparison_of(returns)).to_dict("records"):
+    for row in compare_all_pairs(comparison_of(returns)).to_dict("records"):
         assert row["verdict"] == np.isnan(row["detectable"]) or not row["attainable"]
         if np.isfinite(row["detectable"]):
             assert 0.5 <= row["probability"] < row["detectable"] <= 1.0
@@ -445,11 +447,11 @@ def test_without_a_verdict_an_improvement_is_smaller_than_the_detectable_one(
 def test_couples_are_judged_on_their_tasks_alone_and_adjusted_together() -> None:
     rng = np.random.default_rng(0)
     comparison = comparison_of({a: rng.normal(size=(2, 4)) + i for i, a in enumerate("abc")})
-    couples = [("a", "b", ["task-0"]), ("c", "a", ["task-1"])]
-    table = judge(comparison, couples)
+    pairs = [("a", "b", ["task-0"]), ("c", "a", ["task-1"])]
+    table = compare_pairs(comparison, pairs)
     raw = [
         permutation_test(*(comparison.final_returns(agent, tasks) for agent in (x, y)))[0]
-        for x, y, tasks in couples
+        for x, y, tasks in pairs
     ]
     assert_array_equal(table["p"], holm(np.array(raw)))
     assert list(table["tasks"]) == [1, 1]
@@ -457,14 +459,14 @@ def test_couples_are_judged_on_their_tasks_alone_and_adjusted_together() -> None
 
 
 def test_a_lone_run_against_many_equal_ones_can_be_a_verdict() -> None:
-    row = pairs(comparison_of({"a": [[1]], "b": [[0] * 25]})).iloc[0]
+    row = compare_all_pairs(comparison_of({"a": [[1]], "b": [[0] * 25]})).iloc[0]
     assert row["p"] == 1 / 26
     assert row["attainable"]
     assert row["verdict"]
 
 
 def test_equal_agents_tie_without_a_verdict() -> None:
-    table = pairs(comparison_of({agent: [[7, 7, 7]] * 6 for agent in "abc"}))
+    table = compare_all_pairs(comparison_of({agent: [[7, 7, 7]] * 6 for agent in "abc"}))
     assert (table["probability"] == 0.5).all()
     assert (table["p"] == 1.0).all()
     assert (table["ties"] == 6).all()
@@ -475,14 +477,14 @@ def test_equal_agents_tie_without_a_verdict() -> None:
     ("x", "y"), [([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), ([0.1] * 3, [0.1] * 5)], ids=["order", "count"]
 )
 def test_equal_returns_tie_in_any_order_and_number(x: list[float], y: list[float]) -> None:
-    row = pairs(comparison_of({"a": [x], "b": [y]})).iloc[0]
+    row = compare_all_pairs(comparison_of({"a": [x], "b": [y]})).iloc[0]
     assert (row["wins"], row["ties"]) == (0, 1)
 
 
 def test_agents_without_a_task_in_common_are_no_pair() -> None:
-    table = pairs(comparison_of({"a": [[1, 2], None], "b": [None, [1, 2]]}))
+    table = compare_all_pairs(comparison_of({"a": [[1, 2], None], "b": [None, [1, 2]]}))
     assert table.empty
-    assert list(table.columns) == list(pairs(select_runs(make_results())).columns)
+    assert list(table.columns) == list(compare_all_pairs(select_runs(make_results())).columns)
 
 
 # Invariances
@@ -496,7 +498,7 @@ def test_the_order_of_agents_changes_no_number(order: tuple[str, ...]) -> None:
         (performance_profiles, ["agent", "score"]),
         (aggregate_curves, ["agent", "step"]),
         (final_scores, ["task", "agent", "seed"]),
-        (pairs, ["better", "worse"]),
+        (compare_all_pairs, ["better", "worse"]),
     ):
         left, right = (
             t(c).sort_values(keys, ignore_index=True)
@@ -510,7 +512,9 @@ def test_seeds_may_be_numbered_in_any_order() -> None:
     renumbered = results.evaluations.assign(seed=3 - results.evaluations["seed"])
     first, second = select_runs(results), select_runs(replace(results, evaluations=renumbered))
     exact = ["better", "worse", "wins", "ties", "probability", "p", "verdict"]
-    assert_frame_equal(pairs(first)[exact], pairs(second)[exact], check_exact=True)
+    assert_frame_equal(
+        compare_all_pairs(first)[exact], compare_all_pairs(second)[exact], check_exact=True
+    )
     assert_allclose(aggregates(first)["value"], aggregates(second)["value"])
 
 
@@ -524,7 +528,7 @@ def test_the_unit_of_returns_does_not_matter(factor: float) -> None:
             **{"return": factor * results.evaluations["return"]}
         ),
     )
-    for table in (aggregates, performance_profiles, aggregate_curves, pairs):
+    for table in (aggregates, performance_profiles, aggregate_curves, compare_all_pairs):
         assert_frame_equal(
             table(select_runs(results)), table(select_runs(scaled)), check_exact=True
         )
@@ -569,7 +573,7 @@ def test_a_failed_cell_is_named_with_its_reason_and_not_compared() -> None:
         "sac on walker-walk: it failed (disk full).",
         "walker-walk from the aggregates: no run of sac.",
     )
-    assert set(pairs(comparison)["tasks"]) == {2, 3}
+    assert set(compare_all_pairs(comparison)["tasks"]) == {2, 3}
 
 
 def test_a_task_on_which_all_failed_is_named() -> None:
@@ -704,7 +708,7 @@ def test_a_task_without_a_range_is_compared_by_returns_alone() -> None:
     comparison = select_runs(results)
     assert comparison.aggregate_tasks == ("a",)
     assert set(aggregates(comparison)["seeds"]) == {3}
-    assert set(pairs(comparison)["tasks"]) == {2}
+    assert set(compare_all_pairs(comparison)["tasks"]) == {2}
     scores = final_scores(comparison).set_index("task")["score"]
     assert scores["a"].notna().all()
     assert scores["b"].isna().all()
@@ -721,7 +725,7 @@ def test_one_seed_on_one_task_has_values_without_intervals_or_verdicts() -> None
     for table in (aggregates, performance_profiles, aggregate_curves):
         assert table(comparison)["value"].notna().all()
         assert table(comparison)[["low", "high"]].isna().all(axis=None)
-    judged = pairs(comparison)
+    judged = compare_all_pairs(comparison)
     assert (judged["p"] == 1.0).all()
     assert not judged[["attainable", "verdict"]].any(axis=None)
 
@@ -817,6 +821,6 @@ def test_equal_agents_get_any_verdict_in_at_most_one_experiment_of_twenty(
             ).reshape(shape)
             for agent in "abc"
         }
-        alarms += bool(pairs(comparison_of(draws))["verdict"].any())
+        alarms += bool(compare_all_pairs(comparison_of(draws))["verdict"].any())
     standard_error = np.sqrt(0.05 * 0.95 / experiments)
     assert alarms / experiments <= 0.05 + 2 * standard_error

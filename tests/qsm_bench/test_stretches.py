@@ -16,7 +16,7 @@ from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat, place
 from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import Table
-from qsm_bench.report.runs import unlike, what_ran
+from qsm_bench.report.runs import condition_warning, what_ran
 from qsm_bench.results import Results, load_results
 from qsm_bench.store import Cell, Manifest
 from qsm_bench.stretches import Stretch, changes, conditions, from_top_level, varying
@@ -219,7 +219,7 @@ def test_a_report_lists_stretches_under_the_same_conditions_without_a_warning() 
 
 def test_a_report_says_nothing_of_stretches_where_there_is_one() -> None:
     assert steps_shown(RESULTS) == []
-    assert unlike(RESULTS) is None
+    assert condition_warning(RESULTS) is None
 
 
 @pytest.mark.parametrize(

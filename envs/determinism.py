@@ -9,7 +9,7 @@ STEPS = 10
 """Of each of the two episodes that are compared."""
 
 
-def repeats_itself(task: str | Task) -> bool:
+def is_deterministic(task: str | Task) -> bool:
     """Whether two episodes from one seed, with the same actions, begin with the same numbers.
 
     A task that fails on the way is not judged here: it fails where it is used. Raises TaskError if
