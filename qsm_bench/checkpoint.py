@@ -18,12 +18,12 @@ from qsm_bench.files import new, plain
 from qsm_bench.replay import ReplayBuffer
 
 FORMAT = 3
-"""Of a state. 1: torch's own optimizers, and updates after each step. 2, up to November 2026: parts
-of an agent under other names."""
+"""The format of a state. In 1 there were torch's own optimizers, and updates came after each step;
+in 2, up to November 2026, parts of an agent had other names."""
 LARGEST_STATE = 2**32
-"""Bytes of a state that is still read: a thousand million numbers."""
+"""The most bytes of a state that is still read: a thousand million numbers."""
 CHUNK = 4096
-"""Replay records that are read or written at a time."""
+"""How many replay records are read or written at a time."""
 
 
 class Checkpoint:
@@ -41,9 +41,9 @@ class Checkpoint:
         self.previous_file = folder / "previous.pt"
         self.replay_file = folder / "replay.f32"
         self.saved = 0
-        """Transitions of each seed that the log holds."""
+        """How many transitions of each seed the log holds."""
         self.checksum = 0
-        """Of those."""
+        """The CRC-32 of the log."""
 
     def save(self, replay: ReplayBuffer, state: dict[str, Any]) -> None:
         """Append the replay records that are new, then replace the state.
@@ -122,7 +122,7 @@ class Checkpoint:
         self.saved = replay.added
 
     def records(self, replay: ReplayBuffer, first: int, last: int) -> Iterator[Sequence[Tensor]]:
-        """The transitions ``first``..``last`` - 1 of the log: six tensors [S, field] each.
+        """Yield the transitions ``first``..``last`` - 1 of the log: six tensors [S, field] each.
 
         They are there however few of them ``replay`` keeps.
         """

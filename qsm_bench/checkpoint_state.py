@@ -43,7 +43,7 @@ class Counters(BaseModel):
 
 
 def read_counters(state: Mapping[str, Any], job: Job) -> Counters:
-    """The counters of a state. Raises ValueError if no run of the job can have saved them."""
+    """Return the counters of a state. Raises ValueError if no run of the job saved them."""
     counters = Counters.model_validate(dict(state))
     seeds, step = len(job.seeds), counters.step
     if "episode_before" not in state:  # of November 2026 or earlier
@@ -91,7 +91,7 @@ def gather(training: "Training") -> dict[str, Any]:
         "diverged": status.diverged,
         "failed_seeds": {seed: failure.model_dump() for seed, failure in status.failed.items()},
         "last_return": training.last_return,
-        "watched": training.watched,
+        "watched": training.measured_states,
         **training.tables.state(),
     }
 
@@ -122,8 +122,8 @@ def restore(training: "Training", state: Mapping[str, Any]) -> None:
     training.checkpoint_seconds = counters.checkpoint_seconds
     training.status.restore(counters.diverged, counters.failed_seeds)
     training.last_return = counters.last_return
-    watched = state["watched"]
-    training.watched = None if watched is None else watched.to(device)
+    measured = state["watched"]
+    training.measured_states = None if measured is None else measured.to(device)
     _refuse_other_shapes(training, state)
 
 
@@ -132,7 +132,7 @@ def _refuse_other_shapes(training: "Training", state: Mapping[str, Any]) -> None
     seeds, size = len(training.job.seeds), training.environments.observation_size
     over = training.step >= training.job.protocol.warmup_steps
     expected: list[tuple[Tensor | None, tuple[int, ...] | None]]
-    expected = [(training.watched, (seeds, STATES, size) if over else None)]
+    expected = [(training.measured_states, (seeds, STATES, size) if over else None)]
     if "observation" in state:
         expected.append((state["observation"], (seeds, size)))
     expected += [(total, (seeds,)) for total in training.metrics.sums.values()]

@@ -13,14 +13,14 @@ from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError
 from qsm_bench.files import plain
-from qsm_bench.heartbeat import named
+from qsm_bench.heartbeat import process_name
 from qsm_bench.process import REFUSED
 from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
 from qsm_bench.store import Cell, Status
 
 POLL_SECONDS = 0.2
 ORPHAN_SECONDS = 60.0
-"""For a job that an earlier run left behind, when it was killed, to end."""
+"""How long a job may take to end that an earlier run left behind when it was killed."""
 
 
 def run_locally(
@@ -29,7 +29,7 @@ def run_locally(
     workers: int,
     checkpoint_every: int,
     command: str,
-    watch: Callable[[], None],
+    on_poll: Callable[[], None],
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> dict[Cell, str]:
@@ -37,8 +37,8 @@ def run_locally(
 
     A job that dies takes no other with it: it is started once more, from its checkpoint, and then
     recorded as failed. One that cannot be done as it was asked would fail again: it is recorded at
-    once. A cell that an earlier run's job still writes is waited for, which ``say`` is told.
-    ``watch`` is called several times a second. Once ``stop()`` is true, or if anything is raised,
+    once. A cell that an earlier run's job still writes is waited for, and ``say`` is told.
+    ``on_poll`` is called several times a second. Once ``stop()`` is true, or if anything is raised,
     the jobs are asked to stop and save themselves, and killed if they do not within
     ``GRACE_SECONDS``; those that could not be saved are among what is returned.
     """
@@ -53,7 +53,7 @@ def run_locally(
                 if len(running) >= workers:
                     break
                 try:
-                    if orphans.have(cell):
+                    if orphans.hold(cell):
                         continue
                     waiting.remove(cell)
                     if _mark(cell, status="pending", retried=died.get(cell)):
@@ -76,7 +76,7 @@ def run_locally(
                         tail = () if process.returncode == REFUSED else cell.log_tail()
                         _record(cell, status="failed", reason=reason, log_tail=tail)
             reap_adopted({process.pid for process in running.values()})
-            watch()
+            on_poll()
             time.sleep(POLL_SECONDS)
     except BaseException:
         _stop(running)
@@ -85,20 +85,20 @@ def run_locally(
 
 
 class Orphans:
-    """Jobs of an earlier run that was killed: they save themselves and end."""
+    """Waits for jobs of an earlier run that was killed: they save themselves and end."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.since: dict[Cell, float] = {}
 
-    def have(self, cell: Cell) -> bool:
-        """Whether one still writes a cell. Raises UserError if it has for too long."""
+    def hold(self, cell: Cell) -> bool:
+        """Return whether one still writes the cell. Raises UserError if it has for too long."""
         try:
             with FileLock(cell.lock_file, timeout=0):
                 return False
         except Timeout:
             now = time.monotonic()
-            who = f"{named(cell.read_progress())}, left behind by an earlier run"
+            who = f"{process_name(cell.read_progress())}, left behind by an earlier run"
             if cell not in self.since:
                 self.say(f"waiting for {who}, to save {cell.folder} and end")
             if now - self.since.setdefault(cell, now) > ORPHAN_SECONDS:
@@ -107,6 +107,7 @@ class Orphans:
 
 
 def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[bytes]:
+    """Start a process for a cell's job; what it prints goes to the cell's log."""
     # One thread a job: as many jobs as cores beat one job on all cores.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with open(cell.log_file, "ab", opener=plain) as log:
@@ -128,7 +129,7 @@ def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[
 
 
 def _end(cell: Cell, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
-    """How a job whose process has ended came out, and why if it did not finish."""
+    """Return the status of a job whose process has ended, and why it did not finish."""
     kill_group(process.pid)  # compilers and environments that a killed job has left
     exit_status, last = process.returncode, cell.log_tail(1)
     how = f"exit status {exit_status}"
@@ -149,7 +150,10 @@ def _end(cell: Cell, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
 
 
 def _mark(cell: Cell, **changes: Any) -> bool:
-    """Write what a cell's manifest now says, unless it is finished or another process has it."""
+    """Change a cell's manifest, unless it is finished or another process has it.
+
+    Return whether it was changed.
+    """
     cell.refuse_foreign(writing=True)
     with suppress(Timeout), FileLock(cell.lock_file, timeout=0):
         manifest = cell.read_manifest()
@@ -162,6 +166,7 @@ def _mark(cell: Cell, **changes: Any) -> bool:
 
 
 def _record(cell: Cell, **changes: Any) -> None:
+    """Change a cell's manifest, if it can be written."""
     # Where the manifest cannot be written, as on a full disk, run_locally's answer is all there is.
     with suppress(OSError, UserError):
         _mark(cell, **changes)
@@ -187,19 +192,19 @@ def _stop(running: dict[Cell, subprocess.Popen[bytes]]) -> dict[Cell, str]:
         if status == "failed" and process.returncode >= 0:
             unsaved[cell] = reason
         elif status == "failed":
-            told = cell.read_progress()
-            lost = _lost(told) if told.get("pid") == process.pid else None
-            kept = {"step": told["saved"]} if lost and type(told.get("saved")) is int else {}
+            sign = cell.read_progress()
+            lost = _lost(sign) if sign.get("pid") == process.pid else None
+            kept = {"step": sign["saved"]} if lost and type(sign.get("saved")) is int else {}
             _record(cell, status="interrupted", reason=lost, **kept)
             if lost:
                 unsaved[cell] = lost
     return unsaved
 
 
-def _lost(told: dict[str, Any]) -> str | None:
-    """What a job that had to be killed has lost, in words; None if nothing was there to lose."""
-    saved = told.get("saved")
-    if not told.get("step") or told["step"] == saved:
+def _lost(sign: dict[str, Any]) -> str | None:
+    """Say what a job that had to be killed has lost; None if nothing was there to lose."""
+    saved = sign.get("saved")
+    if not sign.get("step") or sign["step"] == saved:
         return None
     if type(saved) is not int:
         return "it could not be saved; there is no checkpoint yet, and it begins anew"

@@ -18,12 +18,12 @@ MIB = 2**20
 
 
 def refuse_foreign(
-    file: Path, *, folder: bool = False, writing: bool = False, mend: str = ""
+    file: Path, *, folder: bool = False, writing: bool = False, remedy: str = ""
 ) -> None:
     """Raise UserError if something else than a plain file, or a ``folder``, stands at ``file``.
 
     To be written, a file must have no second name (hard link) by which it belongs elsewhere, too.
-    What is not there is not refused. ``mend`` says what to do.
+    What is not there is not refused. ``remedy`` says what to do.
     """
     try:
         status = file.lstat()
@@ -31,11 +31,11 @@ def refuse_foreign(
         return  # whoever opens it will say why it cannot be
     fault = _fault(status, folder=folder, writing=writing)
     if fault:
-        raise UserError("; ".join(filter(None, (_refusal(file, fault), mend))))
+        raise UserError("; ".join(filter(None, (_refusal(file, fault), remedy))))
 
 
 def plain(file: str, flags: int) -> int:
-    """An opener for ``open`` that opens plain files only, and follows no link.
+    """Open a plain file, and follow no link: an opener for ``open``.
 
     Raises UserError for anything else, OSError as ``os.open`` does.
     """
@@ -54,13 +54,16 @@ def plain(file: str, flags: int) -> int:
 
 
 def new(file: str, flags: int) -> int:
-    """An opener for ``open`` that makes a new file in the place of whatever has that name."""
+    """Make a new file in the place of whatever has that name: an opener for ``open``."""
     Path(file).unlink(missing_ok=True)
     return os.open(file, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def read(file: Path, limit: int) -> bytes:
-    """A plain file of at most ``limit`` bytes. Raises UserError if it cannot be read, or is not."""
+    """Return the content of a plain file.
+
+    Raises UserError if it cannot be read, or has more than ``limit`` bytes.
+    """
     try:
         with open(file, "rb", opener=plain) as opened:
             size = os.fstat(opened.fileno()).st_size
@@ -75,9 +78,10 @@ def read(file: Path, limit: int) -> bytes:
 
 
 def read_json(file: Path, limit: int = 16 * MIB) -> Any:
-    """The JSON in a plain file. Raises UserError if there is none, or not one that all read alike.
+    """Return the JSON in a plain file.
 
-    Keys that stand twice and half characters (surrogates) are refused.
+    Raises UserError if there is none, or if two programs could read it differently: keys that
+    stand twice and half characters (surrogates) are refused.
     """
     data = read(file, limit)
     try:

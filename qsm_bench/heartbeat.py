@@ -1,6 +1,6 @@
 """Signs of life: a small file that a process writes anew every second, and what it tells.
 
-A process is known by its place, its number and the moment it started, so that another one with
+A process is known by its machine, its number and the time it started, so that another one with
 its number is not mistaken for it. On its own machine one looks whether it is there; elsewhere its
 last sign of life counts.
 """
@@ -24,18 +24,20 @@ from qsm_bench.files import write_atomically
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 60.0
-"""Without a sign of life, from which on a process elsewhere counts as gone: clocks of machines
-that share a disk may differ by seconds, and such a disk may take some to show what was written."""
+"""A process on another machine counts as gone after so long without a sign of life.
 
-Life = Literal["alive", "suspended", "silent", "gone"]
+Clocks of machines that share a disk may differ by seconds, and such a disk may take some to show
+what was written."""
+
+Liveness = Literal["alive", "suspended", "silent", "gone"]
 
 
 class Heartbeat:
-    """While entered, a thread writes the process's sign of life, and what ``tell`` has to say."""
+    """While entered, a thread writes a sign of life every second, with what ``more`` returns."""
 
-    def __init__(self, file: Path, tell: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(self, file: Path, more: Callable[[], dict[str, Any]] = dict) -> None:
         self.file = file
-        self.tell = tell
+        self.more = more
         self._over = threading.Event()
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -53,30 +55,30 @@ class Heartbeat:
     def write(self) -> None:
         """Give a sign of life now."""
         with self._writing:
-            told = {
-                "place": place(),
+            sign = {
+                "place": this_machine(),
                 "pid": os.getpid(),
-                "born": born(os.getpid()),
+                "born": start_of(os.getpid()),
                 "time": time.time(),
-                **self.tell(),
+                **self.more(),
             }
             # A full disk is for the checkpoint to find, a link in its place for who reads it.
             with suppress(OSError, UserError):
-                write_atomically(self.file, json.dumps(told))
+                write_atomically(self.file, json.dumps(sign))
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
             self.write()
 
 
-def life(told: dict[str, Any]) -> Life:
-    """What a sign of life says of the process that gave it, whoever wrote it."""
-    pid, at = told.get("pid"), told.get("time")
+def liveness(sign: dict[str, Any]) -> Liveness:
+    """Judge by a sign of life whether the process that gave it still lives."""
+    pid, at = sign.get("pid"), sign.get("time")
     at = at if isinstance(at, int | float) and abs(at) < 1e12 else float("-inf")
     age = time.time() - at
-    if told.get("place") != place():
+    if sign.get("place") != this_machine():
         return "alive" if age <= SILENT_SECONDS else "gone"
-    if type(pid) is not int or not 0 < pid < 2**31 or told.get("born") != born(pid):
+    if type(pid) is not int or not 0 < pid < 2**31 or sign.get("born") != start_of(pid):
         return "gone"
     try:
         status = psutil.Process(pid).status()
@@ -89,19 +91,19 @@ def life(told: dict[str, Any]) -> Life:
     return "alive" if age <= SILENT_SECONDS else "silent"
 
 
-def named(told: dict[str, Any]) -> str:
-    """The process that gave a sign of life, in words."""
-    pid, where = told.get("pid"), told.get("place")
+def process_name(sign: dict[str, Any]) -> str:
+    """Name the process that gave a sign of life."""
+    pid, where = sign.get("pid"), sign.get("place")
     if type(pid) is not int:
         return "another process"
-    machine = where.split()[:1] if isinstance(where, str) and where != place() else []
+    machine = where.split()[:1] if isinstance(where, str) and where != this_machine() else []
     return " on ".join([f"process {pid}", *machine])
 
 
-def moment(told: dict[str, Any]) -> datetime | None:
-    """When a sign of life was given."""
+def time_of(sign: dict[str, Any]) -> datetime | None:
+    """Return when a sign of life was given; None if it does not say."""
     try:
-        return datetime.fromtimestamp(told["time"]).astimezone()
+        return datetime.fromtimestamp(sign["time"]).astimezone()
     except (LookupError, TypeError, ValueError, OverflowError, OSError):
         return None
 
@@ -113,16 +115,16 @@ def _boot() -> str:
     return str(psutil.boot_time())
 
 
-def place() -> str:
-    """Where a process's number means that process: machine, boot, and container."""
+def this_machine() -> str:
+    """Name where a process number is valid: this machine, since this boot, in this container."""
     namespace = ""
     with suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())
     return " ".join([platform.node(), _boot(), namespace])
 
 
-def born(pid: int) -> float | None:
-    """When a process started, in whatever unit this system keeps it; None if there is none."""
+def start_of(pid: int) -> float | None:
+    """Return when a process started, in this system's own unit; None if there is none."""
     with suppress(OSError, IndexError, ValueError):
         # Linux's own count does not move when the clock is set; the name may hold anything.
         return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

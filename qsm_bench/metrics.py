@@ -8,11 +8,13 @@ from torch import Tensor
 KEYS = ("agent", "task", "seed", "step", "wall_clock", "training_return", "critic_bias")
 """Columns that say whose a row is, or that the harness fills itself."""
 LONGEST = 100
+"""The most characters of a name."""
 FORMULA = "=+-@"
+"""What a spreadsheet takes for a formula if a cell begins with it."""
 
 
 class Means:
-    """Of each metric the mean over the updates that gave it, for every seed.
+    """Averages each metric over the updates that gave it, for every seed.
 
     A metric is a row's only if an update since the row before gave it. What is not finite is
     averaged like any other value: one NaN among the updates makes the mean NaN, and it is written.
@@ -21,7 +23,7 @@ class Means:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.updates: dict[str, int] = {}
-        """That gave it."""
+        """How many updates gave each metric."""
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Count in what one update reported, [S] each."""
@@ -30,13 +32,13 @@ class Means:
             self.updates[name] = self.updates.get(name, 0) + 1
 
     def take(self) -> dict[str, list[float]]:
-        """The means, of each seed, in the order in which they first came; then begin anew."""
+        """Return the means, of each seed, in the order of their first values; then begin anew."""
         means = {name: (s / self.updates[name]).tolist() for name, s in self.sums.items()}
         self.sums, self.updates = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` goes on from."""
+        """Return what ``load_state_dict`` goes on from."""
         return {"sums": self.sums, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -51,7 +53,7 @@ class Means:
 
 
 def fault_of(name: object) -> str | None:
-    """Why a metric cannot have that name, if it cannot; it is the header of a column."""
+    """Say why a metric cannot have that name, the header of a column; None if it can."""
     if not isinstance(name, str):
         return "its name must be a string"
     if name in KEYS:

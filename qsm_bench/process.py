@@ -8,14 +8,14 @@ import ctypes
 import torch
 
 FAILED, INTERRUPTED, REFUSED = 1, 3, 4
-"""Exit statuses of a job that raised, of one that stopped because it was asked to and is saved, and
-of one that cannot be done as it was asked: that one would fail again."""
+"""Exit statuses of a job. FAILED: it raised an error, and may be tried again. INTERRUPTED: it was
+asked to stop, and is saved. REFUSED: it cannot be done as it was asked, and would fail again."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 
 
 def configure_process() -> None:
-    """One thread, no denormal numbers, and memory that is kept for the next update.
+    """Use one thread, flush denormal numbers, and keep freed memory for the next update.
 
     By default the C library gives every large array back to the system when it is freed, which
     then clears its pages again for the next one: a tenth of an update's time or more.

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
-from qsm_bench.heartbeat import life, moment, named
+from qsm_bench.heartbeat import liveness, process_name, time_of
 from qsm_bench.store import GONE, Cell, ExperimentStore, SeedFailure
 from qsm_bench.visible import visible
 
@@ -139,11 +139,11 @@ def _damaged(cell: Cell, fault: str) -> CellState:
 
 def _trouble(progress: dict[str, Any]) -> str | None:
     """What is the matter with a running job's process, if something is."""
-    state, at = life(progress), moment(progress)
+    state, at = liveness(progress), time_of(progress)
     if state == "suspended":
-        return f"{named(progress)} is suspended"
+        return f"{process_name(progress)} is suspended"
     if state == "silent" and at:
-        return f"{named(progress)} has given no sign of life since {at:%Y-%m-%d %H:%M:%S}"
+        return f"{process_name(progress)} has given no sign of life since {at:%Y-%m-%d %H:%M:%S}"
     return None
 
 

@@ -17,7 +17,7 @@ from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import read
 from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore, LaterFormatError, Manifest
-from qsm_bench.tables import trusted
+from qsm_bench.tables import without_uncertain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +27,9 @@ TRAINING_COLUMNS = ("seed", "step", "wall_clock", "training_return")
 DIAGNOSTICS_COLUMNS = ("seed", "step")
 SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
 WHOLE = ("seed", "step", "episode", "length", "state")
-"""The columns of whole numbers."""
+"""The columns that hold whole numbers."""
 LONGEST_LINE, MOST_COLUMNS = 2**16, 1_000
-"""Bytes of a line, and columns, beyond which a table is damaged."""
+"""A table with a line of more bytes, or with more columns, is damaged."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Results:
     notes: tuple[str, ...] = ()
     """What of the tables cannot be trusted and is left blank, a line for each."""
     damaged: tuple[Damaged, ...] = ()
-    """The cells that stand in none of the others."""
+    """The cells that cannot be read, and stand in no table."""
     root: Path = Path("results")
     """The folder that holds the experiment's."""
 
@@ -151,7 +151,7 @@ def _table(
     more: bool = True,
     notes: list[str] | None = None,
 ) -> "pd.DataFrame":
-    """A cell's table with the columns agent and task before its own.
+    """Return a cell's table, with the columns agent and task before its own.
 
     It has ``columns`` first and, with ``more``, further ones. A row is known by seed, step and
     ``keys``. Raises UserError if the job cannot have written it.
@@ -162,7 +162,7 @@ def _table(
     if not text:
         return pd.DataFrame(columns=["agent", "task", *columns])
     if notes is not None:
-        text, blank = trusted(text, len(columns))
+        text, blank = without_uncertain(text, len(columns))
         if blank:
             notes.append(untrusted(file, blank))
     try:
@@ -260,7 +260,7 @@ def untrusted(file: Path, rows: int) -> str:
 
 
 def _rows(file: Path, manifest: Manifest) -> bytes:
-    """A table's text: a finished cell's as it was written, another's up to its last whole row."""
+    """Return a table's text: of a cell that is not finished, up to its last whole row."""
     finished = manifest.status == "finished"
     known = manifest.checksums.get(file.name)
     if not file.exists():

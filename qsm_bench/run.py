@@ -219,7 +219,7 @@ def train_cells(
                 workers=workers,
                 checkpoint_every=checkpoint_every,
                 command=command,
-                watch=display.refresh,
+                on_poll=display.refresh,
                 stop=lambda: bool(heard),
                 say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
             )

@@ -29,24 +29,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import MIB, plain, read, read_json, refuse_foreign, write_atomically
-from qsm_bench.heartbeat import Heartbeat, life, moment, named
+from qsm_bench.heartbeat import Heartbeat, liveness, process_name, time_of
 from qsm_bench.protocol import MOST_STEPS
 from qsm_bench.stretches import Stretch, from_top_level
 
 FORMAT = 1
-"""Of the folder's files. A store of a later one is refused; files of before it had a name are 1.
+"""The format of the folder's files. One of a later format is refused; one that names none is 1.
 
 It rises when an earlier version would misread what this one writes. A field that is only added,
 with a default, leaves it as it is: an earlier version refuses the manifest in a line that names
 the field, and this one reads a manifest without it."""
 
 GONE = "its process is gone"
-"""Why a cell was cut off whose process nobody has seen end."""
+"""The reason of a cell that was interrupted, and whose process nobody has seen end."""
 
 TABLE_LIMIT = 1024 * MIB
-"""Bytes of a table that is still read."""
+"""The most bytes of a table that is still read."""
 MOST_CELLS, MOST_SEEDS = 100_000, 100_000
-"""What is beyond them is no experiment, but damage."""
+"""An experiment that says it has more is damaged."""
 
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
@@ -58,7 +58,7 @@ class SeedFailure(BaseModel):
 
     step: int
     reason: str
-    """In one line."""
+    """Why it failed, in one line."""
 
 
 class Manifest(BaseModel):
@@ -97,11 +97,11 @@ class Manifest(BaseModel):
     def _read_earlier(cls, content: Any) -> Any:
         return from_top_level(content)
 
-    def end_stretch(self, told: dict[str, Any]) -> None:
+    def end_stretch(self, sign: dict[str, Any]) -> None:
         """Give the last stretch, if it was cut off, the end that its last sign of life tells."""
         if self.stretches and self.stretches[-1].ended is None:
             *earlier, last = self.stretches
-            at, step = moment(told), told.get("step")
+            at, step = time_of(sign), sign.get("step")
             ended = at.astimezone(UTC).isoformat(timespec="seconds") if at else last.started
             reached = step if type(step) is int and 0 <= step <= self.job.protocol.steps else 0
             end = {"ended": ended, "last_step": max(last.first_step, last.last_step, reached)}
@@ -135,43 +135,44 @@ class Cell:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything of a job: one without a manifest is damaged."""
+        """Whether the folder holds anything of a job; if it has no manifest then, it is damaged."""
         files = (self.manifest_file, self.evaluations_file, self.checkpoint)
         return any(os.path.lexists(file) for file in files)
 
     @property
     def anew(self) -> str:
-        """What to do where the folder is damaged."""
+        """The advice for a folder that is damaged."""
         return f"delete {self.folder} and run again to train this cell anew"
 
     def refuse_foreign(self, *, writing: bool = False) -> None:
         """Raise UserError if there is a link or anything else but plain files in plain folders."""
-        refuse_foreign(self.folder.parent, folder=True, mend="delete it")
+        refuse_foreign(self.folder.parent, folder=True, remedy="delete it")
         for folder in (self.folder, self.checkpoint):
-            refuse_foreign(folder, folder=True, mend=self.anew)
+            refuse_foreign(folder, folder=True, remedy=self.anew)
         names = ("state.pt", "previous.pt", "replay.f32")
         needed = (self.manifest_file, *self.tables, *(self.checkpoint / name for name in names))
         for file in needed:
-            refuse_foreign(file, writing=writing, mend=self.anew)
+            refuse_foreign(file, writing=writing, remedy=self.anew)
         for file in (self.lock_file, self.progress_file, self.log_file):
-            refuse_foreign(file, writing=writing, mend="delete it: the cell is whole without it")
+            refuse_foreign(file, writing=writing, remedy="delete it: the cell is whole without it")
 
     def read_manifest(self) -> Manifest:
-        """The cell's manifest. Raises UserError, with what to do, where the cell is damaged:
+        """Return the cell's manifest.
 
-        the file is missing, or is not a manifest, or that of another cell, or a link is there.
+        Raises UserError, with what to do, where the cell is damaged: the file is missing, or it is
+        not a manifest, or that of another cell, or a link is there.
         """
         self.refuse_foreign()
         try:
             manifest = _read_manifest(self.manifest_file)
             _refuse_nonsense(self.manifest_file, manifest)
-            for what, mine, told in (
+            for what, mine, named in (
                 ("agent", self.agent, manifest.job.agent),
                 ("task", self.task, manifest.job.task),
             ):
-                if mine not in (None, told):
+                if mine not in (None, named):
                     raise UserError(
-                        f"{self.manifest_file} is of another cell: of {what} {told!r}, and "
+                        f"{self.manifest_file} is of another cell: of {what} {named!r}, and "
                         f"{mine!r} is right here"
                     )
             if self.job not in (None, manifest.job.identity):
@@ -183,17 +184,18 @@ class Cell:
         return manifest
 
     def standing(self) -> Manifest:
-        """The manifest as it is now: what runs by it, and has no process any more, was cut off.
+        """Return the manifest as it is true now, for whoever only reads.
 
-        For whoever only reads. Raises UserError as ``read_manifest`` does.
+        A cell that is running by its manifest, and has no process any more, was interrupted.
+        Raises UserError as ``read_manifest`` does.
         """
         manifest = self.read_manifest()
-        told = self.read_progress()
-        if manifest.status == "running" and life(told) == "gone":
+        sign = self.read_progress()
+        if manifest.status == "running" and liveness(sign) == "gone":
             manifest = self.read_manifest()  # it may have come to its end in between
-        if manifest.status == "running" and life(told) == "gone":
+        if manifest.status == "running" and liveness(sign) == "gone":
             manifest.status, manifest.reason = "interrupted", GONE
-            manifest.end_stretch(told)
+            manifest.end_stretch(sign)
             if manifest.stretches:
                 manifest.step = max(manifest.step, manifest.stretches[-1].last_step)
         return manifest
@@ -204,11 +206,11 @@ class Cell:
         write_atomically(self.manifest_file, manifest.model_dump_json(indent=2) + "\n", sync=True)
 
     def read_progress(self) -> dict[str, Any]:
-        """Where the job stands, as its worker last said; empty before that."""
+        """Return the last sign of life of the cell's job; it is empty before the first one."""
         return read_sign(self.progress_file)
 
     def log_tail(self, lines: int = 5) -> tuple[str, ...]:
-        """The last lines the job printed."""
+        """Return the last lines that the job printed."""
         try:
             with open(self.log_file, "rb", opener=plain) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
@@ -218,7 +220,7 @@ class Cell:
 
     @property
     def tables(self) -> tuple[Path, ...]:
-        """The files of the tables, there or not."""
+        """The paths of the tables, whether they are there or not."""
         return (
             self.evaluations_file,
             self.training_file,
@@ -227,7 +229,7 @@ class Cell:
         )
 
     def checksums(self) -> dict[str, int]:
-        """Of the tables that are there."""
+        """Return the CRC-32 of each table that is there, by file name."""
         return {f.name: crc32(read(f, TABLE_LIMIT)) for f in self.tables if f.exists()}
 
 
@@ -244,20 +246,20 @@ class ExperimentStore:
         self.holder_file = self.folder / ".holder"
 
     def cell(self, agent: str, task: str, job: str | None = None) -> Cell:
-        """The folder of a cell; a label or Gymnasium id may hold characters a path may not.
+        """Return the folder of a cell; characters that no path may have are escaped in its name.
 
         With ``job``, the identity of a job, it holds that one and no other.
         """
         return Cell(self.folder / _as_folder(agent) / _as_folder(task), agent, task, job)
 
     def is_open(self, job: Job) -> bool:
-        """Whether the job is still to run: neither finished nor damaged."""
+        """Return whether the job is still to run: neither finished nor damaged."""
         cell = self.cell(job.agent, job.task)
         manifest = _manifest_or_none(cell) if cell.begun else None
         return not cell.begun or (manifest is not None and manifest.status != "finished")
 
     def existing_cell(self, agent: str, task: str) -> Cell:
-        """The folder of a cell that was asked for. Raises UserError if it was not."""
+        """Return the folder of a cell of this experiment. Raises UserError if it has no such."""
         asked = self.read()
         for what, value, known in (
             ("agent", agent, asked["agents"]),
@@ -276,7 +278,7 @@ class ExperimentStore:
         Raises UserError that names the process that has it, or says why it cannot be written.
         """
         lock_file = self.folder / ".lock"
-        refuse_foreign(lock_file, writing=True, mend="delete it")
+        refuse_foreign(lock_file, writing=True, remedy="delete it")
         lock = FileLock(lock_file, timeout=0)
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -296,15 +298,15 @@ class ExperimentStore:
             lock.release()
 
     def holder(self) -> str | None:
-        """Who is running the experiment now, in words; None if nobody is.
+        """Say who is running the experiment now; None if nobody is.
 
         The lock is not touched: whoever asks must not be in the way of one who wants to run.
         """
-        told = read_sign(self.holder_file)
-        return named(told) if life(told) != "gone" else None
+        sign = read_sign(self.holder_file)
+        return process_name(sign) if liveness(sign) != "gone" else None
 
     def cells(self) -> Iterator[Cell]:
-        """The cells on disk, in the order they were asked for."""
+        """Yield the cells that are on disk, in the order in which they were asked for."""
         asked = self.read()
         for task in asked["tasks"]:
             for agent in asked["agents"]:
@@ -313,7 +315,7 @@ class ExperimentStore:
                     yield cell
 
     def read(self) -> dict[str, Any]:
-        """What was asked. Raises UserError if there is no such experiment."""
+        """Return what was asked for. Raises UserError if there is no such experiment."""
         if not os.path.lexists(self.file):
             known = sorted(p.parent.name for p in self.folder.parent.glob("*/experiment.json"))
             hint = did_you_mean(self.folder.name, known) if known else "none has been run yet"
@@ -418,12 +420,12 @@ def _as_folder(name: str) -> str:
 
 
 def read_sign(file: Path) -> dict[str, Any]:
-    """The content of a small file that another process may write; empty if it has none."""
+    """Return the sign of life in a file; it is empty where there is none."""
     try:
-        told = read_json(file, MIB)
+        sign = read_json(file, MIB)
     except UserError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return sign if isinstance(sign, dict) else {}
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -470,7 +472,7 @@ def _refuse_nonsense(file: Path, manifest: Manifest) -> None:
 
 
 def _manifest_or_none(cell: Cell) -> Manifest | None:
-    """A cell's manifest; None where the cell is damaged. Raises UserError for a later format."""
+    """Return a cell's manifest; None if it is damaged. Raises UserError for a later format."""
     try:
         return cell.read_manifest()
     except LaterFormatError:

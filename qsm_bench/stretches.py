@@ -13,10 +13,10 @@ class Stretch(BaseModel):
 
     started: str | None = None
     ended: str | None = None
-    """None while it goes on, and where its process was killed and nobody has looked since."""
+    """When it ended; None while it goes on, or where its process was killed unseen."""
     first_step: int = 0
     last_step: int = 0
-    """As far as it came; what of it was not saved is done again by the next."""
+    """The step it reached; what of it was not saved is done again by the next."""
     versions: dict[str, str] = {}
     commit: str | None = None
     hardware: dict[str, Any] = {}
@@ -24,11 +24,11 @@ class Stretch(BaseModel):
 
 
 TOP_LEVEL = {"started", "finished", "versions", "commit", "hardware", "command"}
-"""Where a manifest said this before runs had stretches."""
+"""The keys at the top of a manifest that said this before runs had stretches."""
 
 
 def from_top_level(manifest: Any) -> Any:
-    """A manifest's JSON with what earlier versions wrote as one stretch."""
+    """Return a manifest's JSON in which what earlier versions wrote at its top is a stretch."""
     if not isinstance(manifest, dict) or not TOP_LEVEL & manifest.keys():
         return manifest
     rest = {key: value for key, value in manifest.items() if key not in TOP_LEVEL}
@@ -41,7 +41,7 @@ def from_top_level(manifest: Any) -> Any:
 
 
 def conditions(stretch: Mapping[str, Any]) -> dict[str, str]:
-    """What can make a number differ: commit, hardware and versions, by name, where known."""
+    """Return what can make numbers differ, by name: commit, hardware and versions, where known."""
     facts = {
         "commit": stretch["commit"] or "unknown",
         **stretch["hardware"],
@@ -51,7 +51,7 @@ def conditions(stretch: Mapping[str, Any]) -> dict[str, str]:
 
 
 def varying(stretches: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The conditions that are not the same in all stretches that tell them, with their values."""
+    """Return the conditions that are not the same in all stretches that name them, with values."""
     values: dict[str, list[str]] = {}
     for stretch in stretches:
         for name, value in conditions(stretch).items() if stretch["versions"] else ():
@@ -61,7 +61,7 @@ def varying(stretches: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def changes(before: Sequence[Stretch], now: Stretch) -> str:
-    """What is other now than in the last stretch, in words; empty if nothing is."""
+    """Say what is other now than in the last stretch; an empty text if nothing is."""
     if not before:
         return ""
     differing = varying([before[-1].model_dump(), now.model_dump()])

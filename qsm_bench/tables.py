@@ -36,20 +36,20 @@ class CsvLog:
         """
         self.path = path
         self.size = 0
-        """Bytes written so far."""
+        """How many bytes of the file are the table's."""
         self.checksum = 0
-        """Of those."""
+        """The CRC-32 of those bytes."""
         self.columns: list[str] = []
         self.file = open(path, "ab+", buffering=0, opener=plain)  # noqa: SIM115 - closed by close
         try:
             if size:
-                self._go_back(size, checksum, columns)
+                self._cut_back(size, checksum, columns)
             self.file.truncate(self.size)
         except BaseException:
             self.file.close()
             raise
 
-    def _go_back(self, size: int, checksum: int | None, columns: Sequence[str] | None) -> None:
+    def _cut_back(self, size: int, checksum: int | None, columns: Sequence[str] | None) -> None:
         text = self._text()
         there = _header(text)
         self.columns = there if columns is None else list(columns)
@@ -102,7 +102,7 @@ class CsvLog:
 def as_csv(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), *, header: bool = True
 ) -> str:
-    """Rows as text, in the given columns or in those of the first row."""
+    """Return rows as text, in ``columns`` or, without them, in those of the first row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     if header:
@@ -112,7 +112,7 @@ def as_csv(
 
 
 def widened(table: bytes, names: Sequence[str]) -> bytes:
-    """A table with more columns at the right, blank in all rows.
+    """Return a table with more columns at the right, blank in all rows.
 
     Rows are lines of numbers without quotes; only the header's names may have some.
     """
@@ -124,18 +124,19 @@ def widened(table: bytes, names: Sequence[str]) -> bytes:
 
 
 def narrowed(table: bytes, count: int) -> bytes:
-    """A table without its last ``count`` columns: what ``widened`` began with, byte for byte."""
+    """Return a table without its last ``count`` columns: it undoes ``widened`` byte for byte."""
     header, *rows = table.splitlines(keepends=True)
     kept = as_csv([], _header(header)[:-count]).encode()
     return kept + b"".join(row.rstrip(b"\n").rsplit(b",", count)[0] + b"\n" for row in rows)
 
 
-def trusted(table: bytes, keys: int) -> tuple[bytes, int]:
-    """What can be trusted of a table, and in how many rows that is the first ``keys`` columns only.
+def without_uncertain(table: bytes, keys: int) -> tuple[bytes, int]:
+    """Return a table without values of uncertain names, and in how many rows they are blank.
 
     Up to November 2026 a row held the metrics that had come since the row before, in the order in
     which they came, under the header of the first row. So from the first row on that is longer or
-    shorter than the header nobody knows which metric a value is of: those rows are blank there.
+    shorter than the header nobody knows which metric a value is of: those rows are blank behind
+    their first ``keys`` columns.
     """
     header, *lines = table.splitlines(keepends=True)
     width = len(_header(header))
@@ -146,7 +147,7 @@ def trusted(table: bytes, keys: int) -> tuple[bytes, int]:
 
 
 def _header(table: bytes) -> list[str]:
-    """The names in a table's first line; none if that is no header."""
+    """Return the names in a table's first line; none if that is no header."""
     line = table[: table.find(b"\n") + 1].decode(errors="replace")
     try:
         return next(csv.reader([line]), [])

@@ -32,11 +32,11 @@ from qsm_bench.store import Cell
 from qsm_bench.training_episodes import TrainingEpisodes
 
 LOG_EVERY = 1_000
-"""Steps between rows of training.csv; metrics in a row are means over them."""
+"""How many steps lie between rows of training.csv; metrics in a row are means over them."""
 
 
 def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
-    """The job's agent, freshly initialized from the job's seeds; its promises are checked.
+    """Return the job's agent, freshly initialized from the job's seeds; its promises are checked.
 
     Raises AgentError if it cannot be built, UserError if its settings are not right.
     """
@@ -96,7 +96,7 @@ class Training:
         self.status = SeedStatus(job.seeds, self.device)
         self.metrics = Means()
         self.step = 0
-        """Steps taken so far."""
+        """How many steps were taken so far."""
         self.saved: int | None = None
         """The step of the last checkpoint, if there is one."""
         self.train_seconds = 0.0
@@ -104,7 +104,7 @@ class Training:
         self.checkpoint_seconds = 0.0
         self.last_return: float | None = None
         """The mean return of the last evaluation, over seeds and episodes."""
-        self.watched: Tensor | None = None
+        self.measured_states: Tensor | None = None
         """States that the agent is measured at, [S, STATES, obs]; None during the warm-up."""
         self.warnings: tuple[str, ...] = ()
         """What the user should know of this run, a line each."""
@@ -118,7 +118,7 @@ class Training:
             self._begin()
 
     def _environments(self, count: int) -> Environments:
-        """In this process where it computes the updates too; on a GPU, in as many as have cores."""
+        """Make the environments: in this process, or with a GPU in one for each core."""
         if self.device.type == "cpu":
             return Lockstep(self.job.environment, count)
         processes = min(count, len(os.sched_getaffinity(0)))
@@ -158,7 +158,7 @@ class Training:
 
     @property
     def updates(self) -> int:
-        """Gradient updates of each seed so far."""
+        """How many gradient updates each seed has made so far."""
         return self.job.protocol.updates_by(self.step)
 
     def run(self, on_step: Callable[[], None] = lambda: None) -> None:
@@ -183,7 +183,7 @@ class Training:
                 self.save()
 
     def _take_step(self) -> None:
-        """One environment step and, after the warm-up, the gradient updates of every seed."""
+        """Take one step and, after the warm-up, make the gradient updates of every seed."""
         began = time.perf_counter()
         protocol = self.job.protocol
         warming_up = self.step < protocol.warmup_steps
@@ -201,7 +201,7 @@ class Training:
         self.episodes.advance(result, self.step)
         self._note_failed(self.environments.faults)
         if self.step == protocol.warmup_steps:
-            self.watched = spread_states(self.replay)
+            self.measured_states = spread_states(self.replay)
         if self.step % min(LOG_EVERY, protocol.eval_every) == 0 and self.updates:
             self._log()
         self.train_seconds += time.perf_counter() - began
@@ -284,8 +284,8 @@ class Training:
         self.tables.add_evaluation(self.step, played)
         self.last_return = float(played.returns[finite].mean()) if finite.any() else None
         self._note_failed(played.faults)
-        if self.watched is not None:
-            self._diagnose(self.watched, played.critic_bias(job.settings["discount"]))
+        if self.measured_states is not None:
+            self._diagnose(self.measured_states, played.critic_bias(job.settings["discount"]))
         self.evaluation_seconds += time.perf_counter() - began
 
     def _diagnose(self, states: Tensor, critic_bias: NDArray[np.float64]) -> None:

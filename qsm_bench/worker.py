@@ -28,13 +28,13 @@ from qsm_bench.user_modules import refuse_unnamed_modules
 
 
 class Progress:
-    """What a running job tells of itself; asked by the thread that gives its signs of life."""
+    """Says where a running job stands; the thread that gives its signs of life calls it."""
 
     def __init__(self) -> None:
         self.training: Training | None = None
 
     def follow(self, training: Training) -> None:
-        """Tell of this training from now on."""
+        """Say where this training stands from now on."""
         self.began = time.monotonic()
         self.first_step = training.step
         self.first_updates = training.updates
@@ -42,7 +42,7 @@ class Progress:
         self.training = training
 
     def __call__(self) -> dict[str, Any]:
-        """Where the job stands, and how long it will take."""
+        """Return where the job stands and how long it will take; nothing before it has begun."""
         training = self.training
         if training is None:
             return {}
@@ -157,7 +157,7 @@ def _train(
 
 
 def _begin(manifest: Manifest, command: str) -> None:
-    """Write into the manifest that a stretch begins."""
+    """Note in the manifest that a stretch begins."""
     manifest.status, manifest.reason, manifest.log_tail = "running", None, ()
     stretch = begin_stretch(manifest.job.device, command)
     stretch.first_step = stretch.last_step = manifest.step
@@ -165,7 +165,7 @@ def _begin(manifest: Manifest, command: str) -> None:
 
 
 def _note(training: Training, manifest: Manifest) -> None:
-    """Write into the manifest how far the job has come."""
+    """Note in the manifest how far the job has come."""
     manifest.step, manifest.updates = training.step, training.updates
     manifest.stretches[-1].last_step = training.step
     manifest.diverged = dict(training.status.diverged)

@@ -24,7 +24,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     report made it, if a file that is to be kept has the name of one of the new report's, or if
     nothing can be written there.
     """
-    refuse_foreign(folder, folder=True, mend="delete it")
+    refuse_foreign(folder, folder=True, remedy="delete it")
     before = _files(folder)
     if before and Path(MARKER) not in before:
         raise UserError(

@@ -255,7 +255,7 @@ def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Pa
         patch.object(evaluation, "LONGEST_EPISODE", 50),
     ):
         unfinished = run_locally(
-            cells, workers=2, checkpoint_every=10, command="", watch=lambda: None
+            cells, workers=2, checkpoint_every=10, command="", on_poll=lambda: None
         )
     manifests = [cell.read_manifest() for cell in cells]
     for manifest, (kind, fault) in zip(manifests, BAD.items(), strict=False):

@@ -221,7 +221,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> ExperimentStore:
 
 def run_forked(cells: list[Cell]) -> dict[Cell, str]:
     with patch.object(executor, "_start", ForkedJob):
-        return run_locally(cells, workers=1, checkpoint_every=5, command="", watch=lambda: None)
+        return run_locally(cells, workers=1, checkpoint_every=5, command="", on_poll=lambda: None)
 
 
 def restored(file: Path) -> Iterator[bytes]:

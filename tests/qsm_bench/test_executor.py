@@ -64,11 +64,11 @@ def run_scripts(
     cells: Sequence[Cell],
     scripts: Sequence[str],
     workers: int = 8,
-    watch: Callable[[], None] = lambda: None,
+    on_poll: Callable[[], None] = lambda: None,
 ) -> list[subprocess.Popen[bytes]]:
     """Run the cells' jobs, each a small script in place of training."""
     with started(cells, scripts) as processes, patch.object(executor, "POLL_SECONDS", 0.01):
-        run_locally(cells, workers=workers, checkpoint_every=10, command="", watch=watch)
+        run_locally(cells, workers=workers, checkpoint_every=10, command="", on_poll=on_poll)
     return processes
 
 
@@ -163,7 +163,7 @@ def test_what_would_fail_again_is_not_tried_again(
         patch.object(executor, "POLL_SECONDS", 0.01),
     ):
         unfinished = run_locally(
-            cells[:1], workers=1, checkpoint_every=10, command="", watch=lambda: None
+            cells[:1], workers=1, checkpoint_every=10, command="", on_poll=lambda: None
         )
     assert len(begun) == starts
     assert (cells[0].read_manifest().retried is None) == (starts == 1)
@@ -177,7 +177,7 @@ def test_what_did_not_finish_is_returned_with_its_reason(cells: list[Cell]) -> N
         started(cells, [FINISH, KILL_ITSELF, interrupt]),
     ):
         unfinished = run_locally(
-            cells, workers=3, checkpoint_every=10, command="", watch=lambda: None
+            cells, workers=3, checkpoint_every=10, command="", on_poll=lambda: None
         )
     assert unfinished == {
         cells[1]: "its process ended by signal SIGKILL",
@@ -250,7 +250,7 @@ def test_an_interrupt_ends_every_job_even_a_stubborn_one(
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_scripts(cells, [STUBBORN] * 3, workers=2, watch=watch)
+        run_scripts(cells, [STUBBORN] * 3, workers=2, on_poll=watch)
     assert time.monotonic() - began < 10
     assert jobs() == []
     assert cells[2].read_manifest().status == "pending"
@@ -269,7 +269,7 @@ def test_a_job_that_had_to_be_killed_is_not_left_running(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_scripts(cells[:1], [STUBBORN], watch=watch)
+        run_scripts(cells[:1], [STUBBORN], on_poll=watch)
     assert cells[0].read_manifest().status != "running"
 
 

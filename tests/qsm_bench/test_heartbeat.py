@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsm_bench import heartbeat
-from qsm_bench.heartbeat import SILENT_SECONDS, Heartbeat, born, life, moment, named, place
+from qsm_bench.heartbeat import (
+    SILENT_SECONDS,
+    Heartbeat,
+    liveness,
+    process_name,
+    start_of,
+    this_machine,
+    time_of,
+)
 from qsm_bench.progress import cell_state
 from qsm_bench.store import Cell, ExperimentStore, Manifest, read_sign
 from tests.qsm_bench.jobs import make_job
@@ -21,7 +29,12 @@ from tests.qsm_bench.processes import exit_status, fork
 
 
 def sign(**changes: Any) -> dict[str, Any]:
-    mine = {"place": place(), "pid": os.getpid(), "born": born(os.getpid()), "time": time.time()}
+    mine = {
+        "place": this_machine(),
+        "pid": os.getpid(),
+        "born": start_of(os.getpid()),
+        "time": time.time(),
+    }
     return mine | changes
 
 
@@ -35,36 +48,36 @@ def other() -> Any:
 
 
 def test_this_process_is_alive() -> None:
-    assert life(sign()) == "alive"
+    assert liveness(sign()) == "alive"
 
 
 def test_a_number_given_to_another_process_is_not_that_process() -> None:
-    assert life(sign(born=(born(os.getpid()) or 0) - 1)) == "gone"
+    assert liveness(sign(born=(start_of(os.getpid()) or 0) - 1)) == "gone"
 
 
 def test_a_process_is_alive_then_suspended_then_gone(other: int) -> None:
-    told = sign(pid=other, born=born(other))
-    assert life(told) == "alive"
+    told = sign(pid=other, born=start_of(other))
+    assert liveness(told) == "alive"
     os.kill(other, signal.SIGSTOP)
     os.waitpid(other, os.WUNTRACED)
-    assert life(told) == "suspended"
+    assert liveness(told) == "suspended"
     os.kill(other, signal.SIGKILL)
     while psutil.Process(other).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert life(told) == "gone", "it has ended, though nobody has waited for it"
+    assert liveness(told) == "gone", "it has ended, though nobody has waited for it"
     exit_status(other)
-    assert life(told) == "gone"
+    assert liveness(told) == "gone"
 
 
 def test_a_living_process_that_says_nothing_is_silent() -> None:
-    assert life(sign(time=time.time() - SILENT_SECONDS - 1)) == "silent"
+    assert liveness(sign(time=time.time() - SILENT_SECONDS - 1)) == "silent"
 
 
 @pytest.mark.parametrize(
     ("age", "state"), [(-5.0, "alive"), (0.0, "alive"), (50.0, "alive"), (70.0, "gone")]
 )
 def test_elsewhere_the_last_sign_of_life_counts(age: float, state: str) -> None:
-    assert life(sign(place="elsewhere", pid=1, time=time.time() - age)) == state
+    assert liveness(sign(place="elsewhere", pid=1, time=time.time() - age)) == state
 
 
 ANYTHING = st.recursive(
@@ -76,10 +89,10 @@ ANYTHING = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["place", "pid", "born", "time"]), ANYTHING), st.booleans())
 def test_whatever_a_file_says_is_understood(told: dict[str, Any], here: bool) -> None:
-    told |= {"place": place()} if here else {}
-    assert life(told) in ("alive", "gone", "silent", "suspended")
-    assert "process" in named(told)
-    moment(told)
+    told |= {"place": this_machine()} if here else {}
+    assert liveness(told) in ("alive", "gone", "silent", "suspended")
+    assert "process" in process_name(told)
+    time_of(told)
 
 
 def test_a_sign_is_given_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +106,7 @@ def test_a_sign_is_given_again_and_again(tmp_path: Path, monkeypatch: pytest.Mon
 
     file = tmp_path / "sign"
     with Heartbeat(file, tell):
-        assert life(read_sign(file)) == "alive"
+        assert liveness(read_sign(file)) == "alive"
         while count < 5:
             time.sleep(0.01)
     last = read_sign(file)["count"]
@@ -115,7 +128,7 @@ def test_only_what_ran_is_cut_off_by_its_process_going(tmp_path: Path, status: A
 def test_a_suspended_job_is_told(tmp_path: Path, other: int) -> None:
     cell = Cell(tmp_path)
     cell.write_manifest(Manifest(job=make_job(), status="running"))
-    cell.progress_file.write_text(json.dumps(sign(pid=other, born=born(other), step=7)))
+    cell.progress_file.write_text(json.dumps(sign(pid=other, born=start_of(other), step=7)))
     assert "suspended" not in cell_state(cell).line
     os.kill(other, signal.SIGSTOP)
     os.waitpid(other, os.WUNTRACED)

@@ -240,7 +240,7 @@ def test_a_manifest_that_is_edited_between_asking_and_starting_is_refused(
         edit(cell, changes)
     with patch.object(executor, "_start", start):
         unfinished = run_locally(
-            [cell], workers=1, checkpoint_every=EVAL_EVERY, command="", watch=lambda: None
+            [cell], workers=1, checkpoint_every=EVAL_EVERY, command="", on_poll=lambda: None
         )
     assert "is of another" in unfinished[cell]
     assert "\n" not in unfinished[cell]

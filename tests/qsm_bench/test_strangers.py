@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from qsm_bench import cli, executor, worker
-from qsm_bench.heartbeat import born, place
+from qsm_bench.heartbeat import start_of, this_machine
 from qsm_bench.process import REFUSED
 from qsm_bench.store import Cell, ExperimentStore
 from tests.qsm_bench.jobs import EVAL_EVERY, STEPS, WARMUP, after, make_experiment
@@ -233,7 +233,12 @@ def json_file(world: World, name: str) -> Path:
         return store.file
     if name == "manifest.json":
         return cell.manifest_file
-    alive = {"place": place(), "pid": os.getpid(), "born": born(os.getpid()), "time": 2e9}
+    alive = {
+        "place": this_machine(),
+        "pid": os.getpid(),
+        "born": start_of(os.getpid()),
+        "time": 2e9,
+    }
     if name == ".holder":
         store.holder_file.write_text(json.dumps(alive))
         return store.holder_file

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qsm_bench import provenance, worker
 from qsm_bench.evaluation import Interrupted
-from qsm_bench.heartbeat import Heartbeat, place
+from qsm_bench.heartbeat import Heartbeat, this_machine
 from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import Table
 from qsm_bench.report.runs import condition_warning, what_ran
@@ -239,5 +239,5 @@ def test_a_comparison_warns_of_conditions_that_differ_within(
 
 def test_a_sign_of_life_of_another_run_does_not_end_a_stretch_that_has_ended(cell: Cell) -> None:
     manifest = Manifest(job=make_job(), stretches=(Stretch(ended="then", last_step=3),))
-    manifest.end_stretch({"step": 9, "time": 0, "place": place()})
+    manifest.end_stretch({"step": 9, "time": 0, "place": this_machine()})
     assert manifest.stretches[0] == Stretch(ended="then", last_step=3)

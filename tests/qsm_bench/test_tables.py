@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qsm_bench.errors import UserError
 from qsm_bench.results import load_results
 from qsm_bench.store import ExperimentStore, Manifest
-from qsm_bench.tables import CsvLog, narrowed, trusted, widened
+from qsm_bench.tables import CsvLog, narrowed, widened, without_uncertain
 from tests.qsm_bench.jobs import make_job
 
 NAMES = st.sampled_from(["loss", "q", "a,b", 'say "x"', "é", "seeds", "l" * 50, "x y"])
@@ -116,7 +116,7 @@ OLD = (
 
 
 def test_of_an_old_ragged_table_only_what_is_certain_is_read() -> None:
-    text, blank = trusted(OLD.encode(), 4)
+    text, blank = without_uncertain(OLD.encode(), 4)
     assert blank == 4
     assert text.decode() == "".join(
         [
@@ -125,7 +125,7 @@ def test_of_an_old_ragged_table_only_what_is_certain_is_read() -> None:
         ]
     )
     sound = "\n".join(OLD.splitlines()[:3]) + "\n"
-    assert trusted(sound.encode(), 4) == (sound.encode(), 0)
+    assert without_uncertain(sound.encode(), 4) == (sound.encode(), 0)
 
 
 def test_an_old_ragged_table_is_loaded_and_said_to_be(tmp_path: Path) -> None:
