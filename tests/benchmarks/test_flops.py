@@ -19,7 +19,7 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
     with ProductCounter() as counter:
         for _ in range(updates):
             agent.update(batch)
-    needed = update_flops(agent.config, OBSERVATION, ACTION, BATCH)  # type: ignore[attr-defined]
+    needed = update_flops(agent.config, OBSERVATION, ACTION, BATCH)
     # Unneeded ones may be run, but hardly any; those of one column are not run as products.
     assert 0.99 * needed < counter.flops / updates < 1.02 * needed
 

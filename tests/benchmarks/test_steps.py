@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from agents.common import diffusion
 from envs import Lockstep
 from tests.benchmarks.lockstep import prepared
 from tests.benchmarks.workload import OBSERVATION, SideBySide, new_agent, new_batch, note, seconds
@@ -73,14 +72,15 @@ def test_where_a_training_run_spends_its_time(
     clock.on(environments, "finish", "flattening, rescaling and checking")
     clock.on(training.replay, "add", "replay: insert")
     clock.on(training.replay, "sample", "replay: sample")
+    agent: Any = training.agent.bare
     clock.on(training.agent, "act", "acting")
     clock.on(training.agent, "update", "update: the rest, noise and metrics")
-    clock.on(diffusion, "sample", "update: the sampler, for the critic's target")
-    clock.on(training.agent.bare.target_critic, "forward", "update: target critic")  # type: ignore[attr-defined]
-    clock.on(training.agent.bare.critic, "forward", "update: critic, forward and for grad_a Q")  # type: ignore[attr-defined]
-    clock.on(training.agent.bare.critic_optimizer, "minimize", "update: critic, backward and step")  # type: ignore[attr-defined]
-    clock.on(training.agent.bare.actor_optimizer, "minimize", "update: actor, backward and step")  # type: ignore[attr-defined]
-    clock.on(training.agent.bare, "actor_loss", "update: actor, the rest of grad_a Q and its loss")
+    clock.on(agent, "next_action", "update: the sampler, for the critic's target")
+    clock.on(agent.target_critic, "forward", "update: target critic")
+    clock.on(agent.critic, "forward", "update: critic, forward and for grad_a Q")
+    clock.on(agent.critic_optimizer, "minimize", "update: critic, backward and step")
+    clock.on(agent.actor_optimizer, "minimize", "update: actor, backward and step")
+    clock.on(agent, "actor_loss", "update: actor, the rest of grad_a Q and its loss")
     clock.on(training, "_take_step", "the loop itself")
     rounds = 1 if benchmark.disabled else STEPS
     benchmark.pedantic(training._take_step, rounds=rounds)

@@ -62,7 +62,7 @@ def test_update(
     run = SideBySide(benchmark, lambda: (agent.update(batch), agent.update(batch)))
     if run.run():
         per_seed = run.median / 2 / seeds
-        flops = update_flops(agent.config, OBSERVATION, ACTION, BATCH)  # type: ignore[attr-defined]
+        flops = update_flops(agent.config, OBSERVATION, ACTION, BATCH)
         steps = ""
         if isinstance(agent, DiffusionAgent):
             steps = f", T = {agent.config.diffusion_steps}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from agents.common.diffusion_agent import DiffusionAgent
-from agents.protocol import Agent, Batch
+from agents.protocol import Batch
 from agents.registry import find_agent
 from agents.speed.acceleration import accelerate
 
@@ -23,7 +23,7 @@ SIDE = 256
 GEMM_FLOPS = 2 * SIDE**3
 
 
-def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any) -> Agent:
+def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any) -> Any:
     """Return an agent of the common size, ready to update."""
     agent = find_agent(name).agent
     built = agent(agent.config_class(**settings), OBSERVATION, ACTION, tuple(range(seeds)), CPU)

@@ -46,6 +46,13 @@ class MadeUp(gymnasium.Env[Any, Any]):
         self.closed = True
 
 
+def made_up(env: gymnasium.Env[Any, Any]) -> MadeUp:
+    """Return the environment inside its wrappers."""
+    inner = env.unwrapped
+    assert isinstance(inner, MadeUp)
+    return inner
+
+
 def register(name: str, make: Callable[..., gymnasium.Env[Any, Any]], **options: Any) -> None:
     """Register `make`, a class of environments or a function that makes one, with Gymnasium.
 

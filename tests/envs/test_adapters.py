@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs import Task, TaskError, find_task, make
 from envs.adapters import flat_observations, unit_actions
-from tests.envs.made_up import MadeUp, registered
+from tests.envs.made_up import MadeUp, made_up, registered
 
 
 def flattened(space: spaces.Space[Any]) -> tuple[list[float], Any]:
@@ -162,7 +162,7 @@ def test_a_repeated_action_adds_up_the_rewards_of_its_steps(times: int) -> None:
         action = np.array([0.25], np.float32)
         rewards = [float(env.step(action)[1]) for _ in range(12 // times)]
     assert rewards == np.arange(1, 13).reshape(-1, times).sum(axis=1).tolist()
-    assert env.unwrapped.actions == [action] * 12  # type: ignore[attr-defined]
+    assert made_up(env).actions == [action] * 12
 
 
 def test_a_repeated_action_stops_where_the_episode_ends() -> None:
@@ -172,7 +172,7 @@ def test_a_repeated_action_stops_where_the_episode_ends() -> None:
         first, second = (env.step(np.zeros(1, np.float32)) for _ in range(2))
     assert first[1:4] == (1 + 2 + 3, False, False)
     assert second[1:4] == (4 + 5, True, False)
-    assert second[0] == env.unwrapped.observation  # type: ignore[attr-defined]
+    assert second[0] == made_up(env).observation
 
 
 @pytest.mark.parametrize("name", ["walker-walk", "humanoid-walk", "HalfCheetah-v5"])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from envs import Lockstep, make
 from qsm_bench.suites import SUITES
-from tests.envs.made_up import registered
+from tests.envs.made_up import made_up, registered
 
 Array = NDArray[np.float32]
 
@@ -180,4 +180,4 @@ def test_closing_closes_every_environment() -> None:
     with registered() as name:
         together = Lockstep(name, 2)
     together.close()
-    assert all(env.unwrapped.closed for env in together._envs)  # type: ignore[attr-defined]
+    assert all(made_up(env).closed for env in together._envs)

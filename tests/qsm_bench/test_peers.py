@@ -154,7 +154,8 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path: Path) -> None:
     ill.mkdir()
     assert train(job, well)
     training = Training(job, Cell(ill), checkpoint_every=1000)
-    for parameter in training.agent.bare.models[1].policy.parameters():  # type: ignore[attr-defined]
+    assert isinstance(training.agent.bare, PeerSAC)
+    for parameter in training.agent.bare.models[1].policy.parameters():
         parameter.data.fill_(np.nan)
     training.run()
     training.close()

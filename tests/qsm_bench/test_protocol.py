@@ -142,7 +142,8 @@ def test_an_action_is_held_on_every_kind_of_task(task: str) -> None:
         np.testing.assert_array_equal(after, steps[-1][0])
         assert float(reward) == pytest.approx(sum(float(step[1]) for step in steps))
     assert task in (*task_names(), "Pendulum-v1")
-    held.close(), once.close()  # type: ignore[func-returns-value]
+    held.close()
+    once.close()
 
 
 def test_a_job_alone_decides_what_is_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -144,10 +145,10 @@ def test_an_observation_of_another_shape_is_refused(
     ],
 )
 def test_what_cannot_be_run_is_a_user_error(
-    tmp_path: Path, arguments: dict[str, object], message: str
+    tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        run_experiment(results=tmp_path, **arguments)  # type: ignore[arg-type]
+        run_experiment(results=tmp_path, **arguments)
     assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
 

@@ -58,9 +58,9 @@ def test_a_setting_comes_back_from_its_manifest(tmp_path: Path, kind: Any, value
     cell.write_manifest(Manifest(job=job))
     there = cell.read_manifest().job
     assert there.settings == job.settings
-    back = validated("a", type(config), there.settings)
+    back: Any = validated("a", type(config), there.settings)
     assert back == config
-    assert isinstance(back.x, type(value)) or value == 1  # type: ignore[attr-defined]
+    assert isinstance(back.x, type(value)) or value == 1
 
 
 @given(st.floats(allow_nan=False), st.lists(st.integers()), st.text(st.characters(codec="utf-8")))

@@ -23,7 +23,8 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def build(path: str, device: torch.device = CPU, **settings: Any) -> Agent:
+def build(path: str, device: torch.device = CPU, **settings: Any) -> Any:
+    """Build an agent whose parts, which no protocol names, a test may look into."""
     agent = find_agent(path).agent
     config = agent.config_class(**{"hidden_sizes": (24, 24), **settings})
     return agent(config, 3, 2, SEEDS, device)
@@ -61,7 +62,7 @@ def test_compiled_updates_of_one_seed_after_another_are_the_plain_ones(
     monkeypatch.setattr(seed_by_seed, "LARGE", 0)
     plain, fast = build(path), build(path)
     accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
-    assert isinstance(fast.step, SeedBySeed)  # type: ignore[attr-defined]
+    assert isinstance(fast.step, SeedBySeed)
     assert_same_course(plain, fast)
 
 
@@ -82,9 +83,9 @@ def test_a_compiled_update_takes_the_learning_rate_down_as_a_plain_one_does() ->
     plain, fast = (build("qsm", actor_decay_updates=6, learning_rate=1e-2) for _ in range(2))
     accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
     assert_same_course(plain, fast)
-    before = [p.clone() for p in fast.denoiser.parameters()]  # type: ignore[attr-defined]
+    before = [p.clone() for p in fast.denoiser.parameters()]
     fast.update(make_batch(len(SEEDS), 32, 3, 2, torch.float32))
-    now = list(fast.denoiser.parameters())  # type: ignore[attr-defined]
+    now = list(fast.denoiser.parameters())
     assert all(map(torch.equal, before, now))
 
 
@@ -95,15 +96,15 @@ def test_captured_updates_are_the_plain_ones(path: str, compiled: bool) -> None:
     device = torch.device("cuda")
     plain, fast = build(path, device), build(path, device)
     accelerate(fast, device, seeds=len(SEEDS), compiled=compiled)
-    assert isinstance(fast.step, CapturedStep)  # type: ignore[attr-defined]
+    assert isinstance(fast.step, CapturedStep)
     assert_same_course(plain, fast, device)
 
 
 def test_without_being_asked_the_cpu_runs_the_step_as_it_stands() -> None:
     agent = build("td3")
-    step = agent.step  # type: ignore[attr-defined]
+    step = agent.step
     accelerate(agent, CPU, seeds=len(SEEDS), compiled=False)
-    assert agent.step == step  # type: ignore[attr-defined]
+    assert agent.step == step
 
 
 def test_only_a_class_that_says_its_step_is_pure_is_touched() -> None:
@@ -115,9 +116,10 @@ def test_only_a_class_that_says_its_step_is_pure_is_touched() -> None:
     class Bare:
         step = 7
 
-    for agent in (Derived(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()):
+    impure: list[Any] = [Derived(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()]
+    for agent in impure:
         step = agent.step
-        accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)  # type: ignore[arg-type]
+        accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
         assert agent.step == step
 
 
