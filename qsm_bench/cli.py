@@ -15,7 +15,7 @@ from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.options import protocol_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
-from qsm_bench.signals import raised, remembered
+from qsm_bench.signals import raise_signals, remember_signals
 from qsm_bench.visible import visible
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ def run(
     refuse_what_does_not_fit(prepared.open_jobs, memory, prepared.workers)
     if dry_run:
         return
-    with remembered() as heard:
-        outcome = train(prepared, _typed(), Console(), heard)
-        _show_outcome(outcome, prepared, results, stopped=bool(heard))
-        heard.end_if_any()
+    with remember_signals() as received:
+        outcome = train(prepared, _typed(), Console(), received)
+        _show_outcome(outcome, prepared, results, stopped=bool(received))
+        received.exit_if_any()
     if outcome.unfinished:
         raise typer.Exit(CELLS_FAILED)
 
@@ -205,7 +205,7 @@ def report(
     from qsm_bench.results import load_results
 
     loaded = load_results(results, name)
-    with raised(), naming(reports / name):
+    with raise_signals(), naming(reports / name):
         page = write_report(loaded, reports / name)
     print(f"{page}\n{page.with_name('report.md')}")
 
@@ -230,7 +230,7 @@ def compare(
     ours = load_results(results, first)
     theirs = load_results(other_results or results, second)
     folder = reports / f"{first}-vs-{second}"
-    with raised(), naming(folder):
+    with raise_signals(), naming(folder):
         page, verdict = write_comparison(ours, theirs, folder)
     print(f"{visible(verdict, keep=NEWLINE)}\n{page}\n{page.with_name('report.md')}")
 
@@ -248,9 +248,9 @@ def status(
     store = ExperimentStore(results, name)
     console = Console()
     if watch:
-        with remembered() as heard:
-            follow(store, console, lambda: bool(heard))
-        heard.end_if_any()
+        with remember_signals() as received:
+            follow(store, console, lambda: bool(received))
+        received.exit_if_any()
         return
     states = [cell_state(cell, tables=True) for cell in store.cells()]
     if console.is_terminal:
@@ -391,9 +391,9 @@ def regress(
 
     plan = regression.plan(results / "regression", seeds, first_seed, record=record)
     console = Console()
-    with remembered() as heard:
-        findings = regression.run(plan, workers or os.cpu_count() or 1, console, heard)
-        heard.end_if_any()
+    with remember_signals() as received:
+        findings = regression.run(plan, workers or os.cpu_count() or 1, console, received)
+        received.exit_if_any()
     if plan.baseline is None:
         console.print(f"{plan.folder / 'baseline.csv'}: {len(plan.seeds)} seeds of each cell")
         return

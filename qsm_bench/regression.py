@@ -29,7 +29,7 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 from qsm_bench.results import load_results, parse_table
 from qsm_bench.run import train_cells
-from qsm_bench.signals import Heard
+from qsm_bench.signals import ReceivedSignal
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
@@ -143,10 +143,10 @@ def plan(folder: Path, seeds: int | None, first_seed: int | None, *, record: boo
     return Plan(folder, fresh, baseline)
 
 
-def run(plan: Plan, workers: int, console: Console, heard: Heard) -> list[Finding]:
+def run(plan: Plan, workers: int, console: Console, received: ReceivedSignal) -> list[Finding]:
     """Train every cell in a temporary folder; then test it, or record the baseline.
 
-    If a signal is ``heard``, nothing is tested. Raises UserError if a cell of a new baseline fails.
+    If a signal comes, nothing is tested. Raises UserError if a cell of a new baseline fails.
     """
     with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
         root = Path(temporary)
@@ -155,13 +155,13 @@ def run(plan: Plan, workers: int, console: Console, heard: Heard) -> list[Findin
             cells,
             cells,
             console,
-            heard,
+            received,
             workers=workers,
             # Nothing is resumed here: one checkpoint, at the last step, is enough.
             checkpoint_every=max(task.steps for task in SMALL_TASKS),
             command="regress",
         )
-        if heard:
+        if received:
             return []
         failed = {_cell_key(cell.read_manifest().job): why for cell, why in unfinished.items()}
         scores = read_scores(root, plan.seeds)

@@ -23,7 +23,7 @@ from qsm_bench.progress import Display
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
 from qsm_bench.results import Results, load_results, read_cell
-from qsm_bench.signals import ASKING, Heard, remembered
+from qsm_bench.signals import STOP_SIGNALS, ReceivedSignal, remember_signals
 from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.stretches import changes
 from qsm_bench.suites import SUITES, Suite, find_suite
@@ -75,8 +75,8 @@ def run_experiment(
         results=results,
     )
     refuse_what_does_not_fit(prepared.open_jobs, prepared.memory(), prepared.workers)
-    with _interruptible() as heard:
-        outcome = train(prepared, "run_experiment() of a Python program", Console(), heard)
+    with _interruptible() as received:
+        outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
     for cell, reason in outcome.unfinished.items():
         warnings.warn(f"not finished: {cell.folder}: {reason}", stacklevel=2)
     return load_results(prepared.store.folder.parent, prepared.experiment.name)
@@ -169,8 +169,10 @@ class Outcome:
     """Those among them that an earlier run left in a state that cannot be resumed."""
 
 
-def train(prepared: PreparedRun, command: str, console: Console, heard: Heard) -> Outcome:
-    """Train what is not finished, showing it on ``console``, until a signal is ``heard``.
+def train(
+    prepared: PreparedRun, command: str, console: Console, received: ReceivedSignal
+) -> Outcome:
+    """Train what is not finished, showing it on ``console``, until a signal is received.
 
     ``command`` is noted as what started the run. Raises UserError if another process runs the
     experiment, or it was begun as something else.
@@ -192,7 +194,7 @@ def train(prepared: PreparedRun, command: str, console: Console, heard: Heard) -
             cells,
             open_cells,
             console,
-            heard,
+            received,
             workers=prepared.workers,
             checkpoint_every=prepared.checkpoint_every,
             command=command,
@@ -204,7 +206,7 @@ def train_cells(
     cells: Sequence[Cell],
     open_cells: Sequence[Cell],
     console: Console,
-    heard: Heard,
+    received: ReceivedSignal,
     *,
     workers: int,
     checkpoint_every: int,
@@ -220,7 +222,7 @@ def train_cells(
                 checkpoint_every=checkpoint_every,
                 command=command,
                 on_poll=display.refresh,
-                stop=lambda: bool(heard),
+                stop=lambda: bool(received),
                 say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
             )
         finally:
@@ -228,22 +230,22 @@ def train_cells(
 
 
 @contextmanager
-def _interruptible() -> Iterator[Heard]:
+def _interruptible() -> Iterator[ReceivedSignal]:
     """Let Ctrl-C save the jobs and raise KeyboardInterrupt after; signals are the caller's again.
 
     In another thread than the main one Python hears no signals.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield Heard()
+        yield ReceivedSignal()
         return
-    before = {number: signal.getsignal(number) for number in ASKING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        with remembered() as heard:
-            yield heard
+        with remember_signals() as received:
+            yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if heard:
+    if received:
         raise KeyboardInterrupt
 
 

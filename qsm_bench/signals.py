@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-ASKING = tuple(
+STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-IGNORED = frozenset(n for n in ASKING[::2] if signal.getsignal(n) is signal.SIG_IGN)
-"""Those that this process was started to ignore: by nohup, or in the background of a script."""
+IGNORED_SIGNALS = frozenset(n for n in STOP_SIGNALS[::2] if signal.getsignal(n) is signal.SIG_IGN)
+"""The ones that this process was started to ignore: by nohup, or in a script's background."""
 TERMINALS = tuple(fd for fd in (1, 2) if os.isatty(fd))
 
 GRACE_SECONDS = 3.0
-"""For a process to save itself once it is asked to stop; it is killed then."""
+"""How long a process has to save itself once it is asked to stop; then it is killed."""
 POLL_SECONDS = 0.2
 
 
@@ -28,25 +28,25 @@ class Stopped(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
-def answer(handler: Callable[[int], None]) -> None:
+def on_stop_signals(handler: Callable[[int], None]) -> None:
     """Have ``handler`` called with the number of each signal that asks to stop.
 
-    From the main thread alone. Whatever other code made of these signals is undone.
+    Call it from the main thread. Whatever other code has made of these signals is undone.
     """
-    numbers = set(ASKING) - IGNORED
+    numbers = set(STOP_SIGNALS) - IGNORED_SIGNALS
     for number in numbers:
         signal.signal(number, lambda number, frame: handler(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def leave(number: int) -> None:
+def exit_now(number: int) -> None:
     """End this process at once: it has nothing to save."""
     # An exception could be lost in a callback of an import, and would be shown as a traceback.
     os._exit(128 + number)
 
 
-class Heard:
-    """The signal that came, if one did."""
+class ReceivedSignal:
+    """The signal that asked this process to stop; it is false if none came."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -54,7 +54,7 @@ class Heard:
     def __bool__(self) -> bool:
         return self.number is not None
 
-    def hear(self, number: int) -> None:
+    def receive(self, number: int) -> None:
         """Remember the first signal."""
         self.number = self.number or number
         if number == getattr(signal, "SIGHUP", None):
@@ -63,45 +63,45 @@ class Heard:
             for fd in TERMINALS:
                 os.dup2(null, fd)
 
-    def end_if_any(self) -> None:
+    def exit_if_any(self) -> None:
         """Raise SystemExit with the signal's exit status if one came."""
         if self.number is not None:
             raise SystemExit(128 + self.number)
 
 
 @contextmanager
-def remembered() -> Iterator[Heard]:
-    """In here nothing is cut off: signals are remembered, to be asked for."""
-    heard = Heard()
-    answer(heard.hear)
+def remember_signals() -> Iterator[ReceivedSignal]:
+    """Interrupt nothing in here: a signal that comes is remembered, to be asked for."""
+    received = ReceivedSignal()
+    on_stop_signals(received.receive)
     try:
-        yield heard
+        yield received
     finally:
-        answer(leave)
+        on_stop_signals(exit_now)
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """In here the first signal raises Stopped, and no other disturbs the clearing up.
+def raise_signals() -> Iterator[None]:
+    """Let the first signal in here raise Stopped, and no other disturb the clearing up.
 
     Stopped becomes SystemExit with the signal's exit status.
     """
 
     def stop(number: int) -> None:
-        answer(lambda _: None)
+        on_stop_signals(lambda _: None)
         # An exception can be lost in other code's callback: then the process ends all the same.
-        last = threading.Timer(GRACE_SECONDS, leave, [number])
+        last = threading.Timer(GRACE_SECONDS, exit_now, [number])
         last.daemon = True
         last.start()
         raise Stopped(number)
 
-    answer(stop)
+    on_stop_signals(stop)
     try:
         yield
     except Stopped as stopped:
         raise SystemExit(stopped.exit_status) from None
     finally:
-        answer(leave)
+        on_stop_signals(exit_now)
 
 
 class StopRequest:
@@ -109,18 +109,18 @@ class StopRequest:
 
     The lifeline is a pipe that whoever started the job holds open. It closes it to have the job
     stop, which no environment can keep from the job as it can a signal; and should it die, the
-    system closes it. A job that does not hear within ``GRACE_SECONDS``, because it compiles or
+    system closes it. A job that does not notice within ``GRACE_SECONDS``, because it compiles or
     an environment does not return, is killed with all that it has started.
     """
 
     def __init__(self, lifeline: int | None) -> None:
         self.asked = False
-        self.heard = False
+        self.noticed = False
         self.over = False
         self.lifeline = lifeline
 
     def __enter__(self) -> "StopRequest":
-        self.listen()
+        self.take_signals()
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -129,12 +129,12 @@ class StopRequest:
 
     def __call__(self) -> bool:
         """Whether to stop: asked by the job between any two steps."""
-        self.heard = self.heard or self.asked
+        self.noticed = self.noticed or self.asked
         return self.asked
 
-    def listen(self) -> None:
-        """Take the signals, or take them back from an environment."""
-        answer(self._ask)
+    def take_signals(self) -> None:
+        """Take the signals, or take them back from an environment that has taken them."""
+        on_stop_signals(self._ask)
 
     def _ask(self, number: int) -> None:
         self.asked = True
@@ -148,14 +148,14 @@ class StopRequest:
             if self.over:
                 return
         time.sleep(GRACE_SECONDS)
-        if not (self.heard or self.over):
+        if not (self.noticed or self.over):
             with suppress(OSError):
                 os.write(2, b"asked to stop, it could not within the seconds left to it\n")
             kill_family(os.getpid())
 
 
 def lifeline_of_stdin() -> int:
-    """The pipe on standard input, which is set aside: nothing that is started inherits it."""
+    """Return the pipe on standard input, set aside so that nothing that is started inherits it."""
     lifeline = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -185,7 +185,10 @@ def kill_group(pid: int) -> None:
 
 
 def reap_adopted(own: set[int]) -> None:
-    """As the first process of a container: let those end that were left to it by their parents."""
+    """Let processes end that their parents left to this one, the first process of a container.
+
+    ``own`` are the processes that it has started itself; elsewhere there is nothing to do.
+    """
     import psutil
 
     if os.getpid() != 1:

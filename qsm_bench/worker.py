@@ -116,7 +116,7 @@ def _train(
     training: Training | None = None
     try:
         training = Training(manifest.job, cell, checkpoint_every=checkpoint_every, stop=stop)
-        stop.listen()  # whatever the environments have made of the signals
+        stop.take_signals()  # whatever the environments have made of the signals
         progress.follow(training)
         manifest.stretches[-1].first_step = training.step
         if training.warnings:

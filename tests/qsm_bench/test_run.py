@@ -187,7 +187,7 @@ def test_ctrl_c_saves_and_raises(tmp_path: Path) -> None:
 
     with patch("qsm_bench.run.run_locally", interrupt), pytest.raises(KeyboardInterrupt):
         run(tmp_path, "td3")
-    assert signals.ASKING
+    assert signals.STOP_SIGNALS
 
 
 def test_it_runs_in_a_thread(tmp_path: Path) -> None:
