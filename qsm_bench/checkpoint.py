@@ -33,10 +33,14 @@ class Checkpoint:
     that is longer, from a checkpoint that was cut off, is simply cut back.
     """
 
-    def __init__(self, folder: Path, job: str | None = None) -> None:
-        """``job`` is the identity of the job whose checkpoint it must be, where that is known."""
+    def __init__(self, folder: Path, job: str | None = None, *earlier: str) -> None:
+        """``job`` is the identity of the job whose checkpoint it must be, where that is known.
+
+        One that names one of the ``earlier`` identities is the job's as well.
+        """
         self.folder = folder
         self.job = job
+        self.earlier = earlier
         self.state_file = folder / "state.pt"
         self.previous_file = folder / "previous.pt"
         self.replay_file = folder / "replay.f32"
@@ -153,14 +157,18 @@ class Checkpoint:
         """Read a state. Raises UserError if it is damaged, or another job's."""
         state = read_state(file)
         # States of before November 2026 do not say whose they are.
-        if self.job is not None and state.get("job") not in (None, self.job):
+        if self.job is not None and state.get("job") not in (None, self.job, *self.earlier):
             raise UserError(f"{file} is another job's")
         return state
 
-    def drop_replay(self) -> None:
-        """Delete what a finished job needs no more: the replay log and the state before."""
-        self.replay_file.unlink(missing_ok=True)
+    def tidy(self, *, keep_replay: bool) -> None:
+        """Delete what a finished job needs no more: the state before and, if asked, the replay log.
+
+        With the log it can be given more steps.
+        """
         self.previous_file.unlink(missing_ok=True)
+        if not keep_replay:
+            self.replay_file.unlink(missing_ok=True)
 
     def _append(self, replay: ReplayBuffer) -> int:
         """Write the records that are new; return the checksum of the log with them."""

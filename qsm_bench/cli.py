@@ -111,6 +111,14 @@ def run(
             min=1, max=MOST_STEPS, help="Steps between checkpoints; default: --eval-every."
         ),
     ] = None,
+    keep_replay: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-replay/--drop-replay",
+            help="Whether finished cells keep their replay buffers, so that the run can be given "
+            "more steps; default: if they are small.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the cells and what they will take; run nothing."),
@@ -134,12 +142,12 @@ def run(
         compiled=compiled,
         workers=workers,
         checkpoint_every=checkpoint_every,
+        keep_replay=keep_replay,
         results=results,
     )
-    memory = prepared.memory()
     if dry_run:
         _show_plan(prepared)
-    refuse_what_does_not_fit(prepared.open_jobs, memory, prepared.workers)
+    refuse_what_does_not_fit(prepared.open_jobs, prepared.memory, prepared.workers)
     if dry_run:
         return
     with remember_signals() as received:
@@ -463,7 +471,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
         f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
         f"now, at most {format_bytes(at_once)} of memory at once and "
         f"{format_bytes(sum(cost.disk_bytes for cost in costs))} on disk, "
-        f"under {prepared.store.folder}",
+        f"under {prepared.store.folder}; {prepared.replay_note}",
         soft_wrap=True,
         highlight=False,
     )

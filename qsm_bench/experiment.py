@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any
@@ -62,17 +62,27 @@ class Job(BaseModel):
     def identity(self) -> str:
         """A text that another job does not have, wherever it is computed.
 
-        A field that is added leaves it as it is where the field has its default.
+        How long the job is does not matter: a checkpoint of a shorter one is one of its own. What
+        the protocol sets for every agent stands among the settings.
         """
+        where = {"device": True, "compiled": True}
+        content = self.model_dump(mode="json", exclude={**where, "protocol": {"steps", "settings"}})
+        return _digest(content)
+
+    @property
+    def earlier_identity(self) -> str:
+        """The identity that checkpoints up to November 2026 name."""
         content = self.model_dump(mode="json", exclude={"protocol", "device", "compiled"})
         content |= self.protocol.model_dump(
             include={"steps", "warmup_steps", "batch_size", "eval_every", "eval_episodes"}
             | {"action_repeat"}
         )
         content["replay_capacity"] = self.protocol.replay_size
-        if self.protocol.updates_per_step > 1:
-            content["updates_per_step"] = self.protocol.updates_per_step
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return _digest(content)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -165,10 +175,6 @@ class Experiment:
     def labels(self) -> list[str]:
         """The agents' labels, in their order."""
         return list(dict.fromkeys(job.agent for job in self.jobs))
-
-    def but(self, **changes: Any) -> "Experiment":
-        """This experiment with some fields changed."""
-        return replace(self, **changes)
 
     def _job(self, name: str, entry: AgentEntry) -> Job:
         task = find_task(name)

@@ -118,7 +118,7 @@ def load_agent(
 
     Raises UserError if there is no checkpoint or it does not fit the job.
     """
-    state = Checkpoint(cell.checkpoint, job.identity).load_state()
+    state = Checkpoint(cell.checkpoint, job.identity, job.earlier_identity).load_state()
     if state is None:
         raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")
     try:

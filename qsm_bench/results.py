@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
-from qsm_bench.experiment import Job
 from qsm_bench.files import read
 from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore, LaterFormatError, Manifest
 from qsm_bench.tables import without_uncertain
@@ -170,7 +169,7 @@ def _table(
         names = list(table.columns)
         if names[: len(columns)] != list(columns) or (not more and len(names) > len(columns)):
             raise ValueError(f"its columns are not {', '.join(columns)}")
-        _refuse_foreign_rows(table, manifest.job, ["seed", "step", *keys])
+        _refuse_foreign_rows(table, manifest, ["seed", "step", *keys])
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}") from error
     table.insert(0, "agent", manifest.job.agent)
@@ -225,15 +224,16 @@ def parse_table(
     return table
 
 
-def _refuse_foreign_rows(table: "pd.DataFrame", job: Job, keys: list[str]) -> None:
+def _refuse_foreign_rows(table: "pd.DataFrame", manifest: Manifest, keys: list[str]) -> None:
     """Raise ValueError if a row is of no seed, step or episode of the job, or stands twice."""
+    job = manifest.job
     strange = table.loc[~table["seed"].isin(job.seeds), "seed"]
     if len(strange):
         raise ValueError(f"the job has no seed {strange.iloc[0]}")
     strange = table.loc[~table["step"].between(1, job.protocol.steps), "step"]
     if "episode" in keys:
         every, last = job.protocol.eval_every, job.protocol.steps
-        due = (table["step"] % every == 0) | (table["step"] == last)
+        due = (table["step"] % every == 0) | table["step"].isin([*manifest.lengths, last])
         strange = table.loc[~(table["step"].between(1, job.protocol.steps) & due), "step"]
         episodes = table.loc[
             ~table["episode"].between(0, job.protocol.eval_episodes - 1), "episode"

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal as format_bytes
 
 from agents.speed.acceleration import why_not_compiled
 from envs import close, make
@@ -31,6 +33,9 @@ from qsm_bench.suites import SUITES, Suite, find_suite
 WORTH_COMPILING = 50_000
 """Updates from which compiling, up to a minute, is won back: see reports/performance.md."""
 
+KEPT_BYTES = 10 * 2**30
+"""Of the replay buffers of a run, up to which they stay on the disk unless it is said otherwise."""
+
 Compile = Literal["auto", "on", "off"]
 Say = Callable[[str], None]
 
@@ -49,6 +54,7 @@ def run_experiment(
     compiled: Compile = "auto",
     workers: int | None = None,
     checkpoint_every: int | None = None,
+    keep_replay: bool | None = None,
     results: str | Path = "results",
 ) -> Results:
     """Train every agent on every task, or resume where an earlier run of this name was interrupted.
@@ -72,9 +78,10 @@ def run_experiment(
         compiled=compiled,
         workers=workers,
         checkpoint_every=checkpoint_every,
+        keep_replay=keep_replay,
         results=results,
     )
-    refuse_what_does_not_fit(prepared.open_jobs, prepared.memory(), prepared.workers)
+    refuse_what_does_not_fit(prepared.open_jobs, prepared.memory, prepared.workers)
     with _interruptible() as received:
         outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
     for cell, reason in outcome.unfinished.items():
@@ -108,15 +115,40 @@ class PreparedRun:
     store: ExperimentStore
     workers: int
     checkpoint_every: int
+    keep_replay: bool | None
+    """Whether replay buffers stay on the disk; None: if they take at most KEPT_BYTES together."""
 
-    @property
+    @cached_property
     def open_jobs(self) -> list[Job]:
         """The jobs that are neither finished nor damaged."""
         return [job for job in self.experiment.jobs if self.store.is_open(job)]
 
+    @cached_property
     def memory(self) -> list[Memory]:
         """What each open job will take."""
         return estimate_memory(self.open_jobs)
+
+    @property
+    def replay_bytes(self) -> int:
+        """What the replay buffers of the open jobs take on the disk, every transition of a run."""
+        steps = self.experiment.protocol.steps
+        return sum(needs.record * steps for needs in self.memory)
+
+    @property
+    def keeps_replay(self) -> bool:
+        """Whether the replay buffers of the open jobs stay on the disk."""
+        return self.replay_bytes <= KEPT_BYTES if self.keep_replay is None else self.keep_replay
+
+    @property
+    def replay_note(self) -> str:
+        """Whether the replay buffers stay on the disk, and what that means, in a sentence."""
+        buffers = f"replay buffers of {format_bytes(self.replay_bytes)}"
+        if self.keeps_replay:
+            return f"{buffers} stay on the disk, so that this run can be given more --steps"
+        return (
+            f"{buffers} are deleted as each cell finishes; with --keep-replay this run could be "
+            "given more --steps"
+        )
 
 
 def prepare(
@@ -131,6 +163,7 @@ def prepare(
     compiled: Compile,
     workers: int | None,
     checkpoint_every: int | None,
+    keep_replay: bool | None,
     results: str | Path,
 ) -> PreparedRun:
     """Check all that can be checked before anything is written.
@@ -139,16 +172,18 @@ def prepare(
     """
     shared, own = parse_settings(settings)
     protocol = protocol or suite.protocol
+    protocol = protocol.but(settings=protocol.settings | shared)
+    store = ExperimentStore(Path(results), suite.name if name is None else name)
+    device = _device(device)
     experiment = Experiment(
-        name=suite.name if name is None else name,
+        name=store.name,
         agents=parse_agents(agents, own),
         tasks=suite.tasks,
         seeds=suite.seeds if seeds is None else seeds,
-        protocol=protocol.but(settings=protocol.settings | shared),
-        device=_device(device),
+        protocol=protocol,
+        device=device,
+        compiled=_compiled(compiled, protocol.updates, device, store),
     )
-    store = ExperimentStore(Path(results), experiment.name)
-    experiment = experiment.but(compiled=_compiled(compiled, experiment, store))
     for job in {job.task: job for job in experiment.jobs}.values():
         close(make(job.environment))  # one that cannot be trained on is refused here
     return PreparedRun(
@@ -156,6 +191,7 @@ def prepare(
         store,
         workers=min(workers or os.cpu_count() or 1, len(experiment.jobs)),
         checkpoint_every=checkpoint_every or experiment.protocol.eval_every,
+        keep_replay=keep_replay,
     )
 
 
@@ -183,11 +219,14 @@ def train(
 
     experiment = prepared.experiment
     with prepared.store.lock():
-        cells = prepared.store.prepare(experiment, command)
+        keep = prepared.keeps_replay
+        cells = prepared.store.prepare(experiment, command, keep_replay=keep)
         open_cells, finished, damaged = _sort(cells)
         if finished:
             say(f"{len(finished)} finished cells are skipped")
         if open_cells:
+            if not keep:
+                say(prepared.replay_note)
             _refuse_uncompilable(experiment)
             _say_changes(open_cells, command, say)
         unfinished = train_cells(
@@ -288,16 +327,16 @@ def _refuse_uncompilable(experiment: Experiment) -> None:
         )
 
 
-def _compiled(asked: Compile, experiment: Experiment, earlier: ExperimentStore) -> bool:
+def _compiled(asked: Compile, updates: int, device: str, earlier: ExperimentStore) -> bool:
     """Whether updates are compiled. Raises UserError if they must be and cannot."""
     if asked not in ("auto", "on", "off"):
         raise UserError(f"--compile {asked!r}: use auto, on or off")
     if asked == "auto" and os.path.lexists(earlier.file):
         # What was begun goes on as it was.
         return bool(earlier.read().get("compiled", False))
-    if asked == "off" or (asked == "auto" and experiment.protocol.updates < WORTH_COMPILING):
+    if asked == "off" or (asked == "auto" and updates < WORTH_COMPILING):
         return False
-    reason = why_not_compiled(experiment.device)
+    reason = why_not_compiled(device)
     if reason and asked == "on":
         raise UserError(f"--compile on: {reason}; use auto or off")
     return reason is None

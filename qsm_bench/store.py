@@ -87,6 +87,10 @@ class Manifest(BaseModel):
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
+    keep_replay: bool = False
+    """Whether the replay buffer stays on the disk when the job has finished, for more steps."""
+    lengths: tuple[int, ...] = ()
+    """The job's steps before it was given more, in order."""
     stretches: tuple[Stretch, ...] = ()
     """Every stretch of the run, in order: where it was cut off, the next one begins."""
     checksums: dict[str, int] = {}
@@ -97,6 +101,14 @@ class Manifest(BaseModel):
     def _read_earlier(cls, content: Any) -> Any:
         return from_top_level(content)
 
+    def for_job(self, job: Job, *, keep_replay: bool) -> "Manifest":
+        """Return this manifest for a job that is longer, or as long."""
+        changes: dict[str, Any] = {"job": job, "keep_replay": keep_replay}
+        steps = self.job.protocol.steps
+        if steps < job.protocol.steps:
+            changes |= {"status": "pending", "checksums": {}, "lengths": (*self.lengths, steps)}
+        return self.model_copy(update=changes)
+
     def end_stretch(self, sign: dict[str, Any]) -> None:
         """Give the last stretch, if it was cut off, the end that its last sign of life tells."""
         if self.stretches and self.stretches[-1].ended is None:
@@ -106,6 +118,11 @@ class Manifest(BaseModel):
             reached = step if type(step) is int and 0 <= step <= self.job.protocol.steps else 0
             end = {"ended": ended, "last_step": max(last.first_step, last.last_step, reached)}
             self.stretches = (*earlier, last.model_copy(update=end))
+
+
+def is_open(manifest: Manifest, job: Job) -> bool:
+    """Whether a job that is there as ``manifest`` has not yet all the steps of ``job``."""
+    return manifest.status != "finished" or manifest.job.protocol.steps < job.protocol.steps
 
 
 class Cell:
@@ -132,6 +149,7 @@ class Cell:
         self.log_file = folder / "log.txt"
         self.lock_file = folder / ".lock"
         self.checkpoint = folder / "checkpoint"
+        self.replay_file = self.checkpoint / "replay.f32"
 
     @property
     def begun(self) -> bool:
@@ -182,6 +200,27 @@ class Cell:
         except UserError as error:
             raise UserError(f"{error}; {self.anew}") from error
         return manifest
+
+    def change_manifest(self, before: Manifest, after: Manifest) -> None:
+        """Replace the manifest if it changes. Raises UserError while a job writes the cell."""
+        if before == after:
+            return
+        try:
+            with FileLock(self.lock_file, timeout=0):
+                self.write_manifest(after)
+        except Timeout:
+            who = process_name(self.read_progress())
+            raise UserError(f"{self.folder} is still written by {who}: wait for its end") from None
+
+    def refuse_without_replay(self, manifest: Manifest, job: Job) -> None:
+        """Raise UserError if the cell has finished, is to train on and has no replay buffer."""
+        finished = manifest.status == "finished"
+        if finished and is_open(manifest, job) and not self.replay_file.exists():
+            raise UserError(
+                f"{job.agent} on {job.task} has finished its {manifest.job.protocol.steps:,} steps "
+                "and its replay buffer was not kept, so it cannot train on: choose another --name "
+                "(a run with --keep-replay can be given more steps later)"
+            )
 
     def standing(self) -> Manifest:
         """Return the manifest as it is true now, for whoever only reads.
@@ -241,6 +280,7 @@ class ExperimentStore:
         if not name or name.startswith(".") or Path(name).name != name:
             raise UserError(f"experiment name {name!r}: a plain name is wanted, without '/'")
         # Absolute, before a task or an agent can change the working directory.
+        self.name = name
         self.folder = root.absolute() / name
         self.file = self.folder / "experiment.json"
         self.holder_file = self.folder / ".holder"
@@ -256,7 +296,7 @@ class ExperimentStore:
         """Return whether the job is still to run: neither finished nor damaged."""
         cell = self.cell(job.agent, job.task)
         manifest = _manifest_or_none(cell) if cell.begun else None
-        return not cell.begun or (manifest is not None and manifest.status != "finished")
+        return not cell.begun or (manifest is not None and is_open(manifest, job))
 
     def existing_cell(self, agent: str, task: str) -> Cell:
         """Return the folder of a cell of this experiment. Raises UserError if it has no such."""
@@ -267,7 +307,7 @@ class ExperimentStore:
         ):
             if value not in known:
                 raise UserError(
-                    f"{self.folder.name} has no {what} {value!r}: {did_you_mean(value, known)}"
+                    f"{self.name} has no {what} {value!r}: {did_you_mean(value, known)}"
                 )
         return self.cell(agent, task)
 
@@ -286,7 +326,7 @@ class ExperimentStore:
                 lock.acquire()
             except Timeout:
                 raise UserError(
-                    f"experiment {self.folder.name!r} is being run by "
+                    f"experiment {self.name!r} is being run by "
                     f"{self.holder() or 'another process'}: wait for it, or choose another --name"
                 ) from None
         try:
@@ -318,8 +358,8 @@ class ExperimentStore:
         """Return what was asked for. Raises UserError if there is no such experiment."""
         if not os.path.lexists(self.file):
             known = sorted(p.parent.name for p in self.folder.parent.glob("*/experiment.json"))
-            hint = did_you_mean(self.folder.name, known) if known else "none has been run yet"
-            raise UserError(f"no experiment {self.folder.name!r} in {self.folder.parent}: {hint}")
+            hint = did_you_mean(self.name, known) if known else "none has been run yet"
+            raise UserError(f"no experiment {self.name!r} in {self.folder.parent}: {hint}")
         try:
             asked: dict[str, Any] = read_json(self.file)
             _refuse_later(self.file, asked)
@@ -346,7 +386,7 @@ class ExperimentStore:
             fault = "agents and tasks must be lists of different names, of one at least"
         elif len(asked["agents"]) * len(asked["tasks"]) > MOST_CELLS:
             fault = f"more than {MOST_CELLS:,} cells are none that were run"
-        elif asked.get("name", self.folder.name) != self.folder.name:
+        elif asked.get("name", self.name) != self.name:
             fault = (
                 f"it is of the experiment {asked['name']!r}, which must lie in a folder so named"
             )
@@ -357,19 +397,24 @@ class ExperimentStore:
         if fault:
             raise UserError(f"{self.file} is damaged: {fault}")
 
-    def prepare(self, experiment: Experiment, command: str) -> list[Cell]:
+    def prepare(
+        self, experiment: Experiment, command: str, *, keep_replay: bool = False
+    ) -> list[Cell]:
         """Lay out the cells of ``experiment``, or find them as an earlier run left them.
 
-        Agents and tasks may be added to an experiment; a cell that is there must be the same job.
-        Raises UserError with the difference if it is not; nothing is written then. A cell that is
-        damaged is left as it is, for its own ``read_manifest`` to tell of.
+        Agents, tasks and steps may be added to an experiment; apart from its steps, a cell that is
+        there must be the same job. Raises UserError with the difference if it is not, or if a
+        finished cell without its replay buffer is to train on; nothing is written then. A cell
+        that is damaged is left as it is, for its own ``read_manifest`` to tell of.
         """
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs
         cells = [self.cell(job.agent, job.task) for job in jobs]
-        for cell, job in zip(cells, jobs, strict=True):
-            if cell.begun and (manifest := _manifest_or_none(cell)):
+        found = [_manifest_or_none(cell) if cell.begun else None for cell in cells]
+        for cell, job, manifest in zip(cells, jobs, found, strict=True):
+            if manifest:
                 _refuse_difference(experiment.name, manifest.job, job)
+                cell.refuse_without_replay(manifest, job)
         asked |= {
             "format": FORMAT,
             "name": experiment.name,
@@ -384,10 +429,12 @@ class ExperimentStore:
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
-            for cell, job in zip(cells, jobs, strict=True):
+            for cell, job, manifest in zip(cells, jobs, found, strict=True):
                 if not cell.begun:
                     cell.refuse_foreign(writing=True)
-                    cell.write_manifest(Manifest(job=job))
+                    cell.write_manifest(Manifest(job=job, keep_replay=keep_replay))
+                elif manifest and is_open(manifest, job):
+                    cell.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
         return [self.cell(job.agent, job.task, job.identity) for job in jobs]
 
 
@@ -492,6 +539,8 @@ def _flat(job: Job) -> dict[str, Any]:
 
 def _refuse_difference(name: str, there: Job, asked: Job) -> None:
     old, new = _flat(there), _flat(asked)
+    if old["steps"] < new["steps"]:
+        del old["steps"], new["steps"]
     changed = [
         f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
         for key in dict.fromkeys([*old, *new])

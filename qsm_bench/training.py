@@ -109,7 +109,7 @@ class Training:
         self.warnings: tuple[str, ...] = ()
         """What the user should know of this run, a line each."""
 
-        self.checkpoint = Checkpoint(cell.checkpoint, job.identity)
+        self.checkpoint = Checkpoint(cell.checkpoint, job.identity, job.earlier_identity)
         state = self.checkpoint.load(self.replay, self._open_tables)
         if state:
             self._resume(state)

@@ -130,7 +130,7 @@ def _train(
         _note(training, manifest)
         heartbeat.write()  # whoever reads that it is finished finds its last return
         cell.write_manifest(manifest)
-        training.checkpoint.drop_replay()
+        training.checkpoint.tidy(keep_replay=manifest.keep_replay)
     except Interrupted:
         manifest.status = "interrupted"
         raise SystemExit(INTERRUPTED) from None

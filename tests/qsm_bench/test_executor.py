@@ -363,15 +363,16 @@ def test_sigterm_stops_a_job_which_then_goes_on(cells: list[Cell]) -> None:
 def test_a_replay_log_goes_only_after_the_job_is_known_to_be_finished(cells: list[Cell]) -> None:
     """Or a death in between would leave a job that can neither go on nor be skipped."""
     status = []
-    drop = Checkpoint.drop_replay
+    tidy = Checkpoint.tidy
 
-    def dropping(self: Checkpoint) -> None:
+    def dropping(self: Checkpoint, *, keep_replay: bool) -> None:
         status.append(cells[0].read_manifest().status)
-        drop(self)
+        tidy(self, keep_replay=keep_replay)
 
-    with patch.object(Checkpoint, "drop_replay", dropping):
+    with patch.object(Checkpoint, "tidy", dropping):
         assert work(cells[0]) == 0
     assert status == ["finished"]
+    assert not cells[0].replay_file.exists()
 
 
 def test_a_cell_has_one_writer(cells: list[Cell], capsys: pytest.CaptureFixture[str]) -> None:

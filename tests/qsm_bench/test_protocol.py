@@ -42,7 +42,10 @@ def test_what_is_not_right_is_one_line(fields: dict[str, Any], message: str) -> 
     assert "\n" not in str(refused.value)
 
 
-def test_each_field_is_an_option_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_field_is_an_option_with_its_description(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit, match="0"):
         cli.app(["run", "--help"], prog_name="qsm_bench")
     shown = "".join(c for c in capsys.readouterr().out if c.isalnum() or c in "-.,")
@@ -104,9 +107,12 @@ def changed_jobs() -> list[Job]:
     return [make_job(**{name: value}) for name, value in changes.items()]
 
 
-def test_each_field_changes_the_identity() -> None:
-    identities = [job.identity for job in (make_job(), *changed_jobs())]
+def test_each_field_but_the_length_changes_the_identity() -> None:
+    *others, longer = changed_jobs()
+    identities = [job.identity for job in (make_job(), *others)]
     assert len(set(identities)) == len(identities)
+    assert longer.protocol.steps > make_job().protocol.steps
+    assert longer.identity == make_job().identity
 
 
 def test_each_field_changes_what_is_written(tmp_path: Path) -> None:
