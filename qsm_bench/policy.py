@@ -36,6 +36,7 @@ class Policy:
         self.step = step
         """Training steps behind it."""
 
+    @as_user_error()
     def __call__(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """One action for each observation: [obs] -> [act], or [N, obs] -> [N, act].
 
@@ -61,12 +62,13 @@ class Policy:
             )
         return actions if observation.ndim == 2 else actions[0]
 
+    @as_user_error()
     def make_environment(
         self, *, render_mode: str | None = None
     ) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]:
         """Make an environment of the task that the policy was trained on, action repeat included.
 
-        Raises TaskError if it cannot be constructed.
+        Raises UserError if it cannot be constructed.
         """
         return make(self._job.environment, render_mode=render_mode)
 

@@ -88,6 +88,17 @@ def test_a_policy_acts_on_one_observation_or_on_several(results: Results) -> Non
     assert policy.step == 40
 
 
+def test_what_task_or_agent_do_wrong_in_a_policy_is_a_user_error(results: Results) -> None:
+    policy = load_policy(results, "td3", "four-goals", seed=4)
+    with pytest.raises(UserError, match="cannot be constructed"):
+        policy.make_environment(render_mode="nonsense")
+    with (
+        patch.object(policy._agent.bare, "act", return_value=None),
+        pytest.raises(UserError, match="returned None"),
+    ):
+        policy(np.zeros(2))
+
+
 def test_a_policy_earns_what_its_cell_is_evaluated_at(results: Results) -> None:
     cell = ExperimentStore(results.root, "there").existing_cell("td3", "four-goals")
     returns = evaluate_cell(cell, 200).returns[1]
