@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qsm_bench.errors import UserError
-from qsm_bench.files import new, plain
+from qsm_bench.files import new_opener, plain_opener
 from qsm_bench.replay import ReplayBuffer
 
 FORMAT = 3
@@ -66,7 +66,7 @@ class Checkpoint:
                 "replay_checksum": checksum,
             }
             torch.save(state | log, buffer)
-            with open(temporary, "wb", opener=new) as file:
+            with open(temporary, "wb", opener=new_opener) as file:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
@@ -173,7 +173,7 @@ class Checkpoint:
     def _append(self, replay: ReplayBuffer) -> int:
         """Write the records that are new; return the checksum of the log with them."""
         checksum = self.checksum
-        with open(self.replay_file, "ab", opener=plain) as file:
+        with open(self.replay_file, "ab", opener=plain_opener) as file:
             file.truncate(self.saved * replay.records[0].nbytes)
             for start in range(self.saved, replay.added, CHUNK):
                 number = torch.arange(start, min(start + CHUNK, replay.added))
@@ -192,7 +192,7 @@ class Checkpoint:
         try:
             if self.replay_file.stat().st_size < added * record_bytes:
                 raise UserError(f"{self.replay_file} is cut off")
-            with open(self.replay_file, "rb", opener=plain) as file:
+            with open(self.replay_file, "rb", opener=plain_opener) as file:
                 for start in range(0, added, CHUNK):
                     data = bytearray(file.read(min(CHUNK, added - start) * record_bytes))
                     checksum = crc32(data, checksum)
@@ -214,7 +214,7 @@ def read_state(file: Path) -> dict[str, Any]:
     Raises UserError if it is damaged, or is no state.
     """
     try:
-        with open(file, "rb", opener=plain) as opened:
+        with open(file, "rb", opener=plain_opener) as opened:
             size = os.fstat(opened.fileno()).st_size
             if size > LARGEST_STATE:
                 raise UserError(f"{file} is damaged: it has {size:,} bytes")

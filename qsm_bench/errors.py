@@ -50,7 +50,7 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` in one line of characters that a terminal shows and does not obey."""
+    """Return ``text`` in one line of characters that a terminal shows and does not obey."""
     return visible(" ".join(text.split()))
 
 

@@ -45,7 +45,7 @@ class Episodes:
         return total
 
     def critic_bias(self, discount: float) -> NDArray[np.float64]:
-        """Mean of Q minus the discounted return-to-go that was then observed, [S].
+        """Return the mean of Q minus the discounted return-to-go then observed, [S].
 
         Only decisions count whose return-to-go is known: those of terminated episodes, and those
         so long before a time limit that discount^(steps left) < UNSEEN. NaN where there is none.

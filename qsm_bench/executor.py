@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError
-from qsm_bench.files import plain
+from qsm_bench.files import plain_opener
 from qsm_bench.heartbeat import process_name
 from qsm_bench.process import REFUSED
 from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
@@ -110,7 +110,7 @@ def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[
     """Start a process for a cell's job; what it prints goes to the cell's log."""
     # One thread a job: as many jobs as cores beat one job on all cores.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with open(cell.log_file, "ab", opener=plain) as log:
+    with open(cell.log_file, "ab", opener=plain_opener) as log:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "qsm_bench.worker", str(cell.folder)),

@@ -34,7 +34,7 @@ def refuse_foreign(
         raise UserError("; ".join(filter(None, (_refusal(file, fault), remedy))))
 
 
-def plain(file: str, flags: int) -> int:
+def plain_opener(file: str, flags: int) -> int:
     """Open a plain file, and follow no link: an opener for ``open``.
 
     Raises UserError for anything else, OSError as ``os.open`` does.
@@ -53,7 +53,7 @@ def plain(file: str, flags: int) -> int:
     return number
 
 
-def new(file: str, flags: int) -> int:
+def new_opener(file: str, flags: int) -> int:
     """Make a new file in the place of whatever has that name: an opener for ``open``."""
     Path(file).unlink(missing_ok=True)
     return os.open(file, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -65,7 +65,7 @@ def read(file: Path, limit: int) -> bytes:
     Raises UserError if it cannot be read, or has more than ``limit`` bytes.
     """
     try:
-        with open(file, "rb", opener=plain) as opened:
+        with open(file, "rb", opener=plain_opener) as opened:
             size = os.fstat(opened.fileno()).st_size
             if size > limit:
                 raise UserError(
@@ -103,7 +103,7 @@ def write_atomically(file: Path, text: str | bytes, *, sync: bool = False) -> No
     refuse_foreign(file)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with naming(file), open(temporary, "wb", opener=new) as out:
+        with naming(file), open(temporary, "wb", opener=new_opener) as out:
             out.write(text.encode() if isinstance(text, str) else text)
             if sync:
                 out.flush()

@@ -19,7 +19,7 @@ from qsm_bench.files import check_writable
 
 FRAMES_PER_SECOND = 30
 LONGEST_FILM = 10_000
-"""Frames; of a longer episode, the beginning is filmed."""
+"""The most frames of a film; of a longer episode, the beginning is filmed."""
 
 
 class Film:
@@ -63,7 +63,7 @@ class Film:
         check_writable(self.file.parent)
 
     def frame(self) -> Any:
-        """The task as it looks now, [height, width, 3]. Raises UserError if it shows nothing."""
+        """Draw the task as it looks now, [height, width, 3]. Raises UserError if it cannot be."""
         try:
             frame = self.environment.render()
         except Exception as error:  # whatever a third party's drawing raises
@@ -115,13 +115,13 @@ class Film:
             self.close()
 
     def close(self) -> None:
-        """Let the task go, which may not know how."""
+        """Close the environment; what it raises then is dropped."""
         with suppress(Exception):
             self.environment.close()
 
 
 def _with_hint(fault: str) -> str:
-    """A fault of drawing, and what helps if OpenGL is what is missing."""
+    """Return a fault of drawing with what helps if OpenGL is missing."""
     if not re.search(r"(?i:OpenGL|EGL|OSMesa|GLFW|GLContext)|\bgl[A-Z]", fault):
         return fault
     return (

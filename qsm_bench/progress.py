@@ -22,11 +22,11 @@ from qsm_bench.store import GONE, Cell, ExperimentStore, SeedFailure
 from qsm_bench.visible import visible
 
 BAR, SHORTEST_NAME = 20, 8
-"""Columns of a terminal: of a bar, and those below which a name in several lines is no name."""
+"""The width of a bar, and the least width of a name that goes on in a second line."""
 _UNLIMITED = Console(width=1_000)
 
 FOLLOW_SECONDS = 2.0
-"""Between two looks at an experiment that another process runs."""
+"""The time between two looks at an experiment that another process runs."""
 LINE_SECONDS = 30.0
 """In a log file, a running cell gets a line at least this often."""
 
@@ -86,7 +86,7 @@ class CellState:
 def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
     """Read a cell's state: "damaged" where its manifest or, with ``tables``, one of them is."""
     try:
-        manifest = cell.standing()
+        manifest = cell.read_current()
         if tables:
             from qsm_bench.results import read_cell
 
@@ -123,7 +123,7 @@ def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
 
 
 def _damaged(cell: Cell, fault: str) -> CellState:
-    """Of a cell of which no more is known than what is wrong with it."""
+    """Return the state of a cell that cannot be read, and of which only the fault is known."""
     return CellState(
         agent=visible(cell.agent or cell.folder.parent.name),
         task=visible(cell.task or cell.folder.name),
@@ -138,7 +138,7 @@ def _damaged(cell: Cell, fault: str) -> CellState:
 
 
 def _trouble(progress: dict[str, Any]) -> str | None:
-    """What is the matter with a running job's process, if something is."""
+    """Say what is the matter with a running job's process; None if nothing is."""
     state, at = liveness(progress), time_of(progress)
     if state == "suspended":
         return f"{process_name(progress)} is suspended"
@@ -148,7 +148,7 @@ def _trouble(progress: dict[str, Any]) -> str | None:
 
 
 def _diverged(progress: dict[str, Any]) -> dict[int, int]:
-    """The seeds that diverged, as JSON has them."""
+    """Return the seeds that diverged out of a sign of life."""
     try:
         return {int(seed): int(step) for seed, step in progress["diverged"].items()}
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
@@ -156,7 +156,7 @@ def _diverged(progress: dict[str, Any]) -> dict[int, int]:
 
 
 def _failed_seeds(progress: dict[str, Any]) -> dict[int, SeedFailure]:
-    """The seeds that failed, as JSON has them."""
+    """Return the seeds that failed out of a sign of life."""
     try:
         return TypeAdapter(dict[int, SeedFailure]).validate_python(progress["failed_seeds"])
     except (LookupError, ValidationError):
@@ -164,7 +164,7 @@ def _failed_seeds(progress: dict[str, Any]) -> dict[int, SeedFailure]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 3 min 20 s, 2 h 05 min."""
+    """Write seconds in words: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -174,7 +174,7 @@ def duration(seconds: float) -> str:
 
 
 def states_view(states: Sequence[CellState], width: int) -> RenderableType:
-    """The states on a terminal of ``width`` columns; no label or number is cut.
+    """Lay out the states for a terminal of ``width`` columns; no label or number is cut.
 
     A table with a bar for each cell where it fits; without bars, and with names that go on in a
     second line, where that fits; plain lines else.
@@ -190,7 +190,7 @@ def states_view(states: Sequence[CellState], width: int) -> RenderableType:
 
 
 def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
-    """The states as a table, with a bar for each cell if asked for."""
+    """Lay out the states as a table, with a bar for each cell if asked for."""
     table = Table(box=None, header_style="bold")
     table.add_column("agent", overflow="fold")
     table.add_column("task", overflow="fold")

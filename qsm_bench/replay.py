@@ -44,7 +44,7 @@ class ReplayBuffer:
 
     @property
     def size(self) -> int:
-        """Transitions of each seed that can be sampled."""
+        """How many transitions of each seed can be sampled."""
         return min(self.added, self.capacity)
 
     def add(
@@ -63,7 +63,7 @@ class ReplayBuffer:
         self.added += 1
 
     def record(self, number: int) -> tuple[Tensor, ...]:
-        """The fields of the transition added as the ``number``-th, from 0: six tensors [S, field].
+        """Return the transition added as the ``number``-th, counted from 0: six tensors [S, field].
 
         Raises IndexError if it is not kept any more, or not there yet.
         """
@@ -77,7 +77,7 @@ class ReplayBuffer:
         return self.returns_from(index)
 
     def returns_from(self, index: Tensor) -> Batch:
-        """The n-step transitions that start at the records ``index`` [S, B], 0 the oldest kept.
+        """Return the n-step transitions that start at the records ``index`` [S, B], 0 the oldest.
 
         A return stops early at an episode's last transition and at the newest record; its
         ``discount`` and ``next_observation`` are then those of the steps it took.
@@ -102,7 +102,7 @@ class ReplayBuffer:
         )
 
     def _gather(self, index: Tensor) -> tuple[Tensor, ...]:
-        """The fields of records ``index`` [S, B], 0 the oldest: six tensors [S, B, field]."""
+        """Return the records ``index`` [S, B], 0 the oldest: six tensors [S, B, field]."""
         oldest = self.added - self.size
         row = (index + oldest) % self.capacity
         seeds, batch = row.shape

@@ -117,7 +117,7 @@ def read_cell(cell: Cell) -> CellResults:
 
     Raises UserError if they are not what a job writes: the line says what to do.
     """
-    manifest = cell.standing()
+    manifest = cell.read_current()
     notes: list[str] = []
     try:
         return CellResults(
@@ -163,7 +163,7 @@ def _table(
     if notes is not None:
         text, blank = without_uncertain(text, len(columns))
         if blank:
-            notes.append(untrusted(file, blank))
+            notes.append(note_of_uncertain(file, blank))
     try:
         table = parse_table(text)
         names = list(table.columns)
@@ -250,7 +250,7 @@ def _refuse_foreign_rows(table: "pd.DataFrame", manifest: Manifest, keys: list[s
         raise ValueError(f"it has {row} twice")
 
 
-def untrusted(file: Path, rows: int) -> str:
+def note_of_uncertain(file: Path, rows: int) -> str:
     """Say that the metrics in the last ``rows`` of a training table are left out."""
     return (
         f"{file}: the metrics in its last {rows:,} rows stand under no certain name, as "

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.experiment import Experiment, Job
-from qsm_bench.files import MIB, plain, read, read_json, refuse_foreign, write_atomically
+from qsm_bench.files import MIB, plain_opener, read, read_json, refuse_foreign, write_atomically
 from qsm_bench.heartbeat import Heartbeat, liveness, process_name, time_of
 from qsm_bench.protocol import MOST_STEPS
 from qsm_bench.stretches import Stretch, from_top_level
@@ -76,7 +76,7 @@ class Manifest(BaseModel):
     retried: str | None = None
     """Why it was started a second time, from its checkpoint."""
     diverged: dict[int, int] = {}
-    """Seeds whose loss turned non-finite, each with its step; from there on returns are NaN."""
+    """Seeds that diverged, each with its step; from there on their returns are NaN."""
     failed_seeds: dict[int, SeedFailure] = {}
     """Seeds whose environment failed; from there on their returns are NaN."""
     warnings: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class Cell:
         task: str | None = None,
         job: str | None = None,
     ) -> None:
-        """``agent``, ``task`` and the identity of ``job``: whose it must be, if that is known."""
+        """Name the agent, the task and the job's identity that it must be of, if they are known."""
         self.folder = folder
         self.agent = agent
         self.task = task
@@ -222,7 +222,7 @@ class Cell:
                 "(a run with --keep-replay can be given more steps later)"
             )
 
-    def standing(self) -> Manifest:
+    def read_current(self) -> Manifest:
         """Return the manifest as it is true now, for whoever only reads.
 
         A cell that is running by its manifest, and has no process any more, was interrupted.
@@ -251,7 +251,7 @@ class Cell:
     def log_tail(self, lines: int = 5) -> tuple[str, ...]:
         """Return the last lines that the job printed."""
         try:
-            with open(self.log_file, "rb", opener=plain) as file:
+            with open(self.log_file, "rb", opener=plain_opener) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
                 return tuple(file.read().decode(errors="replace").splitlines()[-lines:])
         except (OSError, UserError):
@@ -440,7 +440,7 @@ class ExperimentStore:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Tell in one line why a folder cannot be written."""
+    """Raise UserError, in one line, where a folder cannot be written."""
     try:
         yield
     except OSError as error:

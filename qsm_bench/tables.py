@@ -10,7 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
-from qsm_bench.files import plain, write_atomically
+from qsm_bench.files import plain_opener, write_atomically
 
 
 class CsvLog:
@@ -40,7 +40,7 @@ class CsvLog:
         self.checksum = 0
         """The CRC-32 of those bytes."""
         self.columns: list[str] = []
-        self.file = open(path, "ab+", buffering=0, opener=plain)  # noqa: SIM115 - closed by close
+        self.file = open(path, "ab+", buffering=0, opener=plain_opener)  # noqa: SIM115 - closed by close
         try:
             if size:
                 self._cut_back(size, checksum, columns)
@@ -95,7 +95,7 @@ class CsvLog:
     def _replace(self, text: bytes) -> None:
         write_atomically(self.path, text, sync=True)
         self.file.close()
-        self.file = open(self.path, "ab+", buffering=0, opener=plain)  # noqa: SIM115 - closed by close
+        self.file = open(self.path, "ab+", buffering=0, opener=plain_opener)  # noqa: SIM115 - closed by close
         self.size, self.checksum = len(text), crc32(text)
 
 

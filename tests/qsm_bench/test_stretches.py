@@ -52,7 +52,7 @@ def work(cell: Cell, command: str, stop_at: int | None = None) -> None:
 
 
 def spans(cell: Cell) -> list[tuple[int, int]]:
-    return [(s.first_step, s.last_step) for s in cell.standing().stretches]
+    return [(s.first_step, s.last_step) for s in cell.read_current().stretches]
 
 
 def test_a_run_in_one_go_is_one_stretch(cell: Cell) -> None:
@@ -94,7 +94,7 @@ def test_a_killed_stretch_ends_with_its_last_sign_of_life(cell: Cell) -> None:
 
     assert exit_status(fork(die)) == 9
     assert cell.read_manifest().stretches[0].ended is None
-    standing = cell.standing()
+    standing = cell.read_current()
     assert (standing.status, standing.step) == ("interrupted", 18)
     assert standing.stretches[0].ended is not None
     work(cell, "run again")
