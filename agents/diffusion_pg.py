@@ -64,7 +64,7 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
     """Likelihood-ratio policy gradient over the sampler's steps (eq. 9)."""
 
     name = "diffusion_pg"
-    pure_step = True
+    promises_pure_update = True
     config_class = DiffusionPGConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "diffusion_pg_literal": {"chains": 1, "baseline": "none", "scale_advantage": False},
@@ -76,7 +76,7 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
     }
 
     def draw_actor_noise(self, batch_size: int) -> Tensor:
-        """Noise of K chains of every state, [S, T + 1, K B, act]: a^T, then z of t = T..1."""
+        """Draw the noise of K chains a state, [S, T + 1, K B, act]: a^T, then z of t = T..1."""
         chains = self.config.chains * batch_size
         return self.update_stream.normal(self.config.diffusion_steps + 1, chains, self.action_size)
 
@@ -106,7 +106,7 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
         return action, torch.stack(log_densities).sum(dim=0)
 
     def advantage(self, q: Tensor) -> Tensor:
-        """What weighs each chain's log-density, from its Q; [S, K, B] both."""
+        """Turn the chains' Q into the weights of their log-densities: [S, K, B] -> [S, K, B]."""
         if self.config.baseline == "leave_one_out":
             chains = self.config.chains
             q = (q - q.mean(dim=1, keepdim=True)) * (chains / (chains - 1))

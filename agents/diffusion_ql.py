@@ -70,23 +70,23 @@ class DiffusionQLConfig(DiffusionConfig):
 
 
 class ActorNoise(NamedTuple):
-    """Random numbers of one actor update."""
+    """The random numbers of one actor update."""
 
     chain: Tensor
-    """[S, T, B, act]: the sampler's."""
+    """The sampler's noise, [S, T, B, act]."""
     pick: Tensor
-    """[S] 0 or 1: the critic that climbed=random climbs."""
+    """The critic that climbed=random climbs, 0 or 1: [S]."""
     t: Tensor
-    """[S, B] int64 in 1..T: diffusion times of the cloning loss."""
+    """The diffusion times of the cloning loss, [S, B] int64 in 1..T."""
     cloning: Tensor
-    """[S, B, act]: the cloning loss's noise."""
+    """The cloning loss's noise, [S, B, act]."""
 
 
 class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     """Backpropagation of the critic's value through the sampler (Diffusion-QL's actor)."""
 
     name = "diffusion_ql"
-    pure_step = True
+    promises_pure_update = True
     config_class = DiffusionQLConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "diffusion_ql_reference": {
@@ -141,7 +141,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
         return loss, {}
 
     def climbed_value(self, q: Tensor, pick: Tensor) -> Tensor:
-        """What the actor climbs, from the twin critics' values [2, S, B]: [S, B]."""
+        """Combine the twin critics' values to what the actor climbs: [2, S, B] -> [S, B]."""
         if self.config.climbed == "min":
             return q.amin(dim=0)
         picked, other = torch.where(pick.view(1, -1, 1) == 0, q, q.flip(0))
@@ -149,7 +149,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
         return scale
 
     def cloning_loss(self, batch: Batch, noise: ActorNoise) -> Tensor:
-        """Mean squared error of the noise predicted in noised replayed actions, [S]."""
+        """Return the mean squared error of the noise predicted in noised replayed actions, [S]."""
         noisy_action = self.schedule.add_noise(batch.action, noise.t, noise.cloning)
         predicted: Tensor = self.denoiser(batch.observation, noisy_action, noise.t)
         return (predicted - noise.cloning).square().mean(dim=(1, 2))

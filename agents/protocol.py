@@ -1,4 +1,4 @@
-"""What a trainer is: the protocol every agent keeps, the batch it learns from, its settings.
+"""What a trainer is: the methods that every agent has, the batch it learns from, its settings.
 
 The seed axis S leads every tensor: S independent learners with S separate replay buffers run as
 one batched program, and S = 1 is not a special case.
@@ -21,7 +21,7 @@ That is what ``torch.load(weights_only=True)`` reads; anything else is refused.
 """
 
 Initialization = Literal["uniform", "xavier"]
-"""How the weights of a network begin: see ``AgentConfig.initialization``."""
+"""The kinds of initial weights: see ``AgentConfig.initialization``."""
 
 
 class Batch(NamedTuple):
@@ -32,15 +32,15 @@ class Batch(NamedTuple):
     """
 
     observation: Tensor
-    """[S, B, obs] float32."""
+    """The observation, [S, B, obs] float32."""
     action: Tensor
-    """[S, B, act] float32 in [-1, 1]."""
+    """The action taken there, [S, B, act] float32 in [-1, 1]."""
     reward: Tensor
-    """[S, B] discounted sum of the n rewards from here on."""
+    """The discounted sum of the n rewards from here on, [S, B]."""
     discount: Tensor
-    """[S, B] g^n; 0 where the episode terminated within the n steps (a time limit is no end)."""
+    """g^n, [S, B]; 0 where the episode terminated within the n steps (a time limit is no end)."""
     next_observation: Tensor
-    """[S, B, obs] the observation n steps later."""
+    """The observation n steps later, [S, B, obs]."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ REFERENCE: Mapping[str, Any] = {
     "polyak": 0.005,
     "n_step": 1,
 }
-"""What all trainers in the code of Q-score matching's authors have in common."""
+"""The settings that all trainers in the code of Q-score matching's authors have in common."""
 
 
 class Agent(Protocol):
     """A trainer of S independent policies in lockstep.
 
     Constructed as ``Agent(config, observation_size, action_size, seeds, device)``. A class that
-    says ``pure_step = True`` has its method ``step`` compiled, or captured in a CUDA graph, and
-    promises what ``agents.speed.acceleration`` asks of it.
+    says ``promises_pure_update = True`` has its method ``pure_update`` compiled, or captured in a
+    CUDA graph, and promises what ``agents.speed.acceleration`` asks of it.
     """
 
     name: ClassVar[str]
@@ -145,7 +145,7 @@ class Agent(Protocol):
         ...
 
     def state_dict(self) -> StateDict:
-        """Everything a later ``load_state_dict`` needs to go on bit for bit.
+        """Return everything that a later ``load_state_dict`` needs to go on bit for bit.
 
         Random streams, optimizers and counters belong to it: before a run begins, an agent that
         was loaded is compared with the one that was saved.
@@ -167,7 +167,7 @@ class ShowsActionValue(Protocol):
     """An agent whose critic can be asked for the value of any action."""
 
     def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """The critics' value of actions: [S, B, obs] and [S, B, act] -> [S, B] float32."""
+        """Return the critics' value of actions: [S, B, obs] and [S, B, act] -> [S, B] float32."""
         ...
 
 
@@ -192,7 +192,7 @@ class ShowsScore(Protocol):
     def score_and_gradient(
         self, observation: Tensor, action: Tensor, streams: SeedStreams
     ) -> tuple[Tensor, Tensor]:
-        """The policy's score and the critic's action gradient at one place near each action.
+        """Return the policy's score and the critic's action gradient at a place near each action.
 
         The states are [S, B, obs], the actions are samples of the policy, [S, B, act], and both
         results are [S, B, act]. The agent chooses the places: near an action its policy may have

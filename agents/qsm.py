@@ -65,19 +65,19 @@ class QSMConfig(DiffusionConfig):
 
 
 class ActorNoise(NamedTuple):
-    """Random numbers of one actor update."""
+    """The random numbers of one actor update."""
 
     t: Tensor
-    """[S, B] int64 in 1..T: the diffusion time of each sample."""
+    """The diffusion time of each sample, [S, B] int64 in 1..T."""
     noise: Tensor
-    """[S, B, act]: what the replayed actions are noised with."""
+    """What the replayed actions are noised with, [S, B, act]."""
 
 
 class QSM(DiffusionAgent[QSMConfig]):
     """Q-score matching."""
 
     name = "qsm"
-    pure_step = True
+    promises_pure_update = True
     config_class = QSMConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "qsm_normalized": {"target_scale": "normalized"},
@@ -121,11 +121,11 @@ class QSM(DiffusionAgent[QSMConfig]):
         return loss, {"q_gradient": gradient.norm(dim=-1).mean(dim=-1)}
 
     def differentiated_value(self, q: Tensor) -> Tensor:
-        """What grad_a Q is the gradient of, from the twin critics' values [2, S, B]: [S, B]."""
+        """Combine the twin critics' values to what grad_a Q is taken of: [2, S, B] -> [S, B]."""
         return q.mean(dim=0) if self.config.gradient_of == "mean" else q.amin(dim=0)
 
     def noise_target(self, gradient: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser is to predict, [S, B, act]: minus the wanted score."""
+        """Return what the denoiser is to predict, minus the wanted score: [S, B, act]."""
         if self.config.target_scale == "alpha":
             return -self.config.alpha * gradient
         scale = self.config.temperature * gradient.abs().mean(dim=(1, 2), keepdim=True)

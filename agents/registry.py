@@ -26,8 +26,8 @@ BUILT_IN = (
     "agents.sac:SAC",
     "agents.td3:TD3",
 )
-"""The trainers of this package. A line here is all it takes to list, describe and run one, and to
-have ``regress`` and the speed gate watch it."""
+"""The trainers of this package. With a line here a trainer is listed, described and run, and
+``regress`` and the speed gate watch it."""
 PLUGIN_GROUP = "qsm_bench.agents"
 NAME = re.compile(r"[^\W_]([\w.+ -]{0,62}[\w.+-])?")
 METHODS = ("act", "update", "state_dict", "load_state_dict")
@@ -43,31 +43,31 @@ class RegisteredAgent:
     """What a name stands for: an agent's class and the settings its preset changes."""
 
     name: str
-    """As reports show it."""
+    """The name that reports show."""
     key: str
-    """As ``find_agent`` finds it: the name, or ``module:Class``."""
+    """What ``find_agent`` finds it by: the name, or ``module:Class``."""
     agent: type[Agent]
     preset: Mapping[str, Any]
 
 
 def registered_agents() -> dict[str, RegisteredAgent]:
-    """Every agent and preset, built in or installed under the entry point group, by name."""
+    """Return every agent and preset, built in or installed as a plug-in, by name."""
     return built_in_agents() | _plugins()
 
 
 @cache
 def built_in_agents() -> dict[str, RegisteredAgent]:
-    """The agents of this package and their presets, by name."""
+    """Return the agents of this package and their presets, by name."""
     return {entry.name: entry for path in BUILT_IN for entry in _with_presets(_load(path))}
 
 
 def built_in_trainers() -> tuple[str, ...]:
-    """The names of the trainers of this package, in their order, without presets."""
+    """Return the names of the trainers of this package, in their order, without presets."""
     return tuple(_load(path).name for path in BUILT_IN)
 
 
 def find_agent(name: str) -> RegisteredAgent:
-    """The agent of that name, or of that ``module:Class`` path. Raises AgentError if none is."""
+    """Find an agent by its name or ``module:Class`` path. Raises AgentError if there is none."""
     if ":" in name:
         agent = _load(name)
         built_in = agent.name in built_in_agents() and name not in BUILT_IN
@@ -84,9 +84,9 @@ def find_agent(name: str) -> RegisteredAgent:
         return built_in_agents()[name]
     agents = registered_agents()
     if name not in agents:
-        near = difflib.get_close_matches(name, agents, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
-        if not near:
+        similar = difflib.get_close_matches(name, agents, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, similar))}?"
+        if not similar:
             hint = f"it must be one of {', '.join(agents)}, or module:Class"
         raise AgentError(f"unknown agent {name!r}: {hint}")
     return agents[name]
@@ -94,7 +94,7 @@ def find_agent(name: str) -> RegisteredAgent:
 
 @cache
 def _plugins() -> dict[str, RegisteredAgent]:
-    """The agents of installed plug-ins and their presets; those that are left out are told."""
+    """Load the agents of installed plug-ins and their presets; warn of those that are left out."""
     found: dict[str, RegisteredAgent] = {}
     for path in _plugin_paths():
         try:
@@ -113,7 +113,7 @@ def _plugins() -> dict[str, RegisteredAgent]:
 
 
 def _plugin_paths(name: str | None = None) -> list[str]:
-    """The ``module:Class`` paths that are announced, in their order; only those under ``name``."""
+    """Return the sorted ``module:Class`` paths of installed plug-ins; only those under ``name``."""
     announced = entry_points(group=PLUGIN_GROUP)
     # An entry may name extras of its package in brackets.
     return sorted(
@@ -123,17 +123,17 @@ def _plugin_paths(name: str | None = None) -> list[str]:
 
 @cache
 def _warn(path: str, fault: str) -> None:
-    """Tell, once, that a plug-in is left out."""
+    """Warn, once, that a plug-in is left out."""
     print(f"warning: the plug-in {path!r} is left out: {fault}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what a module prints out of a command's output; of a broken one, nothing is shown."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Send what a module prints to stderr, or nowhere if it cannot be imported."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         yield
-    sys.stderr.write(said.getvalue())
+    sys.stderr.write(printed.getvalue())
 
 
 def _with_presets(agent: type[Agent]) -> list[RegisteredAgent]:
@@ -142,7 +142,7 @@ def _with_presets(agent: type[Agent]) -> list[RegisteredAgent]:
 
 
 def _load(path: str) -> type[Agent]:
-    """Import ``module:Class``. Raises AgentError if there is no agent to be had there."""
+    """Import ``module:Class``. Raises AgentError if there is no agent of that path."""
     module_name, _, class_name = path.partition(":")
     if not class_name or not all(part.isidentifier() for part in module_name.split(".")):
         raise AgentError(f"agent {path!r}: write it as module:Class")
@@ -167,7 +167,7 @@ def _load(path: str) -> type[Agent]:
 
 
 def _fault(agent: Any) -> str | None:
-    """In what a class does not keep the protocol, as far as it shows before it is constructed."""
+    """Say what keeps a class from being an agent; None if the class alone shows nothing."""
     if not isinstance(agent, type):
         return f"it is of type {type(agent).__name__}, and must be a class"
     missing = [what for what in (*ATTRIBUTES, *METHODS) if not hasattr(agent, what)]

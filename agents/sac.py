@@ -70,13 +70,13 @@ class SACConfig(AgentConfig):
     ] = "sample"
 
     def __post_init__(self) -> None:
-        """Raise ValueError if the clips of the log standard deviation leave nothing between."""
+        """Raise ValueError if the lower clip of the log standard deviation is above the upper."""
         if self.log_std_min > self.log_std_max:
             raise ValueError("log_std_min must not be above log_std_max")
 
 
 class Noise(NamedTuple):
-    """All random numbers of one update, [S, B, act] each."""
+    """All random numbers of one update, those of two actions: [S, B, act] each."""
 
     next_action: Tensor
     action: Tensor
@@ -86,7 +86,7 @@ class SAC(TwinCriticLearner[SACConfig]):
     """Soft actor-critic."""
 
     name: ClassVar[str] = "sac"
-    pure_step: ClassVar[bool] = True
+    promises_pure_update: ClassVar[bool] = True
     config_class: ClassVar[type[AgentConfig]] = SACConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sac_reference": {
@@ -155,7 +155,7 @@ class SAC(TwinCriticLearner[SACConfig]):
 
     @torch.no_grad()
     def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
-        """Samples of the policy at each state: [S, N, obs] -> [S, N, count, act]."""
+        """Sample the policy ``count`` times at each state: [S, N, obs] -> [S, N, count, act]."""
         states = observation.repeat_interleave(count, dim=1)
         noise = streams.normal(states.shape[1], self.action_size)
         return self.policy(states, noise)[0].view(*observation.shape[:2], count, -1)
@@ -164,10 +164,10 @@ class SAC(TwinCriticLearner[SACConfig]):
         """Make one update of critic, actor, temperature and target; metrics are [S]."""
         shape = batch.action.shape[1:]
         noise = Noise(self.update_stream.normal(*shape), self.update_stream.normal(*shape))
-        return self.step(batch, noise)
+        return self.pure_update(batch, noise)
 
-    def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """The update as a function of (parameters, batch, noise): it draws nothing itself."""
+    def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Make the update from a batch and all the random numbers it needs; metrics are [S]."""
         log_temperature = self.temperature["log"]
         temperature = log_temperature.detach().exp()
 

@@ -70,7 +70,7 @@ class TD3(TwinCriticLearner[TD3Config]):
     """Twin delayed DDPG."""
 
     name: ClassVar[str] = "td3"
-    pure_step: ClassVar[bool] = True
+    promises_pure_update: ClassVar[bool] = True
     config_class: ClassVar[type[AgentConfig]] = TD3Config
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "td3_reference": {
@@ -113,7 +113,7 @@ class TD3(TwinCriticLearner[TD3Config]):
 
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
-        """The policy's action, with Gaussian noise while training; [S, N, obs] -> [S, N, act]."""
+        """Return the policy's action, with noise while training: [S, N, obs] -> [S, N, act]."""
         action: Tensor = self.actor(observation).tanh()
         if explore:
             noise = self.explore_stream.normal(*action.shape[1:])
@@ -122,7 +122,7 @@ class TD3(TwinCriticLearner[TD3Config]):
 
     @torch.no_grad()
     def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
-        """The policy's one action at each state: [S, N, obs] -> [S, N, 1, act]."""
+        """Return the policy's one action at each state: [S, N, obs] -> [S, N, 1, act]."""
         action: Tensor = self.actor(observation).tanh()
         return action.unsqueeze(2)
 
@@ -130,10 +130,10 @@ class TD3(TwinCriticLearner[TD3Config]):
         """Make one critic update, and every ``policy_delay``-th time actor and targets too."""
         self.updates.value += 1
         noise = self.update_stream.normal(*batch.action.shape[1:])
-        return self.step(batch, noise, self.updates.value % self.config.policy_delay == 0)
+        return self.pure_update(batch, noise, self.updates.value % self.config.policy_delay == 0)
 
-    def step(self, batch: Batch, noise: Tensor, moves_actor: bool) -> dict[str, Tensor]:
-        """The update as a function of (parameters, batch, noise [S, B, act])."""
+    def pure_update(self, batch: Batch, noise: Tensor, moves_actor: bool) -> dict[str, Tensor]:
+        """Make the update from a batch, the noise [S, B, act] of its next actions, and its kind."""
         limit = self.config.target_noise_clip
         with torch.no_grad():
             smoothing = (self.config.target_noise * noise).clamp(-limit, limit)
@@ -157,7 +157,7 @@ class TD3(TwinCriticLearner[TD3Config]):
         return metrics
 
     def climbed_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """What the actor climbs: [S, B, obs] and [S, B, act] -> [S, B]."""
+        """Return what the actor climbs: [S, B, obs] and [S, B, act] -> [S, B]."""
         if self.config.actor_critic == "first":
             return self.critic.first(observation, action)
         out: Tensor = self.critic(observation, action).mean(dim=0)

@@ -43,12 +43,12 @@ class Schedule:
         self._root_beta = (1 - alpha).sqrt().tolist()
 
     def noise_std(self, t: Tensor) -> Tensor:
-        """Standard deviation sqrt(1 - abar_t) of the noise in a^t: [S, B] int64 -> [S, B, 1]."""
+        """Return the deviation sqrt(1 - abar_t) of the noise in a^t: [S, B] int64 -> [S, B, 1]."""
         out: Tensor = (1 - self.abar[t].unsqueeze(-1)).sqrt()
         return out
 
     def add_noise(self, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Forward process: a^t = sqrt(abar_t) a + sqrt(1 - abar_t) eps; not clipped.
+        """Run the forward process: a^t = sqrt(abar_t) a + sqrt(1 - abar_t) eps, not clipped.
 
         ``action`` and ``noise`` are [S, B, act]; ``t`` is [S, B] int64 in 1..T.
         """
@@ -57,12 +57,12 @@ class Schedule:
         return noisy
 
     def mean(self, action: Tensor, noise: Tensor, t: int) -> Tensor:
-        """Mean of the reverse step from a^t with the predicted noise; [S, B, act] each."""
+        """Return the mean of the reverse step from a^t, given its predicted noise: [S, B, act]."""
         mean: Tensor = (action - self._noise_share[t] * noise) / self._root_alpha[t]
         return mean
 
     def std(self, t: int) -> float:
-        """Standard deviation of the step from t to t - 1: sqrt(beta_t), and 0 at t = 1."""
+        """Return the deviation of the reverse step from t to t - 1: sqrt(beta_t), 0 at t = 1."""
         return float(self._root_beta[t]) if t > 1 else 0.0
 
 
@@ -72,16 +72,16 @@ class DenoiserAtObservation:
 
     denoiser: "Denoiser"
     weight: Tensor
-    """[S, act, H]: the noisy action's rows of the first layer."""
+    """The noisy action's rows of the first layer, [S, act, H]."""
     observation_part: Tensor
-    """[S, B, H]: what the observation adds to the first layer's output, bias included."""
+    """What the observation adds to the first layer's output, bias included: [S, B, H]."""
     time_part: Tensor
-    """[S, T, H]: what each time code adds."""
+    """What each of the T time codes adds to it, [S, T, H]."""
 
     def __call__(self, action: Tensor, t: int | Tensor) -> Tensor:
         """Predict the noise eps_theta(s, a^t, t) in ``action`` [S, B, act] at ``t``.
 
-        ``t`` is one step 1..T for the whole batch, or [S, B] int64.
+        ``t`` is one diffusion time 1..T for the whole batch, or [S, B] int64.
         """
         if isinstance(t, int):
             time = self.time_part[:, t - 1 : t]
@@ -95,7 +95,7 @@ class DenoiserAtObservation:
 
 
 class Denoiser(nn.Module):
-    """Noise-prediction network eps_theta(s, a^t, t): an MLP of [a, s, time code] with mish.
+    """The noise-prediction network eps_theta(s, a^t, t): an MLP of [a, s, time code] with mish.
 
     The time code is an MLP of learnable Fourier features of the index t - 1. The first layer is
     linear in its three inputs, so its products with the observation and with the T time codes are
@@ -125,7 +125,7 @@ class Denoiser(nn.Module):
         )
 
     def time_codes(self) -> Tensor:
-        """The codes of t = 1..T, [S, T, 128]."""
+        """Return the codes of t = 1..T, [S, T, 128]."""
         index: Tensor = self.get_buffer("index")
         phase = 2 * math.pi * index * self.frequencies
         out: Tensor = self.time_mlp(torch.cat([phase.cos(), phase.sin()], dim=-1))
@@ -155,11 +155,11 @@ class Denoiser(nn.Module):
 
 
 Draw = Callable[[Tensor, float, Tensor], Tensor]
-"""A Gaussian draw from its mean [S, B, act], standard deviation and standard normal noise."""
+"""A function that draws from a Gaussian: of its mean [S, B, act], standard deviation and noise."""
 
 
 def reparameterized(mean: Tensor, std: float, noise: Tensor) -> Tensor:
-    """The draw that gradients run through."""
+    """Draw mean + std * noise, so that gradients run through the sample."""
     return mean + std * noise
 
 
@@ -171,7 +171,7 @@ class DiffusionPolicy:
     schedule: Schedule
 
     def sample(self, observation: Tensor, noise: Tensor, draw: Draw = reparameterized) -> Tensor:
-        """Actions [S, K B, act] in [-1, 1] for observations [S, B, obs], K for each.
+        """Sample K actions for each observation: [S, B, obs] -> [S, K B, act], in [-1, 1].
 
         ``noise`` [S, T, K B, act] is all the randomness: row 0 is a^T, the rest the z of the steps
         t = T..2. It decides K, too: action k of observation b is in row k B + b. Each step is

@@ -32,7 +32,7 @@ from agents.protocol import AgentConfig, Batch
 
 @dataclass(frozen=True)
 class DiffusionConfig(AgentConfig):
-    """Settings of every diffusion policy."""
+    """The settings that every diffusion policy has."""
 
     diffusion_steps: Annotated[
         int, Field(gt=0, description="Denoising steps T of the policy (paper: section 5).")
@@ -56,12 +56,12 @@ class DiffusionConfig(AgentConfig):
 
 
 class ActionNoise(NamedTuple):
-    """Random numbers of one action with exploration noise for each of B observations."""
+    """The random numbers of one action with exploration noise for each of B observations."""
 
     chain: Tensor
-    """[S, T, B, act]: the sampler's."""
+    """The sampler's noise, [S, T, B, act]."""
     exploration: Tensor
-    """[S, B, act]: added to the sampled actions."""
+    """What is added to the sampled actions, before it is scaled: [S, B, act]."""
 
 
 class Noise(NamedTuple):
@@ -122,7 +122,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         """Draw what ``actor_loss`` needs for a batch of that size, from ``update_stream``."""
 
     def critic_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [S] whose gradient moves the critic, and metrics of shape [S]."""
+        """Return the loss [S] whose gradient moves the critic, and metrics of shape [S]."""
         with torch.no_grad():
             next_action = self.next_action(batch.next_observation, noise)
             next_q = self.target_critic(batch.next_observation, next_action)
@@ -131,15 +131,15 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         return loss, {"q": q.detach().mean(dim=(0, 2))}
 
     def next_action(self, observation: Tensor, noise: Any) -> Tensor:
-        """The next action in the critic's target: [S, B, obs] -> [S, B, act]."""
+        """Return the next action in the critic's target: [S, B, obs] -> [S, B, act]."""
         return self.exploring_action(self.policy, observation, noise)
 
     @abstractmethod
     def actor_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [S] whose gradient moves the denoiser, and metrics of shape [S]."""
+        """Return the loss [S] whose gradient moves the denoiser, and metrics of shape [S]."""
 
     def after_update(self) -> None:
-        """What else changes at the end of an update; like all of ``step`` it draws nothing."""
+        """Change what else changes at the end of an update, without drawing random numbers."""
 
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
@@ -149,21 +149,29 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         return self.action_to_evaluate(observation, self.sample_stream)
 
     def action_to_execute(self, observation: Tensor, streams: SeedStreams) -> Tensor:
-        """The action while training, with random numbers of ``streams``: [S, N, act]."""
+        """Return the action to take while training: [S, N, obs] -> [S, N, act].
+
+        All random numbers come from ``streams``.
+        """
         noise = self.draw_action_noise(observation.shape[1], streams)
         return self.exploring_action(self.policy, observation, noise)
 
     def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
-        """The action while being evaluated, with random numbers of ``streams``: [S, N, act]."""
+        """Return the action to take while being evaluated: [S, N, obs] -> [S, N, act].
+
+        All random numbers come from ``streams``.
+        """
         return self.sample_policy(observation, 1, streams).squeeze(2)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update of critic, target and actor; metrics are [S]."""
         size = batch.action.shape[1]
-        return self.step(batch, Noise(self.draw_critic_noise(size), self.draw_actor_noise(size)))
+        return self.pure_update(
+            batch, Noise(self.draw_critic_noise(size), self.draw_actor_noise(size))
+        )
 
-    def step(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """The update as a function of (parameters, batch, noise): it draws nothing itself."""
+    def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Make the update from a batch and all the random numbers it needs; metrics are [S]."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise.critic)
         self.critic_optimizer.minimize(critic_loss)
         polyak_update(self.target_critic, self.critic, self.config.polyak)
@@ -193,7 +201,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         noise: ActionNoise,
         draw: Draw = reparameterized,
     ) -> Tensor:
-        """A sample of the policy with exploration noise on top, within the action box.
+        """Sample the policy and add exploration noise, within the action box.
 
         [S, B, obs] -> [S, K B, act], where the noise is that of K B actions: see
         ``DiffusionPolicy.sample``.
@@ -202,19 +210,19 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         return draw(action, self.config.exploration_noise, noise.exploration).clamp(-1.0, 1.0)
 
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
-        """grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
+        """Return grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
         action = action.detach() + self.zero
         value = self.differentiated_value(self.critic(observation, action))
         return torch.autograd.grad(value.sum(), action)[0]
 
     def differentiated_value(self, q: Tensor) -> Tensor:
-        """What grad_a Q is the gradient of, from the twin critics' values [2, S, B]: [S, B]."""
+        """Combine the twin critics' values to what grad_a Q is taken of: [2, S, B] -> [S, B]."""
         return q.mean(dim=0)
 
     def score_and_gradient(
         self, observation: Tensor, action: Tensor, streams: SeedStreams
     ) -> tuple[Tensor, Tensor]:
-        """The policy's score and grad_a Q at actions [S, B, act] noised to t = 1, [S, B, act].
+        """Return the policy's score and grad_a Q, both [S, B, act], at actions noised to t = 1.
 
         The score is Psi(s, a^t, t) = -eps_theta(s, a^t, t) / sqrt(1 - abar_t). At t = 1 it is
         closest to that of the action that is executed (Theorem 4.1 and 4.3).
@@ -228,7 +236,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
 
     @torch.no_grad()
     def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:
-        """Samples of the policy at each state: [S, N, obs] -> [S, N, count, act]."""
+        """Sample the policy ``count`` times at each state: [S, N, obs] -> [S, N, count, act]."""
         states = observation.repeat_interleave(count, dim=1)
         noise = streams.normal(self.config.diffusion_steps, states.shape[1], self.action_size)
         action = self.policy.sample(states, noise)

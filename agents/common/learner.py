@@ -44,9 +44,9 @@ class Learner:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What ``regress`` sets to learn the small tasks within minutes: task name pattern -> settings.
+    """Settings with which ``regress`` trains on the small tasks: task name pattern -> settings.
 
-    They come on top of what it gives every trainer: small networks and a larger step size.
+    They come on top of those that it gives every trainer: small networks, a larger step size.
     """
     parts: tuple[str, ...]
 
@@ -54,7 +54,7 @@ class Learner:
         return {name: getattr(self, name) for name in self.parts}
 
     def state_dict(self) -> StateDict:
-        """Everything a later ``load_state_dict`` needs to go on bit for bit."""
+        """Return everything that a later ``load_state_dict`` needs to go on bit for bit."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -67,7 +67,7 @@ ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
 
 class TwinCriticLearner(Learner, Generic[ConfigT]):
-    """A learner with twin critics: what is before the actor in the constructors of all trainers."""
+    """A learner with twin critics, their targets and optimizer, and two random streams."""
 
     parts: tuple[str, ...] = (
         "critic",
@@ -88,7 +88,7 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
         self.config = config
         self.action_size = action_size
         self.stream = partial(SeedStreams, seeds, device=device)
-        """Makes the random streams of a purpose."""
+        """Call it with a purpose, such as "sample", to get new random streams for it."""
         self.critic = TwinCritic(
             observation_size,
             action_size,
@@ -103,13 +103,15 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
 
     @torch.no_grad()
     def action_value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Mean Q of the twin critics: [S, B, obs] and [S, B, act] -> [S, B]."""
+        """Return the mean Q of the twin critics: [S, B, obs] and [S, B, act] -> [S, B]."""
         q: Tensor = self.critic(observation, action).mean(dim=0)
         return q
 
 
 def critic_loss(q: Tensor, batch: Batch, next_value: Tensor) -> Tensor:
-    """Mean squared error of the twin critics against y = R_n + g^n m V(s'), [2, S, B] -> [S].
+    """Return the mean squared error of the twin critics against y = R_n + g^n m V(s'), [S].
+
+    ``q`` [2, S, B] are the critics' values.
 
     The losses of the two critics are added, so that each has the gradient it would have alone.
     ``next_value`` [S, B] must carry no gradient.

@@ -44,13 +44,13 @@ class _Mish(torch.autograd.Function):
 
 
 def mish(x: Tensor) -> Tensor:
-    """The mish activation (Misra, 2019), elementwise; a drop-in for torch's slow one on a CPU."""
+    """Compute the mish activation (Misra, 2019), elementwise; faster than torch's on a CPU."""
     out: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 NARROW = 16
-"""Columns below which MKL's batched product of tall matrices loses to that of their transposes."""
+"""With fewer columns, MKL's batched product of tall matrices is slower than that of transposes."""
 
 
 class _NarrowAffine(torch.autograd.Function):
@@ -181,6 +181,6 @@ class TwinCritic(nn.Module):
         return out
 
     def first(self, observation: Tensor, action: Tensor) -> Tensor:
-        """The first of the twins alone, at half the cost: [S, B]."""
+        """Return the value of the first of the twins alone, at half the cost: [S, B]."""
         out: Tensor = self.mlp(torch.cat([observation, action], dim=-1)).squeeze(-1)
         return out

@@ -31,17 +31,17 @@ class Adam:
         self.updates = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
 
     def minimize(self, loss: Tensor) -> Tensor:
-        """Take one step down the gradient of each seed's own ``loss``, [S].
+        """Move the parameters down the gradient of each seed's own ``loss``, [S], once.
 
         Returns the norm of each member's gradient, [M].
         """
         gradients = torch.autograd.grad(loss.sum(), self.parameters)
-        self._step(gradients)
+        self._move(gradients)
         squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
         return torch.stack(squares).sum(dim=0).sqrt()
 
     @torch.no_grad()
-    def _step(self, gradients: tuple[Tensor, ...]) -> None:
+    def _move(self, gradients: tuple[Tensor, ...]) -> None:
         step_size = self._step_size()
         self.updates += 1
         torch._foreach_lerp_(self.first_moments, gradients, 1 - FIRST_DECAY)
@@ -66,7 +66,7 @@ class Adam:
         return step_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and the number of updates."""
+        """Return the moments and the number of updates."""
         return {
             "first_moments": self.first_moments,
             "second_moments": self.second_moments,

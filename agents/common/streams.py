@@ -27,28 +27,28 @@ class SeedStreams:
         ]
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, [S, *shape]."""
+        """Draw standard normal numbers, [S, *shape]."""
         out = torch.empty(len(self.generators), *shape, device=self.device)
         for row, generator in zip(out, self.generators, strict=True):
             row.normal_(generator=generator)
         return out
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform numbers in [low, high), [S, *shape]."""
+        """Draw uniform numbers in [low, high), [S, *shape]."""
         out = torch.empty(len(self.generators), *shape, device=self.device)
         for row, generator in zip(out, self.generators, strict=True):
             row.uniform_(low, high, generator=generator)
         return out
 
     def integers(self, *shape: int, high: int) -> Tensor:
-        """Uniform int64 numbers in 0..high-1, [S, *shape]."""
+        """Draw uniform int64 numbers in 0..high-1, [S, *shape]."""
         out = torch.empty(len(self.generators), *shape, device=self.device, dtype=torch.int64)
         for row, generator in zip(out, self.generators, strict=True):
             row.random_(0, high, generator=generator)
         return out
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The generators' states."""
+        """Return the states of the generators."""
         return {str(i): generator.get_state() for i, generator in enumerate(self.generators)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

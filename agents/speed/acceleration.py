@@ -1,11 +1,11 @@
 """Faster ways to run an agent's pure update: compiled, and replayed as a CUDA graph.
 
-Both wrap ``agent.step`` of an agent whose class says ``pure_step = True``: a function of
-(parameters, batch, noise, switches) that draws no random numbers and keeps all that changes in
-tensors, which it changes in place. Python numbers that such a step reads are built into its
-program. Its batch and noise are tensors whose first axis is the seed's, in tuples; so are its
-metrics. What the agent holds beside its ``parts`` is the same for every seed. Neither way is needed
-for a correct result: compiled numbers are the plain ones up to the order of operations.
+Both wrap ``agent.pure_update`` of an agent whose class says ``promises_pure_update = True``. It is
+a function of (parameters, batch, noise, switches) that draws no random numbers. All that it changes
+are tensors, in place. Python numbers that it reads are built into its program. Its batch and noise
+are tensors whose first axis is the seed's, in tuples, and its metrics are such tensors. What the
+agent holds beside its ``parts`` is the same for every seed. Neither way is needed for a correct
+result: compiled numbers are the plain ones up to the order of operations.
 """
 
 import os
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from agents.protocol import Agent
-from agents.speed.captured_step import CapturedStep
+from agents.speed.captured_update import CapturedUpdate
 from agents.speed.seed_by_seed import SeedBySeed, is_large
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,11 +36,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "size_asserts": False,
     },
 }
-"""What torch.compile is told for a kind of device."""
+"""The options of torch.compile for each kind of device."""
 
 
 def why_not_compiled(device: str = "cpu") -> str | None:
-    """What this machine lacks to compile updates for a device, if it lacks something."""
+    """Say what this machine lacks to compile updates for a device; None if it lacks nothing."""
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return f"torch {torch.__version__} cannot trace a gradient: 2.11 or later can"
     if device.startswith("cuda"):
@@ -54,42 +54,47 @@ def why_not_compiled(device: str = "cpu") -> str | None:
 
 
 def accelerate(agent: Agent, device: torch.device, *, seeds: int, compiled: bool) -> None:
-    """Wrap the agent's ``step``: compiled if asked for, and on a GPU captured in CUDA graphs."""
+    """Wrap the agent's ``pure_update``: compiled if asked, and captured in CUDA graphs on a GPU."""
     # A subclass has to say it for itself: what it adds may not be pure.
-    if not vars(type(agent)).get("pure_step"):
+    if not vars(type(agent)).get("promises_pure_update"):
         return
-    step: Callable[..., dict[str, Tensor]] = agent.step  # type: ignore[attr-defined]
+    update: Callable[..., dict[str, Tensor]] = agent.pure_update  # type: ignore[attr-defined]
     if compiled:
-        program = _compile(type(agent).step, device)  # type: ignore[attr-defined]
+        program = _compile(type(agent).pure_update, device)  # type: ignore[attr-defined]
         if device.type == "cpu" and seeds > 1 and is_large(agent):
-            step = SeedBySeed(agent, seeds, program)
+            update = SeedBySeed(agent, seeds, program)
         else:
-            step = partial(program, agent)
+            update = partial(program, agent)
     if device.type == "cuda":
-        step = CapturedStep(agent, step, device)
-    agent.step = step  # type: ignore[attr-defined]
+        update = CapturedUpdate(agent, update, device)
+    agent.pure_update = update  # type: ignore[attr-defined]
 
 
-def _compile(step: FunctionType, device: torch.device) -> Callable[..., dict[str, Tensor]]:
-    """The method ``step(self, *inputs)`` as one program, compiled when it is first called."""
+def _compile(update: FunctionType, device: torch.device) -> Callable[..., dict[str, Tensor]]:
+    """Make the method ``update(self, *inputs)`` one program, compiled when it is first called."""
     # The gradients and the optimizer are part of it.
     torch._dynamo.config.trace_autograd_ops = True
     # torch keeps programs by code object, so agents of one class would share them.
-    code = step.__code__.replace()
-    own = FunctionType(code, step.__globals__, step.__name__, step.__defaults__, step.__closure__)
-    own.__kwdefaults__ = step.__kwdefaults__
+    own = FunctionType(
+        update.__code__.replace(),
+        update.__globals__,
+        update.__name__,
+        update.__defaults__,
+        update.__closure__,
+    )
+    own.__kwdefaults__ = update.__kwdefaults__
     return torch.compile(
         own,
         fullgraph=True,
         dynamic=False,
-        options={"guard_filter_fn": _of_the_inputs, **OPTIONS[device.type]},
+        options={"guard_filter_fn": _guards_inputs, **OPTIONS[device.type]},
     )
 
 
-def _of_the_inputs(guards: Sequence[Any]) -> list[bool]:
-    """Which of the assumptions of a compiled program to check at each call.
+def _guards_inputs(guards: Sequence[Any]) -> list[bool]:
+    """Choose the guards of a compiled program that are checked at each call.
 
-    Those on batch, noise and switches. The agent's own parts, some 300 assumptions, are the same
-    all its life; looking at them costs a CPU 0.2 ms an update.
+    Only those on batch, noise and switches are. Some 300 others are on the agent's own parts, which
+    stay the same; checking them takes a CPU 0.2 ms an update.
     """
     return [not guard.name.startswith("self.") and "(self." not in guard.name for guard in guards]

@@ -18,19 +18,22 @@ from agents.common.streams import SeedStreams
 from agents.protocol import Agent
 
 LARGE = 2_000_000
-"""Parameters of all seeds together from which updating them in turn is faster. For SAC, 2 x 256, it
-is slower with 2 seeds, as fast with 4 (1.5 million parameters) and faster with 8."""
+"""The number of parameters of all seeds together from which updating them in turn is faster.
 
-Step = Callable[..., dict[str, Tensor]]
-"""Of (agent, *inputs)."""
+For SAC with hidden layers of 256, 256 it is slower with 2 seeds, as fast with 4 (1.5 million
+parameters) and faster with 8.
+"""
+
+PureUpdate = Callable[..., dict[str, Tensor]]
+"""A function of (agent, *inputs) that returns metrics."""
 
 
 class SeedBySeed:
-    """A pure step of S seeds that calls ``step`` once for each."""
+    """A pure update of S seeds that calls ``update`` once for each of them."""
 
-    def __init__(self, agent: Learner, seeds: int, step: Step) -> None:
+    def __init__(self, agent: Learner, seeds: int, update: PureUpdate) -> None:
         self.agents = [_of_one_seed(agent, seed, seeds) for seed in range(seeds)]
-        self.step = step
+        self.update = update
         # All seeds have made the same number of updates, so there is one count of them.
         self.counts = [part.updates for part in _parts(agent) if isinstance(part, Adam)]
 
@@ -41,12 +44,12 @@ class SeedBySeed:
         for seed, agent in enumerate(self.agents):
             torch._foreach_copy_(self.counts, before)
             own = [x[seed : seed + 1] if isinstance(x, Tensor) else x for x in leaves]
-            metrics.append(self.step(agent, *pytree.tree_unflatten(own, structure)))
+            metrics.append(self.update(agent, *pytree.tree_unflatten(own, structure)))
         return {name: torch.cat([each[name] for each in metrics]) for name in metrics[0]}
 
 
 def is_large(agent: Agent) -> TypeGuard[Learner]:
-    """Whether seed by seed is faster, and the agent's parts are such that can be told apart."""
+    """Tell whether seed by seed is faster, and possible: every part can be split by seeds."""
     if not isinstance(agent, Learner):
         return False
     parts = _parts(agent)
@@ -62,21 +65,21 @@ def _parts(agent: Learner) -> list[Any]:
 
 
 def _of_one_seed(agent: Learner, seed: int, seeds: int) -> Learner:
-    """The agent once more, its parameters and moments being views of that seed's in the whole's."""
+    """Copy the agent for one seed; its parameters and moments are views of those of all seeds."""
 
     def view(members: Tensor) -> Tensor:
         # Member m belongs to seed m mod S: see agents.common.networks.
         return members.detach().view(-1, seeds, *members.shape[1:])[:, seed]
 
-    instead: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
     for part in _parts(agent):
         if isinstance(part, nn.Module):
             for p in part.parameters():
-                instead[id(p)] = nn.Parameter(view(p), p.requires_grad)
+                copies[id(p)] = nn.Parameter(view(p), p.requires_grad)
         elif isinstance(part, Adam):
             for moment in (*part.first_moments, *part.second_moments):
-                instead[id(moment)] = view(moment)
-            instead[id(part.updates)] = part.updates
-        else:  # a pure step uses no streams and counts nothing on the host
-            instead[id(part)] = part
-    return copy.deepcopy(agent, instead)
+                copies[id(moment)] = view(moment)
+            copies[id(part.updates)] = part.updates
+        else:  # a pure update uses no streams and counts nothing on the host
+            copies[id(part)] = part
+    return copy.deepcopy(agent, copies)

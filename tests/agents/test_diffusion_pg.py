@@ -269,7 +269,7 @@ def test_what_is_graded_is_what_is_executed(steps: int) -> None:
 
     fix_critic(agent, record)
     of_critic = ActionNoise(noise[:, :-1], noise[:, -1])
-    agent.step(batch, Noise(of_critic, chain_noise(2, steps, 64, 2)))
+    agent.pure_update(batch, Noise(of_critic, chain_noise(2, steps, 64, 2)))
     assert torch.equal(asked[0], graded)
 
 

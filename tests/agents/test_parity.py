@@ -18,7 +18,7 @@ from agents.registry import built_in_agents, find_agent
 from agents.sac import Noise as SACNoise
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
-from agents.speed.captured_step import CapturedStep
+from agents.speed.captured_update import CapturedUpdate
 from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
@@ -89,7 +89,7 @@ def assert_parity(agent: Any, device: torch.device = CPU, tolerance: float = 1e-
     for update in range(1, UPDATES + 1):
         batch = make_batch(count, BATCH, OBSERVATION, ACTION, torch.float64)
         inputs = draw(agent, update)
-        agent.step(*placed((batch, *inputs), device))
+        agent.pure_update(*placed((batch, *inputs), device))
         for row, learner in enumerate(plain):
             learner.update(Batch(*of_seed(tuple(batch), row)), *of_seed(inputs, row))
     assert not any(map(torch.equal, before, agent.critic.parameters()))
@@ -118,7 +118,7 @@ def test_a_plain_step_is_the_update_as_written(name: str, settings: dict[str, An
 @each_case
 def test_a_step_seed_by_seed_is_the_update_as_written(name: str, settings: dict[str, Any]) -> None:
     agent = build(name, **settings)
-    agent.step = SeedBySeed(agent, len(SEEDS), type(agent).step)
+    agent.pure_update = SeedBySeed(agent, len(SEEDS), type(agent).pure_update)
     assert_parity(agent)
 
 
@@ -133,7 +133,7 @@ def test_a_compiled_step_is_the_update_as_written(
         monkeypatch.setattr(seed_by_seed, "LARGE", 0)
     agent = build(name)
     accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
-    assert isinstance(agent.step, SeedBySeed if in_turn else partial)
+    assert isinstance(agent.pure_update, SeedBySeed if in_turn else partial)
     assert_parity(agent)
 
 
@@ -144,5 +144,5 @@ def test_a_captured_step_is_the_update_as_written(name: str, compiled: bool) -> 
     device = torch.device("cuda")
     agent = build(name, device)
     accelerate(agent, device, seeds=len(SEEDS), compiled=compiled)
-    assert isinstance(agent.step, CapturedStep)
+    assert isinstance(agent.pure_update, CapturedUpdate)
     assert_parity(agent, device)

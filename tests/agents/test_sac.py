@@ -82,7 +82,7 @@ def test_critic_target_has_the_entropy_bonus_and_the_smaller_target() -> None:
         action, log_density = squashed(agent, batch.next_observation, noise.next_action)
         expected = plain_critic_loss(agent, batch, action, bonus=-0.7 * log_density)
     old = [p.clone() for p in agent.target_critic.parameters()]
-    metrics = agent.step(batch, noise)
+    metrics = agent.pure_update(batch, noise)
     torch.testing.assert_close(metrics["critic_loss"], expected, rtol=1e-6, atol=1e-8)
     for target, before, new in zip(
         agent.target_critic.parameters(), old, agent.critic.parameters(), strict=True
@@ -100,7 +100,7 @@ def test_actor_climbs_value_and_entropy(actor_critic: str) -> None:
     value = {"min": torch.minimum(first, second), "mean": (first + second) / 2}[actor_critic]
     expected = (0.3 * log_density - value).mean(dim=-1)
     gradients = torch.autograd.grad(expected.sum(), list(agent.actor.parameters()))
-    metrics = agent.step(batch, noise)
+    metrics = agent.pure_update(batch, noise)
     torch.testing.assert_close(metrics["actor_loss"], expected.detach(), rtol=1e-6, atol=1e-8)
     for taken, gradient in zip(first_gradients(agent.actor_optimizer), gradients, strict=True):
         torch.testing.assert_close(taken, gradient, rtol=1e-5, atol=1e-8)
@@ -120,7 +120,7 @@ def test_temperature_gradient_is_entropy_minus_its_target(
     batch, noise = make_batch(2, 32, 3, 2, torch.float64), draw_noise(32)
     with torch.no_grad():
         _, log_density = squashed(agent, batch.observation, noise.action)
-    agent.step(batch, noise)
+    agent.pure_update(batch, noise)
     gradient = first_gradients(agent.temperature_optimizer)[0][:, 0]
     expected = factor * (-log_density.mean(dim=-1) - 2 * entropy_per_action)
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
@@ -136,7 +136,7 @@ def test_temperature_rises_when_entropy_is_below_its_target_and_falls_above(
         for parameter in agent.actor.parameters():
             parameter.zero_()
     fix_critic(agent, lambda s, a: 0 * a.sum(dim=-1))
-    agent.step(make_batch(2, 256, 3, 2, torch.float64), draw_noise(256))
+    agent.pure_update(make_batch(2, 256, 3, 2, torch.float64), draw_noise(256))
     assert (direction * agent.temperature["log"] > 0).all()
 
 
@@ -177,7 +177,7 @@ def test_the_actor_and_temperature_leave_the_critic_alone() -> None:
         next_action, log_density = agent.policy(batch.next_observation, noise.next_action)
     loss = plain_critic_loss(agent, batch, next_action, bonus=-log_density)
     gradients = torch.autograd.grad(loss.sum(), list(agent.critic.parameters()))
-    agent.step(batch, noise)
+    agent.pure_update(batch, noise)
     # Adam's first step is its step size times g / (|g| + 1e-8), of the critic's loss alone.
     for new, old, g in zip(agent.critic.parameters(), critic.parameters(), gradients, strict=True):
         torch.testing.assert_close(new, old - 3e-4 * g / (g.abs() + 1e-8), rtol=1e-6, atol=1e-9)

@@ -53,7 +53,7 @@ def test_target_action_is_smoothed_by_clipped_noise_and_stays_in_the_box(
 
     fix_critic(agent, record)
     noises = torch.full((2, 4, 2), noise).double()
-    agent.step(make_batch(2, 4, 3, 2, torch.float64), noises, moves_actor=False)
+    agent.pure_update(make_batch(2, 4, 3, 2, torch.float64), noises, moves_actor=False)
     # The target critic's twins are asked first.
     torch.testing.assert_close(seen[0], torch.full((2, 4, 2), smoothed).double())
 
@@ -70,7 +70,9 @@ def test_critic_target_is_the_smaller_target_at_the_target_actors_action(
         action = agent.target_actor(batch.next_observation).tanh()
         action = (action + (target_noise * noise).clamp(-0.5, 0.5)).clamp(-1, 1)
         expected = plain_critic_loss(agent, batch, action)
-    torch.testing.assert_close(agent.step(batch, noise, moves_actor=False)["critic_loss"], expected)
+    torch.testing.assert_close(
+        agent.pure_update(batch, noise, moves_actor=False)["critic_loss"], expected
+    )
 
 
 @pytest.mark.parametrize("delay", [1, 2, 3])
@@ -100,7 +102,7 @@ def test_targets_are_polyak_averages() -> None:
     for target, _ in pairs:
         perturb(target)
     old = [[p.clone() for p in target.parameters()] for target, _ in pairs]
-    agent.step(make_batch(2, 16, 3, 2, torch.float64), normal(2, 16, 2), moves_actor=True)
+    agent.pure_update(make_batch(2, 16, 3, 2, torch.float64), normal(2, 16, 2), moves_actor=True)
     for (target, online), before in zip(pairs, old, strict=True):
         for moved, was, to in zip(target.parameters(), before, online.parameters(), strict=True):
             torch.testing.assert_close(moved, 0.75 * was + 0.25 * to)
@@ -116,7 +118,7 @@ def test_actor_climbs_the_first_critic() -> None:
     batch = make_batch(2, 16, 3, 2, torch.float64)
     value = first(batch.observation, agent.actor(batch.observation).tanh()).mean(dim=-1)
     gradients = torch.autograd.grad(-value.sum(), list(agent.actor.parameters()))
-    agent.step(batch, normal(2, 16, 2), moves_actor=True)
+    agent.pure_update(batch, normal(2, 16, 2), moves_actor=True)
     for taken, gradient in zip(first_gradients(agent.actor_optimizer), gradients, strict=True):
         torch.testing.assert_close(taken, gradient)
 
@@ -155,7 +157,9 @@ def test_the_next_action_may_leave_the_box(clip: bool, seen_action: float) -> No
         return action.sum(dim=-1)
 
     fix_critic(agent, record)
-    agent.step(make_batch(2, 4, 3, 2, torch.float64), torch.full((2, 4, 2), 2.0).double(), False)
+    agent.pure_update(
+        make_batch(2, 4, 3, 2, torch.float64), torch.full((2, 4, 2), 2.0).double(), False
+    )
     torch.testing.assert_close(seen[0], torch.full((2, 4, 2), seen_action).double())
 
 

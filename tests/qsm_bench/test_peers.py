@@ -133,7 +133,7 @@ def test_their_sac_and_ours_make_the_same_update() -> None:
     generator = torch.Generator()
     generator.set_state(theirs.streams["update"][0].state)
     action, next_action = (torch.randn(1, BATCH, ACTION, generator=generator) for _ in range(2))
-    mine, its = ours.step(batch, Noise(next_action, action)), theirs.update(batch)
+    mine, its = ours.pure_update(batch, Noise(next_action, action)), theirs.update(batch)
     assert its["critic_loss"].item() == pytest.approx(mine["critic_loss"].item() / 2, rel=1e-4)
     assert its["actor_loss"].item() == pytest.approx(mine["actor_loss"].item(), rel=1e-3)
     after = [

@@ -10,7 +10,7 @@ from agents.protocol import Agent, Batch
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
-from agents.speed.captured_step import CapturedStep
+from agents.speed.captured_update import CapturedUpdate
 from agents.speed.seed_by_seed import SeedBySeed
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
@@ -62,7 +62,7 @@ def test_compiled_updates_of_one_seed_after_another_are_the_plain_ones(
     monkeypatch.setattr(seed_by_seed, "LARGE", 0)
     plain, fast = build(path), build(path)
     accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
-    assert isinstance(fast.step, SeedBySeed)
+    assert isinstance(fast.pure_update, SeedBySeed)
     assert_same_course(plain, fast)
 
 
@@ -96,31 +96,31 @@ def test_captured_updates_are_the_plain_ones(path: str, compiled: bool) -> None:
     device = torch.device("cuda")
     plain, fast = build(path, device), build(path, device)
     accelerate(fast, device, seeds=len(SEEDS), compiled=compiled)
-    assert isinstance(fast.step, CapturedStep)
+    assert isinstance(fast.pure_update, CapturedUpdate)
     assert_same_course(plain, fast, device)
 
 
-def test_without_being_asked_the_cpu_runs_the_step_as_it_stands() -> None:
+def test_without_being_asked_the_cpu_runs_the_update_as_it_stands() -> None:
     agent = build("td3")
-    step = agent.step
+    update = agent.pure_update
     accelerate(agent, CPU, seeds=len(SEEDS), compiled=False)
-    assert agent.step == step
+    assert agent.pure_update == update
 
 
-def test_only_a_class_that_says_its_step_is_pure_is_touched() -> None:
+def test_only_a_class_that_promises_a_pure_update_is_touched() -> None:
     """What a subclass adds may not be: a Python number that changes would be frozen."""
 
     class Derived(TD3):
         pass
 
     class Bare:
-        step = 7
+        pure_update = 7
 
     impure: list[Any] = [Derived(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()]
     for agent in impure:
-        step = agent.step
+        update = agent.pure_update
         accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
-        assert agent.step == step
+        assert agent.pure_update == update
 
 
 def test_restoring_a_state_moves_no_parameter_or_moment_to_other_memory() -> None:

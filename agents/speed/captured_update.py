@@ -1,4 +1,4 @@
-"""A pure step recorded as a CUDA graph: one launch an update, whatever number of kernels it has."""
+"""A pure update recorded as a CUDA graph: one launch for all of its kernels."""
 
 import copy
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from torch.utils import _pytree as pytree
 from agents.protocol import Agent
 
 
-class CapturedStep:
-    """A step that is recorded once as a CUDA graph and then replayed.
+class CapturedUpdate:
+    """A pure update that is recorded once as a CUDA graph and then replayed.
 
     There is one graph for every combination of shapes and of arguments that are no tensors.
     """
 
     WARM_UPS = 3
-    """Runs before the capture, as CUDA's libraries allocate their workspaces in the first."""
+    """Runs before the capture: in the first, CUDA's libraries allocate their workspaces."""
 
     def __init__(
-        self, agent: Agent, step: Callable[..., dict[str, Tensor]], device: torch.device
+        self, agent: Agent, update: Callable[..., dict[str, Tensor]], device: torch.device
     ) -> None:
         self.agent = agent
-        self.step = step
+        self.update = update
         self.device = device
         self.graphs: dict[
             tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Tensor]]
@@ -50,11 +50,11 @@ class CapturedStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UPS):
-                self.step(*held)
+                self.update(*held)
         torch.cuda.current_stream().wait_stream(stream)
         # The warm-ups were no updates; parameters are restored where they lie.
         self.agent.load_state_dict(state)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = self.step(*held)
+            outputs = self.update(*held)
         return graph, [x for x in pytree.tree_leaves(held) if isinstance(x, Tensor)], outputs
