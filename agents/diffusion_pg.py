@@ -21,16 +21,15 @@ has the wrong sign. No setting gives that; all else is as in eq. 9, or a setting
 are uniform, torch's own; that code has initialization=xavier.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from agents.common.diffusion_agent import ActionNoise, DiffusionAgent, DiffusionConfig
-from agents.protocol import Batch
+from agents.protocol import AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
 
     name = "diffusion_pg"
     promises_pure_update = True
-    config_class = DiffusionPGConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    config_class: ClassVar[type[AgentConfig]] = DiffusionPGConfig
+    presets: ClassVar[NamedSettings] = {
         "diffusion_pg_literal": {"chains": 1, "baseline": "none", "scale_advantage": False},
     }
     # With a step size as large as the critic's, the actor saturates at a bound, where clipped means
     # have no gradient, before the critic has learned anything.
-    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    small_task_settings: ClassVar[NamedSettings] = {
         "*": {"actor_learning_rate": 1e-4},
     }
 

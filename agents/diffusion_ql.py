@@ -25,9 +25,9 @@ As in the code, the denoiser, its sampler and the order of an update are Q-score
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -36,7 +36,7 @@ from torch import Tensor
 from agents.common.diffusion import DiffusionPolicy
 from agents.common.diffusion_agent import ActionNoise, DiffusionAgent, DiffusionConfig
 from agents.common.optimizer import polyak_update
-from agents.protocol import REFERENCE, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
 
     name = "diffusion_ql"
     promises_pure_update = True
-    config_class = DiffusionQLConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    config_class: ClassVar[type[AgentConfig]] = DiffusionQLConfig
+    presets: ClassVar[NamedSettings] = {
         "diffusion_ql_reference": {
             **REFERENCE,
             "hidden_sizes": (512, 512),
@@ -103,7 +103,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     }
     # With a step size as large as the critic's, the actor saturates at a bound, where no gradient
     # reaches it through the sampler, before the critic has learned anything.
-    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    small_task_settings: ClassVar[NamedSettings] = {
         "*": {"actor_learning_rate": 1e-4},
     }
 

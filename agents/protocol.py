@@ -20,6 +20,9 @@ StateDict = dict[str, Any]
 That is what ``torch.load(weights_only=True)`` reads; anything else is refused.
 """
 
+NamedSettings = Mapping[str, Mapping[str, Any]]
+"""Settings by the name of a preset, or by a pattern of task names."""
+
 Initialization = Literal["uniform", "xavier"]
 """The kinds of initial weights: see ``AgentConfig.initialization``."""
 
@@ -109,9 +112,9 @@ class Agent(Protocol):
 
     Each field has a default: a number (not NaN), string, boolean, None, or a tuple of them.
     """
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    presets: ClassVar[NamedSettings]
     """Named variants: preset name -> settings that differ from the defaults."""
-    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]]
+    task_settings: ClassVar[NamedSettings]
     """Settings the source gives for certain tasks only: task name pattern -> settings."""
 
     def __init__(

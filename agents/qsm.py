@@ -25,15 +25,14 @@ leave a choice, the default and what gives the other:
 The preset qsm_reference is the code's shipped configuration, every choice spelled out.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
 
 from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
-from agents.protocol import REFERENCE, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class QSM(DiffusionAgent[QSMConfig]):
 
     name = "qsm"
     promises_pure_update = True
-    config_class = QSMConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    config_class: ClassVar[type[AgentConfig]] = QSMConfig
+    presets: ClassVar[NamedSettings] = {
         "qsm_normalized": {"target_scale": "normalized"},
         # The authors' shipped configuration and code, every choice spelled out.
         "qsm_reference": {
@@ -94,13 +93,13 @@ class QSM(DiffusionAgent[QSMConfig]):
         },
     }
     # A comment in the authors' configuration, not what it sets, and for these two tasks only.
-    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    task_settings: ClassVar[NamedSettings] = {
         "quadruped-walk": {"alpha": 120.0},
         "humanoid-walk": {"alpha": 120.0},
     }
     # The sampler's last step is one of about 0.49 alpha grad_a Q, so alpha fits the curvature k of
     # Q if alpha k is about 1; tests/benchmarks/ideal_qsm.py prints what an exact score would earn.
-    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    small_task_settings: ClassVar[NamedSettings] = {
         # Between the modes the score jumps: smaller steps do not fit that in time.
         "bimodal-bandit": {"alpha": 0.3, "actor_learning_rate": 0.003},
         "four-goals": {"alpha": 8.0},

@@ -21,9 +21,9 @@ The preset sac_reference has all of the code's.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -34,7 +34,7 @@ from agents.common.learner import TwinCriticLearner, critic_loss
 from agents.common.networks import MLP
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
-from agents.protocol import REFERENCE, AgentConfig, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class Noise(NamedTuple):
 class SAC(TwinCriticLearner[SACConfig]):
     """Soft actor-critic."""
 
-    name: ClassVar[str] = "sac"
-    promises_pure_update: ClassVar[bool] = True
+    name = "sac"
+    promises_pure_update = True
     config_class: ClassVar[type[AgentConfig]] = SACConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[NamedSettings] = {
         "sac_reference": {
             **REFERENCE,
             "hidden_sizes": (256, 256),
@@ -101,7 +101,7 @@ class SAC(TwinCriticLearner[SACConfig]):
             "evaluation": "mean",
         },
     }
-    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    small_task_settings: ClassVar[NamedSettings] = {
         "*": {"initial_temperature": 0.1},
     }
     parts: tuple[str, ...] = (

@@ -16,9 +16,9 @@ The preset td3_reference has all of the code's.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,7 +28,7 @@ from agents.common.learner import Count, TwinCriticLearner, critic_loss
 from agents.common.networks import MLP
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
-from agents.protocol import REFERENCE, AgentConfig, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class TD3Config(AgentConfig):
 class TD3(TwinCriticLearner[TD3Config]):
     """Twin delayed DDPG."""
 
-    name: ClassVar[str] = "td3"
-    promises_pure_update: ClassVar[bool] = True
+    name = "td3"
+    promises_pure_update = True
     config_class: ClassVar[type[AgentConfig]] = TD3Config
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets: ClassVar[NamedSettings] = {
         "td3_reference": {
             **REFERENCE,
             "hidden_sizes": (256, 256),

@@ -1,7 +1,7 @@
 """What every built-in trainer is: the sum of its saved parts, with twin critics and their loss."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.common.networks import TwinCritic
 from agents.common.optimizer import Adam
 from agents.common.streams import SeedStreams
-from agents.protocol import AgentConfig, Batch, StateDict
+from agents.protocol import AgentConfig, Batch, NamedSettings, StateDict
 
 
 class Stateful(Protocol):
@@ -41,9 +41,12 @@ class Learner:
     ``parts`` names the attributes that hold state; whatever is not named there is derived.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    small_task_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    name: ClassVar[str]
+    config_class: ClassVar[type[AgentConfig]]
+    promises_pure_update: ClassVar[bool] = False
+    presets: ClassVar[NamedSettings] = {}
+    task_settings: ClassVar[NamedSettings] = {}
+    small_task_settings: ClassVar[NamedSettings] = {}
     """Settings with which ``regress`` trains on the small tasks: task name pattern -> settings.
 
     They come on top of those that it gives every trainer: small networks, a larger step size.
