@@ -1,4 +1,4 @@
-"""The report of an experiment: what its results say, how they came about, what they cannot say."""
+"""The report of an experiment: its results, how they were obtained, and what they do not show."""
 
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from qsm_bench.statistics.selection import agents_of, tasks_of
 def write_report(results: Results, folder: str | Path, published: Published | None = None) -> Path:
     """Write index.html, report.md, figures/ and data/ into ``folder``, replacing an older report.
 
-    Scores that others have published, by default those of this repository, stand beside the
-    results where task and budget fit. A reader of ``folder`` sees the old report or the new one,
-    whole. The same results give the same files. Returns the page. Raises UserError if there is
-    nothing to report yet, or if ``folder`` holds something that is no report.
+    Where task and budget fit, the report shows published scores next to the results; by default
+    those of this repository. The report is replaced as a whole: a reader of ``folder`` never sees
+    a half-written one. The same results give the same files. Returns the path of index.html.
+
+    Raises UserError if there is nothing to report yet, or if ``folder`` contains anything that no
+    report wrote.
     """
     folder = Path(folder)
     analysis = Analysis(results)
@@ -32,9 +34,10 @@ def write_report(results: Results, folder: str | Path, published: Published | No
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
             lead=(
-                "Trainers compared under one protocol. A step is one decision of the agent; a "
-                "run's score is its mean return over the episodes of its last evaluation, one "
-                "sample of the policy a decision, never of its best evaluation."
+                "All agents were trained and evaluated under one protocol. A step is one decision "
+                "of the agent. A run is one agent on one task with one seed. Its score is the mean "
+                "return over the episodes of its last evaluation, not of its best one. In an "
+                "evaluation, every action is one sample of the policy."
             ),
             sections=[
                 answer,

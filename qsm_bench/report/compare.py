@@ -1,4 +1,4 @@
-"""Two experiments side by side: before and after a change, or on two machines."""
+"""Compare two experiments: before and after a change, or on two machines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from qsm_bench.report.document import (
 )
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
-from qsm_bench.report.scores import BOOTSTRAP
+from qsm_bench.report.scores import BOOTSTRAP, TOO_FEW_RUNS, needed_probability
 from qsm_bench.report.wording import NONE, count, interval, listed, number, p_value_text
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
@@ -30,26 +30,26 @@ from qsm_bench.statistics.estimates import bootstrap
 from qsm_bench.statistics.selection import FloatArray, agents_of, tasks_of
 from qsm_bench.statistics.significance import FALSE_ALARMS, compare_pairs
 
-SAME, UNSEEN = "the same numbers", "no difference seen"
+SAME, NOT_FOUND = "the same numbers", "no difference found"
 
 
 @dataclass(frozen=True)
 class Change:
-    """Two experiments as one, in which every agent stands twice."""
+    """Two experiments as one, in which every agent appears twice."""
 
     first: Results
     second: Results
 
     @cached_property
     def names(self) -> tuple[str, str]:
-        """What the two are called."""
+        """The names of the two experiments; different even if both have the same name."""
         if self.first.name == self.second.name:
             return f"{self.first.name} (first)", f"{self.second.name} (second)"
         return self.first.name, self.second.name
 
     @cached_property
     def agents(self) -> list[str]:
-        """The agents of both. Raises UserError if there is none, or no task."""
+        """The agents that both have. Raises UserError if they share no agent or no task."""
         shared = [a for a in agents_of(self.first) if a in agents_of(self.second)]
         for what, names in (("agent", shared), ("task", self.tasks)):
             if not names:
@@ -60,12 +60,12 @@ class Change:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """The tasks of both."""
+        """The tasks that both have."""
         return [t for t in tasks_of(self.first) if t in tasks_of(self.second)]
 
     @cached_property
     def analysis(self) -> Analysis:
-        """The tables of both, on the agents and tasks they share."""
+        """The tables of both, for the agents and tasks that they share."""
         sides = [
             _renamed(results, {a: labels[i] for a, labels in self.labels.items()}, self.tasks)
             for i, results in enumerate((self.first, self.second))
@@ -87,7 +87,7 @@ class Change:
 
     @cached_property
     def labels(self) -> Mapping[str, tuple[str, str]]:
-        """The two columns that an agent has become."""
+        """For each agent, its labels in the first and in the second experiment."""
         before, after = self.names
         return {agent: (f"{agent} in {before}", f"{agent} in {after}") for agent in self.agents}
 
@@ -96,7 +96,7 @@ class Change:
         """A row for each agent: its second experiment against its first, over all tasks.
 
         The columns of ``compare_pairs``, and: agent, outcome (which is better, or one of ``SAME``
-        and ``UNSEEN``).
+        and ``NOT_FOUND``).
         """
         shared = self.analysis.comparison.shared_tasks
         pairs = {a: (*labels, shared(*labels)) for a, labels in self.labels.items()}
@@ -108,10 +108,10 @@ class Change:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """A row a cell: as ``overall``, on one task.
+        """A row for each cell: an agent's second experiment against its first, on one task.
 
-        More columns: task, first and second (mean returns), difference (the second minus the
-        first), low, high (its bootstrap interval).
+        The columns of ``overall``, and: task, first and second (mean returns), difference (second
+        minus first), low and high (the bootstrap interval of the difference).
         """
         comparison = self.analysis.comparison
         keys = [
@@ -144,45 +144,44 @@ class Change:
 
     @cached_property
     def verdict(self) -> list[str]:
-        """One sentence on the whole, then one for each agent."""
+        """One sentence for all agents together, then one for each agent."""
         outcomes = list(self.overall["outcome"])
-        seen = list(self.overall.loc[self.overall["verdict"], "agent"])
+        different = list(self.overall.loc[self.overall["verdict"], "agent"])
         cells = self.cells[self.cells["verdict"]]
         if not outcomes:
             return ["Nothing can be compared: no cell has runs in both."]
-        if seen:
-            whole = f"A difference was seen: {listed(seen)}."
+        if different:
+            summary = f"Difference found: {listed(different)}."
         elif len(cells):
             where = [f"{r['agent']} on {r['task']}" for r in cells.to_dict("records")]
-            whole = f"No difference seen over all tasks, but on some: {listed(where)}."
+            summary = f"No difference found over all tasks, but in some cells: {listed(where)}."
         elif all(outcome == SAME for outcome in outcomes):
-            whole = "The same numbers in both, to the last bit."
+            summary = "Both have exactly the same numbers."
         else:
-            whole = "No difference seen."
-        return [whole, *(self._sentence(row) for row in self.overall.to_dict("records"))]
+            summary = "No difference found."
+        return [summary, *(self._sentence(row) for row in self.overall.to_dict("records"))]
 
     def _sentence(self, row: Mapping[Any, Any]) -> str:
         tasks = count(row["tasks"], "task")
         if row["outcome"] == SAME:
-            return f"{row['agent']}: the same returns in both, to the last bit, on {tasks}."
+            return f"{row['agent']}: exactly the same returns in both, on {tasks}."
+        higher = f"higher mean return on {row['wins']} of {tasks}"
         improvement = interval(row["probability"], row["low"], row["high"])
-        ahead = f"ahead on {row['wins']} of {tasks}; probability of improvement {improvement}"
-        told = f"{p_value_text(row['p'])} over all agents"
-        if row["verdict"]:
-            return f"{row['agent']}: {row['outcome']}, {ahead}; {told}."
-        could = (
-            f"a probability under {number(row['detectable'])} could not be seen"
-            if row["attainable"]
-            else "no outcome of so few runs could have been seen"
+        evidence = (
+            f"probability of improvement {improvement}; {p_value_text(row['p'])}, adjusted for all "
+            "agents"
         )
-        return f"{row['agent']}: {UNSEEN}; {row['better']} is {ahead}; {told}; {could}."
+        if row["verdict"]:
+            return f"{row['agent']}: {row['outcome']}; {higher}; {evidence}."
+        why = needed_probability(row["detectable"]) if row["attainable"] else TOO_FEW_RUNS
+        return f"{row['agent']}: {NOT_FOUND}; {row['better']} has the {higher}; {evidence}; {why}."
 
 
 def write_comparison(first: Results, second: Results, folder: Path) -> tuple[Path, str]:
     """Write index.html, report.md, figures/ and data/ on what changed from ``first`` to ``second``.
 
-    Returns the page, and the verdict as plain text. Raises UserError if they share no agent or no
-    task, or as ``write_report`` does.
+    Returns the path of index.html, and the verdict as plain text. Raises UserError if they share no
+    agent or no task, and where ``write_report`` does.
     """
     change = Change(first, second)
     verdict = change.verdict
@@ -206,12 +205,13 @@ def write_comparison(first: Results, second: Results, folder: Path) -> tuple[Pat
 
 
 LIMITS = (
-    f"Among equal experiments any agent is said to differ in at most {FALSE_ALARMS:.0%} of "
-    "comparisons, and so is any cell: exact permutation tests with Holm's adjustment, over the "
-    "agents and over the cells.",
-    "No difference seen is not no difference: with few seeds only large ones can be seen.",
-    "Runs of one seed in both experiments count as independent. Where they are not, which makes "
-    "them more alike, differences are seen less often, not more.",
+    f"If two experiments are equal, at most {FALSE_ALARMS:.0%} of comparisons find a difference "
+    "for any agent; the same holds for the cells. The tests are exact permutation tests with "
+    "Holm's adjustment, over all agents and over all cells.",
+    "If no difference is found, there may still be one: with few seeds, only large differences can "
+    "be found.",
+    "The runs of one seed in both experiments are treated as independent. If they are more alike "
+    "than that, differences are found less often, not more often.",
 )
 
 
@@ -219,8 +219,8 @@ def _answer(change: Change) -> Section:
     blocks: list[Block] = [Bullets(change.verdict)]
     damaged = len(change.first.damaged) + len(change.second.damaged)
     if damaged:
-        lacking = f"{count(damaged, 'cell')} of the two cannot be read: see what is missing, below."
-        blocks.append(Warnings([lacking]))
+        warning = f'{count(damaged, "cell")} of the two cannot be read: see "What is missing".'
+        blocks.append(Warnings([warning]))
     return Section("The answer", blocks)
 
 
@@ -260,7 +260,7 @@ def _cells(change: Change, drawing: Drawing) -> Section:
             Table(
                 "cells",
                 f"Mean return at the last common evaluation. {BOOTSTRAP} p: exact permutation test "
-                "of equal runs, Holm's adjustment over all cells.",
+                "of the hypothesis that the runs are equal, with Holm's adjustment over all cells.",
                 shown,
                 table,
             ),
@@ -289,12 +289,12 @@ def _cells(change: Change, drawing: Drawing) -> Section:
 
 
 def _settings(change: Change) -> Section:
-    """What is not the same of the two, before anything is concluded from their scores."""
+    """The settings and conditions that differ between the two experiments."""
     rows = list(_differences(change))
     blocks: list[Block] = [Text("Settings, protocol, versions and hardware are the same.")]
     if rows:
         frame = pd.DataFrame(rows)
-        blocks = [Table("differences", f"{NONE}: there is none.", frame, frame)]
+        blocks = [Table("differences", f"{NONE}: not set, or not recorded.", frame, frame)]
     warnings = [runs.condition_warning(results) for results in (change.first, change.second)]
     blocks = [*(Text(warning) for warning in warnings if warning), *blocks]
     return Section("What differs besides the scores", blocks)
@@ -335,7 +335,7 @@ def _missing(change: Change) -> list[str]:
 
 
 def _renamed(results: Results, labels: Mapping[str, str], tasks: list[str]) -> Results:
-    """The part with these agents and tasks, the agents under other labels."""
+    """The part of the results with these agents and tasks, the agents under their new labels."""
 
     def part(table: pd.DataFrame) -> pd.DataFrame:
         kept = table[table["agent"].isin(labels) & table["task"].isin(tasks)]
@@ -355,7 +355,7 @@ def _renamed(results: Results, labels: Mapping[str, str], tasks: list[str]) -> R
 
 def _outcomes(table: pd.DataFrame, same: list[bool]) -> list[str]:
     return [
-        SAME if equal else f"{row['better']} is better" if row["verdict"] else UNSEEN
+        SAME if equal else f"{row['better']} is better" if row["verdict"] else NOT_FOUND
         for row, equal in zip(table.to_dict("records"), same, strict=True)
     ]
 

@@ -1,12 +1,12 @@
 """A report as data, and its two renderings: one self-contained HTML page, and Markdown.
 
-Text in a document is plain: both renderings show every character of it as it is, and those that
-cannot be seen, but would be obeyed, in writing. No cell of a CSV file is a spreadsheet's formula.
+Text in a document is plain text: both renderings show every character as it is, and control
+characters as escape sequences. In CSV files, no cell is a formula for a spreadsheet.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,7 +45,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be typed or shown as they are."""
+    """Lines that are shown as they are, such as commands."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -57,28 +57,29 @@ class Table:
 
     kind: ClassVar[str] = "table"
     name: str
-    """Of its file: data/<name>.csv."""
+    """The name of its file, data/<name>.csv."""
     caption: str
     cells: pd.DataFrame
-    """Strings; the first column heads its row."""
+    """The table as strings; the first column has the headings of the rows."""
     data: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, drawn already, and the numbers behind it."""
+    """A finished figure, and the numbers behind it."""
 
     kind: ClassVar[str] = "picture"
     name: str
-    """Of its files: figures/<name>.svg, figures/<name>.png, data/<name>.csv."""
+    """The name of its files: figures/<name>.svg, figures/<name>.png, data/<name>.csv."""
     alt: str
     """What the figure shows, for a reader who cannot see it."""
     caption: str
     svg: str
-    """As an element to put into a page."""
+    """The figure as an element for an HTML page."""
     data: pd.DataFrame
     points: Sequence[tuple[float, float, str]] = ()
-    """What can be read off: x and y as shares of the figure from its top left, and the value."""
+    """The values that the page shows at the pointer: x and y as shares of the figure's width and
+    height, from the top left, and the text."""
 
 
 Block = Text | Warnings | Bullets | Code | Table | Picture
@@ -86,7 +87,7 @@ Block = Text | Warnings | Bullets | Code | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and the blocks under it."""
 
     title: str
     blocks: Sequence[Block]
@@ -103,10 +104,8 @@ class Document:
 
     title: str
     lead: str
-    """What this is, in one or two sentences under the title."""
+    """One or a few sentences under the title that say what the report is."""
     sections: Sequence[Section]
-    table_note: str = field(default="", kw_only=True)
-    """Stands under every table."""
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, in order."""
@@ -126,7 +125,7 @@ def write_document(document: Document, folder: Path) -> None:
 
 
 def markdown_text(text: str) -> str:
-    """Write ``text`` so that Markdown shows it as it is, and no more escaped than it must be."""
+    """Escape ``text`` so that Markdown shows it as it is, and escape no more than necessary."""
     text = re.sub(r"([\\`*~$])", r"\\\1", " ".join(text.split()))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     text = re.sub(r"\](?=[(\[:])", r"\\]", text)
@@ -137,12 +136,12 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """An indented code block: nothing in it can end it."""
+    """``text`` as an indented code block, which no text can end."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _safe_csv(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table, its texts and headings for any reader of CSV."""
+    """The table with texts and headings that are safe in any reader of CSV files."""
     table = table.rename(columns=lambda name: safe_csv_cell(str(name)))
     for column in table.select_dtypes(exclude=["number", "bool"]):
         values = [safe_csv_cell(cell) if isinstance(cell, str) else cell for cell in table[column]]
@@ -151,7 +150,7 @@ def _safe_csv(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shown(value: object) -> object:
-    """What a template writes: nothing in it is obeyed but its line breaks."""
+    """The value as a template writes it: control characters are escaped, except line breaks."""
     if isinstance(value, str):
         return type(value)(visible(value, keep="\n"))
     return value

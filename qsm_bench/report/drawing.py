@@ -1,4 +1,4 @@
-"""What sections are drawn with: the agents' styles and the folder of figures."""
+"""The figures of a report: the agents' styles, and the folder that figures are saved in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from qsm_bench.visible import visible
 
 @dataclass(frozen=True)
 class Drawing:
-    """One report's figures: an agent keeps its style in all of them."""
+    """The figures of one report. An agent has the same style in all of them."""
 
     folder: Path
     styles: dict[str, figures.AgentStyle]
 
     @classmethod
     def into(cls, report: Path, agents: Sequence[str]) -> "Drawing":
-        """Draw for the report in the new folder ``report``."""
+        """Create the folder of figures within the new folder ``report``."""
         folder = report / "figures"
         folder.mkdir()
         return cls(folder, figures.agent_styles(agents))
@@ -28,7 +28,7 @@ class Drawing:
     def picture(
         self, name: str, chart: figures.Chart, data: pd.DataFrame, *, alt: str, caption: str
     ) -> Picture:
-        """Save a figure and make a block of it."""
+        """Save a figure, and return it as a block of the report."""
         svg, points = figures.save(chart, self.folder, name)
         points = [(x, y, visible(value)) for x, y, value in points]
         return Picture(name=name, alt=alt, caption=caption, svg=svg, data=data, points=points)

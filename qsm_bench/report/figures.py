@@ -1,8 +1,8 @@
 """The report's figures, drawn from the tables of ``qsm_bench.statistics``.
 
-An agent keeps its color (Okabe and Ito's, told apart by color-blind readers), line style and
-marker in every figure, so that none of them is needed alone. A figure's files are white; within a
-page it takes the page's own ink and paper, light or dark.
+An agent has the same color, line style and marker in every figure, so that no reader depends on
+color alone; the colors are Okabe and Ito's, which color-blind readers can distinguish. The files
+of a figure have a white background. Within a page, a figure takes the page's colors, light or dark.
 """
 
 import io
@@ -27,18 +27,18 @@ from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL
 from qsm_bench.visible import visible
 
 INK, PAPER = "#1c1e21", "#fefefe"
-"""Colors that stand for the page's own, where a figure is part of one."""
+"""The colors of text and background, which a page replaces by its own."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00")
-"""Okabe and Ito's without black, which is the ink; their yellow darkened to show on white."""
+"""Okabe and Ito's colors without black, which text has; yellow is darker, to be seen on white."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
 
 CHARACTER, LINE = 0.08, 0.17
-"""Inches that a character of the figures' font takes at most, and a line of it."""
+"""The width of a character of the figures' font, at most, and the height of a line, in inches."""
 LABEL, TITLE = 30, 34
-"""Characters after which an agent's label on an axis, and a panel's title, go on in a new line."""
+"""The number of characters after which an axis label, and a panel's title, are wrapped."""
 LONGEST_SIDE = 60_000
-"""Pixels; a longer picture cannot be drawn."""
+"""The longest side of a picture that can be drawn, in pixels."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "qsm_bench",
@@ -68,7 +68,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class AgentStyle:
-    """How an agent is drawn."""
+    """The color, line style and marker of an agent."""
 
     color: str
     line: Any
@@ -77,15 +77,15 @@ class AgentStyle:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and the values that can be read off it."""
+    """A figure, and the values that the page shows at the pointer."""
 
     figure: Figure
     values: list[tuple[Axes, float, float, str]] = field(default_factory=list)
-    """Panel, x and y in its units, and the text to show there."""
+    """For each value: the panel, x and y in the panel's units, and the text to show there."""
 
 
 def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
-    """A style for each agent, by its place among all agents of the experiment."""
+    """A style for each agent, by its position among all agents of the experiment."""
     return {
         agent: AgentStyle(COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
         for i, agent in enumerate(agents)
@@ -95,8 +95,8 @@ def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
 def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, float, str]]]:
     """Write <name>.svg and <name>.png into ``folder``.
 
-    Returns the SVG as an element for a page, and the chart's values with their places as shares
-    of the figure's width and height, from its top left.
+    Returns the SVG as an element for a page, and the chart's values: x and y as shares of the
+    figure's width and height, from the top left, and the text.
     """
     figure, text = chart.figure, io.StringIO()
     lay_out(figure)
@@ -114,9 +114,9 @@ def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, 
 
 
 def lay_out(figure: Figure) -> None:
-    """Give everything its place for good."""
+    """Compute the layout, and fix it."""
     with mpl.rc_context(STYLE):
-        # Where panels end decides which numbers stand at their axes, and these where panels end.
+        # The size of panels determines their tick labels, which in turn determine the size.
         engine = figure.get_layout_engine()
         if isinstance(engine, ConstrainedLayoutEngine):
             engine.set(w_pad=0.1, h_pad=0.08)
@@ -131,7 +131,7 @@ def _place(figure: Figure, panel: Axes, x: float, y: float, text: str) -> tuple[
 
 
 def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
-    """A panel a statistic: every agent's value and interval, at the end and over the curve."""
+    """A panel for each statistic, with every agent's two scores and their intervals."""
     agents = _agents(table, styles)
     labels = [_wrapped(agent, LABEL) for agent in agents]
     width, lines = _extent(labels)
@@ -161,7 +161,7 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
 
 
 def pair_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
-    """A row a pair: the probability that the first agent's run beats the second's."""
+    """A row for each pair: the probability that a run of the first agent beats the second's."""
     with mpl.rc_context(STYLE):
         names = [f"{row['better']} over {row['worse']}" for _, row in table.iterrows()]
         labels = [_wrapped(name, 2 * LABEL) for name in names]
@@ -182,7 +182,10 @@ def pair_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Cha
 
 
 def pair_matrix(matrix: pd.DataFrame) -> Chart:
-    """A square a pair: the probability that the row's run beats the column's; blank if unknown."""
+    """A square for each pair: the probability that a run of the row beats one of the column.
+
+    A square is blank if the probability is unknown.
+    """
     agents = list(matrix.index)
     values = matrix.to_numpy(dtype=float)
     labels = [_wrapped(agent, LABEL) for agent in agents]
@@ -218,11 +221,11 @@ def pair_matrix(matrix: pd.DataFrame) -> Chart:
 
 @dataclass(frozen=True)
 class Marks:
-    """Points beside the curves that are not ours."""
+    """Published points, drawn next to the curves."""
 
     label: str
     table: pd.DataFrame
-    """The columns of the curves: panel, x, value, low, high; and seeds."""
+    """The same columns as the table of the curves: panel, x, value, low, high."""
     marker: str
 
 
@@ -236,7 +239,11 @@ def curves(
     panel_by: str | None = None,
     marks: Sequence[Marks] = (),
 ) -> Chart:
-    """Lines of ``value`` over column ``x`` with bands, an agent each, a panel a ``panel_by``."""
+    """A line of ``value`` over ``x`` for each agent, with a band from ``low`` to ``high``.
+
+    ``x`` and ``panel_by`` are columns of ``table``. There is a panel for each value of
+    ``panel_by``, or a single one.
+    """
     parts: list[tuple[str, pd.DataFrame]] = (
         [(str(name), part) for name, part in table.groupby(panel_by, sort=False)]
         if panel_by
@@ -279,7 +286,7 @@ def curves(
 
 
 def action_slices(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
-    """A row a task, a panel an agent: Q along the action axis over the share of samples there."""
+    """A panel for each agent and task: Q along the action axis, and the share of samples there."""
     agents = _agents(table, styles)
     drawn = [
         (task, agent)
@@ -388,11 +395,14 @@ def _name_axes(panels: Sequence[Axes], columns: int, x: str, y: str) -> None:
 
 
 KEY_LENGTH = 3.5
-"""Of a line in a legend, in ems."""
+"""The length of a line in a legend, in units of the font size."""
 
 
 def _legend_layout(names: Sequence[str], width: float) -> tuple[list[str], int, float]:
-    """The names, wrapped; how many columns of them fit into ``width``; and the inches they take."""
+    """The layout of a legend that fits into ``width`` inches.
+
+    Returns the wrapped names, the number of columns, and the height in inches.
+    """
     key = 0.75
     longest = int((width - 0.5 - key) / CHARACTER)
     wrapped = [_wrapped(name, longest) for name in names]
@@ -407,14 +417,14 @@ def _key(style: AgentStyle) -> Line2D:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """``text`` in lines of at most ``width`` characters, broken where an agent's settings end."""
+    """``text`` in lines of at most ``width`` characters, broken between an agent's settings."""
     wrapper = textwrap.TextWrapper(width)
     wrapper.wordsep_re = re.compile(r"(\s+)|(?<=[,-])|(?<=\[)(?=[a-z])")
     return "\n".join(wrapper.wrap(visible(text)))
 
 
 def _extent(texts: Sequence[str]) -> tuple[float, int]:
-    """The width of the widest of the texts in inches, and the lines of the highest."""
+    """The width in inches of the widest text, and the largest number of lines."""
     lines = [text.splitlines() for text in texts]
     widest = max((len(line) for text in lines for line in text), default=0)
     return CHARACTER * widest, max(map(len, lines), default=0)

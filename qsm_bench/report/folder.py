@@ -1,4 +1,4 @@
-"""A report's folder is replaced whole or not at all, and no file in it that is somebody else's."""
+"""Replace the folder of a report as a whole, and keep the files in it that no report wrote."""
 
 import os
 import shutil
@@ -11,24 +11,25 @@ from qsm_bench.errors import UserError
 from qsm_bench.files import MIB, read, refuse_foreign
 
 MARKER = ".qsm_bench-report"
-"""Stands in every report, and lists its files; what it does not list is somebody else's."""
+"""A file in every report that lists the report's files. All other files belong to the user."""
 HEADING = "Written by qsm_bench. These files are replaced when the report is made again:"
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Enter with an empty folder to write a report into; it takes the place of ``folder`` after.
+    """Yield an empty folder to write a report into. On exit, it replaces ``folder``.
 
-    A reader of ``folder`` sees the old report or the new one, whole; if an error is raised, the old
-    one. Files in it that no report made are kept. Raises UserError if it holds something and no
-    report made it, if a file that is to be kept has the name of one of the new report's, or if
-    nothing can be written there.
+    A reader of ``folder`` sees either the whole old report or the whole new one. If an error is
+    raised, the old report stays. The user's own files in ``folder`` are kept.
+
+    Raises UserError if ``folder`` is not empty and no report made it, if one of the user's files
+    has the name of a file of the new report, or if the folder cannot be written.
     """
     refuse_foreign(folder, folder=True, remedy="delete it")
     before = _files(folder)
     if before and Path(MARKER) not in before:
         raise UserError(
-            f"{folder} holds something that no report made: move it away, or choose another "
+            f"{folder} contains files that no report made: move them away, or choose another "
             "--reports"
         )
     try:
@@ -49,7 +50,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> set[Path]:
-    """All that is in a folder and is no folder itself, unless an empty one; links as they are."""
+    """All files, links and empty folders within a folder, as relative paths."""
     found: set[Path] = set()
     for name, folders, files in os.walk(folder):
         inside = Path(name).relative_to(folder)
@@ -61,24 +62,24 @@ def _files(folder: Path) -> set[Path]:
 
 
 def _made(folder: Path) -> set[Path]:
-    """The files that the report in ``folder`` consists of."""
+    """The files that the report in ``folder`` lists as its own."""
     lines = read(folder / MARKER, MIB).decode(errors="replace").splitlines()
     if lines[:1] != [HEADING]:
-        raise UserError(f"{folder / MARKER} is not a report's: move {folder} away")
+        raise UserError(f"{folder / MARKER} is not the file of a report: move {folder} away")
     return {Path(MARKER), *map(Path, lines[1:])}
 
 
 def _keep(names: set[Path], old: Path, new: Path) -> None:
-    """Give files of ``old`` a place in ``new``, too, so that neither folder ever lacks them."""
+    """Link or copy files of ``old`` into ``new``, so that both folders have them."""
     for name in sorted(names):
         target = new / name
         if os.path.lexists(target) or any((new / p).is_file() for p in name.parents if p.name):
-            raise UserError(f"{old / name} is in the report's way, which did not make it: move it")
+            raise UserError(f"{old / name} has the name of a file of the report: move it away")
         if (old / name).is_dir() and not (old / name).is_symlink():
             target.mkdir(parents=True)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(old / name, target, follow_symlinks=False)
-        except OSError:  # a file system without second names
+        except OSError:  # a file system without hard links
             shutil.copy2(old / name, target, follow_symlinks=False)

@@ -1,4 +1,4 @@
-"""Sections on how the results came about: cost, trainers' insides, what ran, what is missing."""
+"""Sections on how the results were obtained: cost, diagnostics, settings, and what is missing."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +13,8 @@ from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of
 from qsm_bench.stretches import conditions, varying
+
+MISSING_TITLE = "What failed, diverged or is missing"
 
 MEASURES = {
     "score_gradient_cosine": "cosine of score and action gradient",
@@ -37,7 +39,7 @@ PROTOCOL = (
 
 
 def cost(analysis: Analysis, drawing: Drawing) -> Section:
-    """Time, rates, and return against time."""
+    """Training time, rates, and return against time."""
     rows = []
     for cell in analysis.results.cells:
         seeds, train = len(cell["seeds"]), cell["train_seconds"]
@@ -69,8 +71,8 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
     blocks: list[Block] = [
         Table(
             "cost",
-            "Wall clock of each cell, all its seeds together on one thread or device; rates are "
-            "sums over seeds, and count the training time alone.",
+            "Wall-clock time of each cell, with all its seeds together on one thread or device. "
+            "Rates are summed over seeds, and count training time only.",
             cells,
             data,
         )
@@ -90,7 +92,7 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
                 ),
                 curves,
                 alt="Mean return against wall-clock minutes, a panel for each task.",
-                caption="Return against the cell's wall clock, evaluations included.",
+                caption="Mean return against the cell's wall-clock time, evaluations included.",
             )
         )
     return Section("Cost", blocks)
@@ -105,21 +107,21 @@ def _return_against_time(analysis: Analysis) -> pd.DataFrame:
 
 
 def trainers(results: Results, drawing: Drawing) -> Section:
-    """What the agents' policies and critics look like as they learn."""
+    """Diagnostics of the agents' policies and critics during training."""
     table = _measures(results)
     notes = [Text(note) for note in results.notes]
     if table.empty:
-        return Section("Trainers' diagnostics", [Text("No agent has logged any."), *notes])
+        return Section("Trainers' diagnostics", [Text("No agent has any."), *notes])
     blocks: list[Block] = [
         Text(
-            "Measured at every evaluation, at the same states of the warm-up, for every agent "
-            "that shows its policy or its critic. The cosine is between the policy's score and "
-            "the critic's action gradient at the policy's samples; only a diffusion policy has "
-            "it. Samples at a bound of the action box mark an overshoot. Entropy and modes are "
-            "those of 64 samples, estimated alike for all agents; a deterministic policy has "
-            "neither. The critic's bias is its value minus the discounted return that evaluation "
-            "episodes then brought, where that can be observed; SAC's value also counts the "
-            "entropy to come."
+            "Measured at every evaluation, at the same states from the warm-up, for every agent "
+            "that gives access to its policy or its critic. The cosine is that of the policy's "
+            "score and the critic's action gradient, at samples of the policy; only diffusion "
+            "policies have it. Many action entries at a bound of the action box are a sign of "
+            "overshoot. Entropy and modes are estimated from 64 samples, in the same way for all "
+            "agents; a deterministic policy has neither. The critic bias is the critic's value "
+            "minus the discounted return that followed in evaluation episodes, where it can be "
+            "observed. The value of SAC also includes future entropy."
         )
     ]
     for index, (task, part) in enumerate(table.groupby("task", sort=False), start=1):
@@ -141,7 +143,7 @@ def trainers(results: Results, drawing: Drawing) -> Section:
                 ),
                 part,
                 alt=f"Diagnostics on {task} over steps. At the end: {ends}.",
-                caption=f"{task}: mean over seeds, and their range.",
+                caption=f"{task}: mean and range over seeds.",
             )
         )
     slices = results.slices
@@ -153,9 +155,10 @@ def trainers(results: Results, drawing: Drawing) -> Section:
             first,
             alt="For each agent and task, the critic's value along the first action "
             "dimension and the share of the policy's samples there.",
-            caption="The critic along the first action dimension beside the policy's samples, at "
-            "the first watched state of the first seed after training: samples that gather at "
-            "maxima of Q are modes, samples at the bounds where Q is low are overshoot.",
+            caption="The critic along the first action dimension (line), and the share of the "
+            "policy's samples there (bars), after training: first seed, first measured state. "
+            "Samples at a maximum of Q are a mode. Samples at a bound where Q is low are "
+            "overshoot.",
         )
     )
     return Section("Trainers' diagnostics", [*blocks, *notes])
@@ -176,8 +179,14 @@ def _measures(results: Results) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+STRETCHES_CAPTION = (
+    "The stretches of every run, with the conditions that differ. A stretch is the time between a "
+    "start and the next interruption, or the end."
+)
+
+
 def what_ran(results: Results) -> Section:
-    """Settings, versions, hardware, and the commands to run it again."""
+    """The settings, versions and hardware of an experiment, and the commands to run it again."""
     settings = {agent: settings_of(results, agent) for agent in agents_of(results)}
     agents = [agent for agent, values in settings.items() if values]
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
@@ -189,11 +198,23 @@ def what_ran(results: Results) -> Section:
     same = [row for row in rows if row not in different]
     blocks: list[Block] = [Text(warning) for warning in [condition_warning(results)] if warning]
     for name, caption, part in (
-        ("settings-different", f"Settings that differ; {NONE}: the agent has none.", different),
+        (
+            "settings-different",
+            f"Settings that differ between agents; {NONE}: the agent does not have it.",
+            different,
+        ),
         ("settings-same", "Settings that all agents share.", same),
-        ("protocol", "The protocol of every cell.", protocol_of(results)),
-        ("environment", "Where it ran.", environment_of(results)),
-        ("stretches", "Every stretch of every run; conditions that differ.", _breaks(results)),
+        (
+            "protocol",
+            "The protocol. Where cells differ, all values are shown.",
+            protocol_of(results),
+        ),
+        (
+            "environment",
+            "Time, hardware and versions. Where cells differ, all values are shown.",
+            environment_of(results),
+        ),
+        ("stretches", STRETCHES_CAPTION, _stretch_rows(results)),
     ):
         if part:
             frame = pd.DataFrame(part)
@@ -201,12 +222,12 @@ def what_ran(results: Results) -> Section:
     unknown = [agent for agent, values in settings.items() if not values]
     if unknown:
         blocks.append(Text(f"Settings were not recorded for {listed(unknown)}: see the commands."))
-    blocks += [Text("To run it again:"), Code("\n".join(_unique(_commands(results))))]
+    blocks += [Text("Commands to run it again:"), Code("\n".join(_unique(_commands(results))))]
     return Section("What ran", blocks)
 
 
 def settings_of(results: Results, agent: str) -> dict[str, str]:
-    """Each setting as text; where tasks have their own, with the tasks."""
+    """Each setting of an agent as text. Values that hold for some tasks only name these tasks."""
     cells = [cell for cell in results.cells if cell["agent"] == agent]
     shown = {}
     for name in dict.fromkeys(name for cell in cells for name in cell["settings"]):
@@ -220,14 +241,14 @@ def settings_of(results: Results, agent: str) -> dict[str, str]:
 
 
 def protocol_of(results: Results) -> list[dict[str, str]]:
-    """How every cell was run; where cells differ, all values."""
+    """The protocol's fields and their values; all values where cells differ."""
     return [
         {"what": name, "value": _values(cell[name] for cell in results.cells)} for name in PROTOCOL
     ]
 
 
 def environment_of(results: Results) -> list[dict[str, str]]:
-    """When, where and with what it ran; where cells differ, all values."""
+    """The commit, times, hardware and versions; all values where cells differ."""
     ran = [stretch for _, stretch in _stretches(results) if stretch["versions"]]
     versions = list(dict.fromkeys(name for s in ran for name in s["versions"]))
     hardware = list(dict.fromkeys(name for s in ran for name in s["hardware"]))
@@ -242,24 +263,24 @@ def environment_of(results: Results) -> list[dict[str, str]]:
 
 
 def condition_warning(results: Results) -> str | None:
-    """A warning if not all of an experiment ran under the same conditions, which it names."""
+    """A warning that names the conditions that differ within an experiment; None if none does."""
     differing = varying(stretch for _, stretch in _stretches(results))
     if not differing:
         return None
-    told = "; ".join(f"{name} {' or '.join(values)}" for name, values in differing.items())
+    different = "; ".join(f"{name} {' or '.join(values)}" for name, values in differing.items())
     return (
-        f"Warning: not all of {results.name} ran under the same conditions ({told}). Numbers may "
-        "differ for that reason alone."
+        f"Warning: not all of {results.name} ran under the same conditions ({different}). Numbers "
+        "may differ for that reason alone."
     )
 
 
 def _stretches(results: Results) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every stretch, with its cell."""
+    """Every stretch together with its cell."""
     return [(cell, stretch) for cell in results.cells for stretch in cell["stretches"]]
 
 
-def _breaks(results: Results) -> list[dict[str, str]]:
-    """A row a stretch, if a run has more than one or they differ."""
+def _stretch_rows(results: Results) -> list[dict[str, str]]:
+    """A row for each stretch; no rows if every run has one stretch and all conditions agree."""
     stretches = _stretches(results)
     differing = varying(stretch for _, stretch in stretches)
     if not differing and all(len(cell["stretches"]) < 2 for cell in results.cells):
@@ -286,7 +307,7 @@ def _commands(results: Results) -> Iterable[str]:
 
 
 def what_is_missing(analysis: Analysis) -> Section:
-    """Everything that was asked for and is not in the statistics."""
+    """Everything that the experiment should have and the statistics do not use."""
     comparison, results = analysis.comparison, analysis.results
     sentences = damaged_cells(results)
     sentences += [
@@ -304,17 +325,17 @@ def what_is_missing(analysis: Analysis) -> Section:
     sentences += comparison.left_out
     if not sentences:
         runs = sum(len(run.seeds) for run in comparison.runs.values())
-        sentences = [f"Nothing: all {count(runs, 'run')} finished and are in the statistics."]
+        sentences = [f"Nothing: the statistics use all {count(runs, 'run')}."]
     blocks: list[Block] = [Bullets(_unique(sentences))]
     for cell in results.cells:
         if cell["status"] == "failed" and cell.get("log_tail"):
             blocks.append(Text(f"The last lines of {cell['agent']} on {cell['task']}:"))
             blocks.append(Code("\n".join(cell["log_tail"])))
-    return Section("What failed, diverged or is missing", blocks)
+    return Section(MISSING_TITLE, blocks)
 
 
 def damaged_cells(results: Results) -> list[str]:
-    """A sentence for each cell that cannot be read."""
+    """A sentence for each damaged cell."""
     return [
         f"{cell.agent} on {cell.task} is damaged and left out: {cell.fault}."
         for cell in results.damaged
@@ -328,7 +349,7 @@ def _shown(value: Any) -> str:
 
 
 def _values(values: Iterable[Any]) -> str:
-    """All different values."""
+    """All different values as one text."""
     return "; ".join(_unique(_shown(value) for value in values if value is not None)) or NONE
 
 

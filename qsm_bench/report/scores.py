@@ -1,4 +1,4 @@
-"""Sections on what the results say: who is better, by how much, and whether to believe it."""
+"""Sections on the results: which agent is better, by how much, and with what evidence."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -10,6 +10,7 @@ from qsm_bench.published import Published
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
+from qsm_bench.report.runs import MISSING_TITLE
 from qsm_bench.report.wording import NONE, count, interval, listed, number, p_value_text
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
@@ -25,7 +26,9 @@ from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL, Comparison, 
 from qsm_bench.statistics.significance import FALSE_ALARMS
 
 FEW_SEEDS, FEW_TASKS = 5, 3
-"""Below these a reader is warned."""
+"""With fewer seeds or tasks than these, the report has a warning."""
+
+SEE_MISSING = f'see "{MISSING_TITLE}"'
 
 BOOTSTRAP = (
     f"Intervals: {CONFIDENCE:.0%} stratified bootstrap over seeds, {REPLICATIONS:,} replications."
@@ -33,13 +36,13 @@ BOOTSTRAP = (
 
 
 def answer(analysis: Analysis) -> Section:
-    """One plain sentence for each pair of agents, and what a reader must know beside it."""
+    """One sentence for each pair of agents, and the warnings that a reader needs with them."""
     comparison = analysis.comparison
     sentences = [_verdict(pair) for _, pair in analysis.pairs.iterrows()]
     if not comparison.agents:
         sentences = ["No agent has a run to compare: all of them failed or diverged."]
     elif not sentences:
-        sentences = [f"Only {listed(comparison.agents)} has runs: there is no pair to compare."]
+        sentences = [f"Only {listed(comparison.agents)} has runs: there are no pairs to compare."]
     warnings = _warnings(comparison, analysis.results)
     blocks: list[Block] = [Bullets(sentences)]
     if warnings:
@@ -51,25 +54,29 @@ def _verdict(pair: "pd.Series[float]") -> str:
     better, worse = str(pair["better"]), str(pair["worse"])
     seeds = sorted({int(pair["seeds_better"]), int(pair["seeds_worse"])})
     runs = f"{' and '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}"
-    ahead = f"ahead on {int(pair['wins'])} of {count(int(pair['tasks']), 'task')}"
+    higher = f"higher mean return on {int(pair['wins'])} of {count(int(pair['tasks']), 'task')}"
     improvement = (
         f"probability of improvement {interval(pair['probability'], pair['low'], pair['high'])}"
     )
+    evidence = f"{p_value_text(pair['p'])}, adjusted for all pairs"
     if pair["verdict"]:
-        return (
-            f"{better} is better than {worse}: {ahead}; {improvement}; "
-            f"{p_value_text(pair['p'])} over all pairs."
-        )
-    why = (
-        f"{p_value_text(pair['p'])} over all pairs"
-        if pair["attainable"]
-        else "no outcome of so few runs could have told them apart"
-    )
+        return f"{better} is better than {worse} ({runs}): {higher}; {improvement}; {evidence}."
+    if not pair["attainable"]:
+        evidence = TOO_FEW_RUNS
     if np.isfinite(pair["detectable"]):
-        why += f"; a probability under {number(pair['detectable'])} could not be seen"
+        evidence += f"; {needed_probability(pair['detectable'])}"
     return (
-        f"Cannot tell {better} from {worse} with {runs}: {better} is {ahead}; {improvement}; {why}."
+        f"Cannot tell whether {better} or {worse} is better ({runs}): {better} has the {higher}; "
+        f"{improvement}; {evidence}."
     )
+
+
+TOO_FEW_RUNS = "so few runs could not have led to a verdict, whatever their returns"
+
+
+def needed_probability(detectable: float) -> str:
+    """Say how large the probability of improvement had to be for a verdict."""
+    return f"a verdict needed a probability of at least {number(detectable)}"
 
 
 def _warnings(comparison: Comparison, results: Results) -> list[str]:
@@ -82,35 +89,35 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
         )
     failed = [c for c in results.cells if c["status"] == "failed"]
     if failed:
-        warnings.append(f"{count(len(failed), 'cell')} failed: see what is missing, below.")
+        warnings.append(f"{count(len(failed), 'cell')} failed: {SEE_MISSING}.")
     if results.damaged:
         warnings.append(
             f"{count(len(results.damaged), 'cell')} cannot be read and "
-            f"{'is' if len(results.damaged) == 1 else 'are'} left out: see what is missing, below."
+            f"{'is' if len(results.damaged) == 1 else 'are'} left out: {SEE_MISSING}."
         )
     diverged = sum(len(cell.get("diverged", {})) for cell in results.cells)
     if diverged:
         warnings.append(
-            f"{count(diverged, 'run')} diverged and stand outside the statistics: an agent that "
-            "sometimes diverges is judged here by the runs that did not."
+            f"{count(diverged, 'run')} diverged and {'is' if diverged == 1 else 'are'} not in the "
+            "statistics: an agent that sometimes diverges is judged here by its other runs only."
         )
     lost = sum(len(cell.get("failed_seeds", {})) for cell in results.cells)
     if lost:
         warnings.append(
-            f"{count(lost, 'run')} failed with their environment and stand outside the statistics: "
-            "see what is missing, below."
+            f"{count(lost, 'run')} failed in the environment and {'is' if lost == 1 else 'are'} "
+            f"not in the statistics: {SEE_MISSING}."
         )
     seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
     if seeds < FEW_SEEDS:
         warnings.append(
-            f"Only {count(seeds, 'seed')}: bootstrap intervals from so few are too narrow, and "
-            "only large differences can be told from luck."
+            f"Only {count(seeds, 'seed')}: with so few, bootstrap intervals are too narrow, and "
+            "only large differences can be distinguished from chance."
         )
     tasks = len(comparison.tasks)
     if tasks < FEW_TASKS:
         warnings.append(
-            f"Only {count(tasks, 'task')}: this says nothing about other tasks, and an aggregate "
-            "over so few is no more than their mean."
+            f"Only {count(tasks, 'task')}: the results say nothing about other tasks, and "
+            "aggregates over so few tasks add nothing to the results of each task."
         )
     return warnings
 
@@ -139,10 +146,9 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
         [
             Table(
                 "aggregates",
-                f"Normalized scores: 0 and 1 are the ends of each task's range. {BOOTSTRAP} "
-                f"Measured {FINAL} of training, and as {AREA_UNDER_CURVE}: the mean over all "
-                "evaluations. "
-                "Runs: seeds x tasks.",
+                f"Normalized scores: 0 and 1 are the ends of each task's score range. {BOOTSTRAP} "
+                f"'{FINAL}' is the last evaluation; '{AREA_UNDER_CURVE}' is the mean over all "
+                "evaluations. Runs: seeds x tasks.",
                 pd.DataFrame(rows),
                 table,
             ),
@@ -159,7 +165,7 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
 
 
 def profiles(analysis: Analysis, drawing: Drawing) -> Section:
-    """Share of runs above every score."""
+    """The share of runs above each score."""
     table = performance_profiles(analysis.comparison)
     if table.empty:
         return Section("Performance profiles", [Text("No task has scores of all agents.")])
@@ -179,17 +185,18 @@ def profiles(analysis: Analysis, drawing: Drawing) -> Section:
                 table,
                 alt="For each agent, the share of its runs whose normalized score is above each "
                 "value from 0 to 1; a higher line is better.",
-                caption=f"Share of runs above each score at the end of training. {BOOTSTRAP}",
+                caption="Share of runs whose score at the end of training is above each value. "
+                f"{BOOTSTRAP}",
             )
         ],
     )
 
 
 def improvement(analysis: Analysis, drawing: Drawing) -> Section:
-    """How likely a run of one agent beats a run of another."""
+    """The probability that a run of one agent beats a run of another."""
     table = analysis.pairs
     if table.empty:
-        return Section("Probability of improvement", [Text("There is no pair of agents.")])
+        return Section("Probability of improvement", [Text("There are no pairs of agents.")])
     matrix = _matrix(table, analysis.comparison.agents)
     matrix_cells = pd.DataFrame(
         {
@@ -202,7 +209,7 @@ def improvement(analysis: Analysis, drawing: Drawing) -> Section:
         {
             "pair": f"{row['better']} over {row['worse']}",
             "probability of improvement": interval(row["probability"], row["low"], row["high"]),
-            "tasks ahead": f"{row['wins']} of {row['tasks']}",
+            "higher mean on": f"{row['wins']} of {row['tasks']}",
             "p": number(row["p"], 2),
             "verdict": "better" if row["verdict"] else "cannot tell",
         }
@@ -213,10 +220,11 @@ def improvement(analysis: Analysis, drawing: Drawing) -> Section:
         [
             Table(
                 "pairs",
-                "Probability that a run of the first beats a run of the second on the same task, "
-                f"averaged over tasks. {BOOTSTRAP} p: exact permutation test of equal agents, "
-                "Holm's adjustment over all pairs; verdicts rest on it, and name a better agent "
-                f"among equals in at most {FALSE_ALARMS:.0%} of experiments.",
+                "Probability that a run of the first agent beats a run of the second on the same "
+                f"task, averaged over tasks. {BOOTSTRAP} p: exact permutation test of the "
+                "hypothesis that the two agents are equal, with Holm's adjustment over all pairs. "
+                "Verdicts depend on p only. If all agents are equal, at most "
+                f"{FALSE_ALARMS:.0%} of experiments name a better one.",
                 cells,
                 table,
             ),
@@ -246,7 +254,7 @@ def improvement(analysis: Analysis, drawing: Drawing) -> Section:
             ),
             Table(
                 "improvement-matrix",
-                "The same as a table. The two sides of a pair add up to 1.",
+                "The same numbers as a table. The two entries of a pair add up to 1.",
                 matrix_cells,
                 matrix.rename_axis("agent").reset_index(),
             ),
@@ -264,11 +272,11 @@ def _matrix(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
 
 
 def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published) -> Section:
-    """Learning curves over all tasks, and on each, with what others have published beside them."""
+    """Learning curves over all tasks and on each task, with published scores next to them."""
     comparison = analysis.comparison
     blocks: list[Block] = []
     if published.fault:
-        blocks.append(Warnings([f"No published scores stand here: {published.fault}."]))
+        blocks.append(Warnings([f"Published scores are not shown: {published.fault}."]))
     overall = aggregate_curves(comparison)
     if not overall.empty and len(comparison.aggregate_tasks) > 1:
         blocks.append(
@@ -283,7 +291,8 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
                 ),
                 overall,
                 alt="Interquartile mean of normalized scores over steps, a line for each agent.",
-                caption=f"Over {count(len(comparison.aggregate_tasks), 'task')}. {BOOTSTRAP}",
+                caption="IQM of normalized scores over "
+                f"{count(len(comparison.aggregate_tasks), 'task')}. {BOOTSTRAP}",
             )
         )
     by_task = analysis.task_curves
@@ -310,8 +319,8 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
             alt=f"Mean return over steps, a panel for each task. At the end: {ends}.",
             caption=f"Mean return over seeds. {BOOTSTRAP}"
             + (
-                " Hollow markers: published means, with bars from the lowest to the highest seed; "
-                "see the next table."
+                " Hollow markers: published means, with bars from the lowest to the highest seed. "
+                "See the next table."
                 if marks
                 else ""
             ),
@@ -323,7 +332,7 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
 
 
 def _marks(results: Results, published: Published) -> list[figures.Marks]:
-    """Published scores of tasks whose steps are the same work as ours, a mark each source."""
+    """The published scores with the action repeat of our runs, with a marker for each source."""
     repeats = {cell["task"]: cell["action_repeat"] for cell in results.cells}
     same = published.scores[
         published.scores["task"].map(repeats) == published.scores["action_repeat"]
@@ -336,7 +345,7 @@ def _marks(results: Results, published: Published) -> list[figures.Marks]:
 
 
 def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
-    """Published scores as a table with ours at the same step, and what differs."""
+    """A table of published scores with ours at the same step, and a list of the differences."""
     ours = by_task.set_index(["task", "step", "agent"])["value"].unstack("agent")
     agents = list(dict.fromkeys(by_task["agent"]))
     rows = [
@@ -358,15 +367,15 @@ def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
     return [
         Table(
             "published",
-            "Published scores beside ours at the same step. They were measured elsewhere, under "
-            "other protocols, and enter no statistic of this report.",
+            "Published scores next to ours at the same step. They were measured elsewhere under "
+            "other protocols, and no statistic of this report uses them.",
             pd.DataFrame(rows),
             published.scores,
         ),
         Bullets(
             [
                 f"{source.label} ({source.url}, {source.files} at {source.commit[:7]}): a step is "
-                f"{source.step}. Its protocol: {source.protocol}. What differs from ours: "
+                f"{source.step}. Its protocol: {source.protocol}. Differences from ours: "
                 f"{source.differs}."
                 for source in published.sources.values()
             ]
@@ -375,10 +384,10 @@ def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
 
 
 def every_run(analysis: Analysis) -> Section:
-    """Every seed's value, task by task."""
+    """The return of every seed on every task."""
     table, curves = final_scores(analysis.comparison), analysis.task_curves
     if table.empty:
-        return Section("Every run", [Text("There is no run to compare.")])
+        return Section("Every run", [Text("There are no runs to compare.")])
     seeds = sorted(table["seed"].unique())
     rows = []
     for (task, agent), part in table.groupby(["task", "agent"], sort=False):
@@ -407,7 +416,7 @@ def every_run(analysis: Analysis) -> Section:
         [
             Table(
                 "runs",
-                "Return at the last evaluation that all agents have, of every seed. "
+                "Return of every seed at the last evaluation that all agents have. "
                 f"{BOOTSTRAP} Area under the curve: the mean return over all evaluations.",
                 pd.DataFrame(rows),
                 table,
@@ -417,26 +426,27 @@ def every_run(analysis: Analysis) -> Section:
 
 
 def limits(analysis: Analysis) -> Section:
-    """What a reader must not conclude."""
+    """What a reader must not conclude from the statistics."""
     comparison, results = analysis.comparison, analysis.results
     seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
     budgets = sorted({cell["steps"] for cell in results.cells})
     sentences = [
-        f"Budgets: {listed([f'{steps:,} steps' for steps in budgets])}. An order at this budget "
-        "can be another at a longer one.",
-        f"Seeds: {seeds} at least in each cell. They differ in initial weights, exploration and "
-        "episodes; nothing here says how much a result depends on settings, which were not tuned.",
-        "Bootstrap intervals resample the seeds that were run: with few of them they are too "
-        "narrow (docs/statistics.md of the project says by how much). The verdicts do not rest on "
+        f"Budget: {listed([f'{steps:,} steps' for steps in budgets])}. With a longer budget, the "
+        "order of the agents may change.",
+        f"Seeds: at least {seeds} in each cell. Seeds differ in initial weights, exploration and "
+        "episodes. Settings were not tuned, and nothing here shows how much a result depends on "
         "them.",
-        f"Tasks: {listed(tasks_of(results))}. The intervals treat them as given, not as a sample "
+        "With few seeds, bootstrap intervals are too narrow (docs/statistics.md of the project "
+        "says by how much). Verdicts do not depend on them.",
+        f"Tasks: {listed(tasks_of(results))}. The intervals treat them as fixed, not as a sample "
         "of all tasks.",
-        "Times were measured while other jobs ran on the same machine: compare them loosely.",
+        "Other jobs ran on the same machine while times were measured: only large differences in "
+        "time mean anything.",
     ]
     held = {cell["task"]: cell["action_repeat"] for cell in results.cells}
     sentences += [
-        f"On {task} an action is held for {times} environment steps: a step there is more "
-        "experience than elsewhere."
+        f"On {task} an action is repeated for {times} environment steps: there a step is more "
+        "experience than without action repeat."
         for task, times in held.items()
         if times != 1
     ]

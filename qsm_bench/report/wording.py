@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 NONE = "\N{EM DASH}"
-"""Stands where there is no number."""
+"""The text in place of a missing number."""
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with that many significant digits; whole parts are never cut."""
+    """``value`` with so many significant digits; digits before the point are always shown."""
     if not np.isfinite(value):
         return NONE
     if value == 0:
@@ -21,19 +21,19 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """``value [low, high]``; without bounds, the value alone."""
+    """``value [low, high]``, or the value alone if a bound is missing."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def p_value_text(p: float) -> str:
-    """``p = 0.04``, or ``p < 0.001``."""
+    """The p-value in words: ``p = 0.04``, or ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {number(p, 2)}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """``a, b and c``."""
+    """The names as a list in a sentence: ``a, b and c``."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
 

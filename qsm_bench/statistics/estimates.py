@@ -1,4 +1,4 @@
-"""Point estimates with stratified bootstrap intervals: rliable's, over runs that are compared."""
+"""Point estimates with rliable's stratified bootstrap intervals."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +26,9 @@ def bootstrap(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """A statistic of one or more score arrays with its stratified bootstrap percentile interval.
 
-    scores: [seeds, tasks, ...] each; seeds are resampled within each task. Returns value, low and
-    high, each [outputs of statistic]; the bounds are NaN where any array has a single seed, since
-    it says nothing about the spread.
+    Each array in ``scores`` is [seeds, tasks, ...]; seeds are resampled within each task. Returns
+    value, low and high, each an array [outputs of statistic]. The bounds are NaN if an array has
+    only one seed, which says nothing about the spread.
     """
     from rliable import library
 
@@ -48,10 +48,10 @@ def bootstrap(
 
 
 def aggregates(comparison: Comparison) -> pd.DataFrame:
-    """rliable's aggregates of normalized scores.
+    """rliable's aggregates of normalized scores. The table is empty if no task can be aggregated.
 
-    Columns: agent, measured (at the end, or area under the curve: the mean over evaluations),
-    statistic, value, low, high, seeds, tasks. Empty if no task can be aggregated.
+    Columns: agent, measured (``FINAL``, or ``AREA_UNDER_CURVE``: the mean over evaluations),
+    statistic (see ``STATISTICS``), value, low, high, seeds, tasks.
     """
     tables = [
         pd.DataFrame(
@@ -72,7 +72,7 @@ def aggregates(comparison: Comparison) -> pd.DataFrame:
 
 
 def aggregate(scores: FloatArray) -> FloatArray:
-    """rliable's aggregates of scores [seeds, tasks], in the order of ``STATISTICS``."""
+    """rliable's aggregates of scores [seeds, tasks], an array in the order of ``STATISTICS``."""
     from rliable import metrics
 
     return np.array(
@@ -86,9 +86,9 @@ def aggregate(scores: FloatArray) -> FloatArray:
 
 
 def interquartile_mean(runs: FloatArray) -> FloatArray:
-    """Mean over the first axis without its lowest and highest quarter, [...].
+    """The mean over the first axis without its lowest and highest quarter: [runs, ...] -> [...].
 
-    The same number as rliable's aggregate of this name, for many columns at once.
+    The values equal those of rliable's aggregate of this name, for many columns at once.
     """
     cut = len(runs) // 4
     middle: FloatArray = np.sort(runs, axis=0)[cut : len(runs) - cut].mean(axis=0)
@@ -96,9 +96,9 @@ def interquartile_mean(runs: FloatArray) -> FloatArray:
 
 
 def performance_profiles(comparison: Comparison) -> pd.DataFrame:
-    """Share of runs with a normalized score above each threshold, at the end of training.
+    """The share of runs whose normalized score at the end is above each threshold.
 
-    Columns: agent, score, value, low, high.
+    Columns: agent, score (the threshold), value (the share), low, high.
     """
     agents = comparison.agents if comparison.aggregate_tasks else ()
     scores = {agent: comparison.scores(agent) for agent in agents}
@@ -117,7 +117,7 @@ def performance_profiles(comparison: Comparison) -> pd.DataFrame:
 
 
 def aggregate_curves(comparison: Comparison) -> pd.DataFrame:
-    """IQM over tasks and seeds at each step that all aggregate tasks have.
+    """The IQM over tasks and seeds at each step that all aggregate tasks have.
 
     Columns: agent, step, value, low, high.
     """
@@ -135,7 +135,7 @@ def aggregate_curves(comparison: Comparison) -> pd.DataFrame:
 
 
 def task_curves(curves: Mapping[CellKey, Curves]) -> pd.DataFrame:
-    """Mean raw return over the finite seeds of each cell, at all its evaluations.
+    """The mean return over the finite seeds of each cell, at all its evaluations.
 
     Columns: task, agent, step, value, low, high, seeds.
     """
@@ -156,9 +156,10 @@ def task_curves(curves: Mapping[CellKey, Curves]) -> pd.DataFrame:
 
 
 def final_scores(comparison: Comparison) -> pd.DataFrame:
-    """Every run that is compared: task, agent, seed, step, return, area, score.
+    """A row for every run that is compared.
 
-    area is the mean return over evaluations; score the normalized return, NaN without a range.
+    Columns: task, agent, seed, step, return, area (the mean return over evaluations), score (the
+    normalized return; NaN if the task has no score range).
     """
     tables = []
     for (agent, task), runs in comparison.runs.items():
@@ -181,7 +182,7 @@ def final_scores(comparison: Comparison) -> pd.DataFrame:
 
 @contextmanager
 def _fixed_random_state() -> Iterator[None]:
-    """rliable draws from NumPy's global generator, whatever ``random_state`` it is given."""
+    """Fix the state of NumPy's global generator: rliable uses it and ignores ``random_state``."""
     before = np.random.get_state()
     np.random.seed(0)
     try:

@@ -1,4 +1,4 @@
-"""Which runs of an experiment are compared, at which steps, and what has to be left out."""
+"""Select the runs of an experiment that are compared, and their steps; name what is left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,36 +18,37 @@ CellKey = tuple[str, str]
 """An agent's label and a task's name."""
 ScoreRange = tuple[float, float]
 FINAL, AREA_UNDER_CURVE = "at the end", "area under the curve"
+"""The two scores of a run: its last evaluation, and the mean over its evaluations."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The evaluations of one cell: mean return over an evaluation's episodes."""
+    """The learning curves of one cell."""
 
     seeds: tuple[int, ...]
     steps: IntArray
-    """[steps]"""
+    """The steps of the evaluations, [steps], in ascending order."""
     returns: FloatArray
-    """[seeds, steps], raw; NaN where a run diverged."""
+    """The mean return over each evaluation's episodes, [seeds, steps]; NaN where a run diverged."""
 
     def select(self, seeds: Sequence[int], steps: IntArray) -> "Curves":
-        """The part with these seeds and steps, all of which must be there."""
+        """The part with these seeds and steps. The curves must have all of them."""
         rows = [self.seeds.index(seed) for seed in seeds]
         columns = np.searchsorted(self.steps, steps)
         return Curves(tuple(seeds), steps, self.returns[rows][:, columns])
 
     def finite_seeds(self) -> tuple[int, ...]:
-        """The seeds without a NaN or infinity."""
+        """The seeds whose returns are all finite."""
         rows = zip(self.seeds, self.returns, strict=True)
         return tuple(seed for seed, returns in rows if np.isfinite(returns).all())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which runs are compared at which steps, and what had to be left out.
+    """The runs that are compared, their steps, and what had to be left out.
 
-    On each task all agents are compared at the same steps: those at which every cell with runs to
-    compare was evaluated. In a finished experiment that is all of them.
+    On each task, all agents are compared at the same steps: those at which every cell with runs to
+    compare was evaluated. In a finished experiment these are all steps with an evaluation.
     """
 
     agents: tuple[str, ...]
@@ -55,10 +56,10 @@ class Comparison:
     tasks: tuple[str, ...]
     """The tasks with at least one run to compare."""
     runs: Mapping[CellKey, Curves]
-    """Finite curves at the common steps of their task."""
+    """The curves of each cell, finite, at the common steps of the task."""
     score_ranges: Mapping[str, ScoreRange | None]
     left_out: tuple[str, ...]
-    """One sentence for everything that is not in ``runs``, the aggregates or a pair."""
+    """A sentence for everything that is missing from ``runs``, the aggregates or a pair."""
 
     def shared_tasks(self, *agents: str) -> tuple[str, ...]:
         """The tasks on which all of ``agents`` have runs."""
@@ -66,7 +67,7 @@ class Comparison:
 
     @property
     def aggregate_tasks(self) -> tuple[str, ...]:
-        """The tasks that aggregates are over: every agent has runs, and the range is known."""
+        """The tasks on which every agent has runs and whose score range is known."""
         return tuple(t for t in self.shared_tasks(*self.agents) if self.score_ranges[t])
 
     def steps(self, task: str) -> IntArray:
@@ -74,30 +75,38 @@ class Comparison:
         return next(runs.steps for (_, t), runs in self.runs.items() if t == task)
 
     def balanced(self, agent: str, tasks: Sequence[str]) -> list[FloatArray]:
-        """Raw returns [seeds, steps] on each task, the same number of seeds on each.
+        """The agent's returns [seeds, steps] on each task, with as many seeds on each task.
 
-        rliable wants as many runs on one task as on another. Runs on different tasks are
-        independent, so where one task has fewer, the lowest-numbered seeds of the others serve.
+        rliable needs the same number of runs on every task. Where a task has more than another, its
+        lowest-numbered seeds are used; runs on different tasks are independent.
         """
         curves = [self.runs[agent, task].returns for task in tasks]
         count = min(len(c) for c in curves)
         return [c[:count] for c in curves]
 
     def final_returns(self, agent: str, tasks: Sequence[str]) -> FloatArray:
-        """Raw returns of the last evaluation, [seeds, tasks]."""
+        """The returns of the last evaluation, [seeds, tasks]."""
         return np.stack([c[:, -1] for c in self.balanced(agent, tasks)], axis=1)
 
-    def scores(self, agent: str, when: str = FINAL) -> FloatArray:
-        """Normalized scores on the aggregate tasks, [seeds, tasks]."""
+    def scores(self, agent: str, measured: str = FINAL) -> FloatArray:
+        """The normalized scores on the aggregate tasks, [seeds, tasks].
+
+        ``measured`` is ``FINAL`` or ``AREA_UNDER_CURVE``.
+        """
         tasks = self.aggregate_tasks
         columns = [
             normalized(c, self.score_ranges[task])
             for c, task in zip(self.balanced(agent, tasks), tasks, strict=True)
         ]
-        return np.stack([c[:, -1] if when == FINAL else c.mean(axis=1) for c in columns], axis=1)
+        return np.stack(
+            [c[:, -1] if measured == FINAL else c.mean(axis=1) for c in columns], axis=1
+        )
 
     def score_curves(self, agent: str) -> tuple[IntArray, FloatArray]:
-        """Steps that all aggregate tasks have, and normalized scores [seeds, tasks, steps]."""
+        """The steps that all aggregate tasks have, and the normalized scores there.
+
+        The scores are [seeds, tasks, steps].
+        """
         tasks = self.aggregate_tasks
         steps = _common([self.steps(task) for task in tasks])
         return steps, np.stack(
@@ -110,7 +119,10 @@ class Comparison:
 
 
 def normalized(returns: FloatArray, score_range: ScoreRange | None) -> FloatArray:
-    """Map ``score_range`` to [0, 1] linearly; values outside it stay outside."""
+    """Map ``score_range`` linearly to [0, 1]. Values outside the range are not clipped.
+
+    Raises ValueError if ``score_range`` is None.
+    """
     if score_range is None:
         raise ValueError("a task without a score range has no normalized scores")
     low, high = score_range
@@ -120,8 +132,8 @@ def normalized(returns: FloatArray, score_range: ScoreRange | None) -> FloatArra
 def learning_curves(results: Results) -> dict[CellKey, Curves]:
     """The complete evaluations of every cell that has any.
 
-    An evaluation is complete when every seed of the cell that was ever evaluated has all its
-    episodes; what a running job is just writing is not, down to a row that breaks off.
+    An evaluation is complete if every seed that has evaluations has all episodes of this one. An
+    evaluation that a running job is still writing is not complete, even within its last row.
     """
     curves = {}
     cells = {(c["agent"], c["task"]): c for c in results.cells}
@@ -142,7 +154,7 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
 
 
 def select_runs(results: Results) -> Comparison:
-    """Select the runs to compare. Raises UserError if there is no evaluation at all."""
+    """Select the runs to compare. Raises UserError if the experiment has no evaluation yet."""
     curves = learning_curves(results)
     if not curves and results.damaged:
         raise UserError(
@@ -173,21 +185,21 @@ def select_runs(results: Results) -> Comparison:
 
 
 def agents_of(results: Results) -> list[str]:
-    """The agents' labels: as asked for, then any other on disk."""
+    """The labels of the agents: first those of the experiment, then any others on disk."""
     return list(
         dict.fromkeys([*results.experiment["agents"], *(c["agent"] for c in results.cells)])
     )
 
 
 def tasks_of(results: Results) -> list[str]:
-    """The tasks' names: as asked for, then any other on disk."""
+    """The names of the tasks: first those of the experiment, then any others on disk."""
     return list(dict.fromkeys([*results.experiment["tasks"], *(c["task"] for c in results.cells)]))
 
 
 def _select_runs(
     task: str, curves: Mapping[CellKey, Curves], results: Results
 ) -> tuple[dict[CellKey, Curves], list[str]]:
-    """The runs to compare on one task, and a sentence for everything on it that cannot be."""
+    """The runs to compare on one task, and a sentence for everything that is left out there."""
     cells = {cell["agent"]: cell for cell in results.cells if cell["task"] == task}
     finite: dict[CellKey, Curves] = {}
     reasons = []
@@ -228,12 +240,12 @@ def _select_runs(
 
 
 def _schedule(cell: Mapping[str, Any]) -> list[int]:
-    """The steps at which a cell is evaluated once it has finished."""
+    """The steps at which a finished cell has been evaluated."""
     return [*range(cell["eval_every"], cell["steps"], cell["eval_every"]), cell["steps"]]
 
 
 def _left_out_steps(task: str, steps: Sequence[int], due: Sequence[int]) -> list[str]:
-    """Sentences for the steps that evaluations were made at, or should be, and not compared at."""
+    """Sentences for the steps of existing or planned evaluations that are not compared."""
     why = "not every agent and seed has a complete evaluation there"
     last, end = steps[-1], due[-1]
     gaps = [f"{step:,}" for step in due if step < last and step not in steps]
@@ -250,21 +262,21 @@ def _left_out_of_aggregates(comparison: Comparison, results: Results) -> list[st
     for task in comparison.tasks:
         if task not in shared:
             absent = [a for a in comparison.agents if (a, task) not in comparison.runs]
-            reasons.append(f"{task} from the aggregates: no run of {', '.join(absent)}.")
+            reasons.append(f"{task} is not in the aggregates: no run of {', '.join(absent)}.")
         elif not comparison.score_ranges[task]:
-            reasons.append(f"{task} from the aggregates: the range of its scores is not known.")
+            reasons.append(f"{task} is not in the aggregates: its score range is not known.")
     common = _common([comparison.steps(task) for task in comparison.aggregate_tasks])
     for task in comparison.aggregate_tasks:
         if count := len(comparison.steps(task)) - len(common):
             reasons.append(
-                f"{task} from the aggregate learning curve, {count} evaluations: not every task "
-                "has one at the same step."
+                f"{count} evaluations of {task} are not in the aggregate learning curve: not every "
+                "task has one at the same step."
             )
     return reasons
 
 
 def _left_out_of_balance(comparison: Comparison) -> list[str]:
-    """Sentences for the seeds that ``Comparison.balanced`` cannot use, wherever it is called."""
+    """Sentences for the seeds that ``Comparison.balanced`` leaves out of aggregates and pairs."""
     uses = [("the aggregates", agent, comparison.aggregate_tasks) for agent in comparison.agents]
     for pair in combinations(comparison.agents, 2):
         for agent, other in (pair, pair[::-1]):
@@ -277,8 +289,8 @@ def _left_out_of_balance(comparison: Comparison) -> list[str]:
                 without.setdefault((agent, task, least), []).append(use)
     return [
         f"{agent} on {task}, seed "
-        f"{', '.join(map(str, comparison.runs[agent, task].seeds[least:]))} from "
-        f"{', '.join(names)}: another task has only {least}, and each must count with as many."
+        f"{', '.join(map(str, comparison.runs[agent, task].seeds[least:]))}: not used in "
+        f"{', '.join(names)}, since another task has only {least}, and all tasks count equally."
         for (agent, task, least), names in without.items()
     ]
 

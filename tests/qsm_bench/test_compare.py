@@ -1,4 +1,4 @@
-"""Two experiments compared: a verdict that holds its rate, and can be that none was seen."""
+"""Two experiments compared: a verdict that holds its rate, and can be that none was found."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from qsm_bench.errors import UserError
-from qsm_bench.report.compare import SAME, UNSEEN, Change, write_comparison
+from qsm_bench.report.compare import NOT_FOUND, SAME, Change, write_comparison
 from qsm_bench.results import Results
 from qsm_bench.statistics import estimates
 from qsm_bench.statistics.selection import select_runs
@@ -38,10 +38,12 @@ def experiment(name: str, shift: float = 0.0, noise: int = 0, seeds: int = 4) ->
 def test_an_improved_agent_is_seen_and_the_other_is_not() -> None:
     change = Change(experiment("before"), experiment("after", shift=200, noise=50))
     outcomes = dict(zip(change.overall["agent"], change.overall["outcome"], strict=True))
-    assert outcomes == {"qsm": "qsm in after is better", "td3": UNSEEN}
-    assert change.verdict[0] == "A difference was seen: qsm."
-    assert change.verdict[1].startswith("qsm: qsm in after is better, ahead on 3 of 3 tasks")
-    assert "could not be seen" in change.verdict[2]
+    assert outcomes == {"qsm": "qsm in after is better", "td3": NOT_FOUND}
+    assert change.verdict[0] == "Difference found: qsm."
+    assert change.verdict[1].startswith(
+        "qsm: qsm in after is better; higher mean return on 3 of 3 tasks"
+    )
+    assert "a verdict needed a probability of at least" in change.verdict[2]
 
 
 def test_a_worse_agent_is_said_to_have_been_better_before() -> None:
@@ -52,7 +54,7 @@ def test_a_worse_agent_is_said_to_have_been_better_before() -> None:
 
 def test_equal_experiments_are_the_same_numbers() -> None:
     change = Change(experiment("before"), experiment("after"))
-    assert change.verdict[0] == "The same numbers in both, to the last bit."
+    assert change.verdict[0] == "Both have exactly the same numbers."
     assert set(change.overall["outcome"]) == set(change.cells["outcome"]) == {SAME}
     assert (change.cells["difference"] == 0).all()
 
@@ -63,14 +65,14 @@ def test_one_bit_is_enough_to_be_no_longer_the_same() -> None:
     first = rows.index[0]
     rows.loc[first, "return"] = np.nextafter(rows.loc[first, "return"], np.inf)
     change = Change(experiment("before"), replace(after, evaluations=rows))
-    assert change.verdict[0] == "No difference seen."
-    assert list(change.overall["outcome"]) == [UNSEEN, SAME]
+    assert change.verdict[0] == "No difference found."
+    assert list(change.overall["outcome"]) == [NOT_FOUND, SAME]
 
 
 def test_one_seed_is_never_enough_and_that_is_said() -> None:
     change = Change(experiment("before", seeds=1), experiment("after", shift=900, seeds=1))
-    assert change.verdict[0] == "No difference seen."
-    assert "no outcome of so few runs could have been seen" in change.verdict[1]
+    assert change.verdict[0] == "No difference found."
+    assert "so few runs could not have led to a verdict" in change.verdict[1]
 
 
 def test_a_cells_row_holds_its_means_and_their_difference() -> None:
@@ -115,7 +117,7 @@ def test_only_what_both_have_is_compared_and_the_rest_is_named(tmp_path: Path) -
         "b, after step 10,000 of 20,000",
     ):
         assert sentence in text
-    assert verdict.startswith("No difference seen.\ntd3: ")
+    assert verdict.startswith("No difference found.\ntd3: ")
     assert len(pd.read_csv(page.with_name("data") / "cells.csv")) == 1
     differences = pd.read_csv(page.with_name("data") / "differences.csv").set_index("what")
     assert list(differences.loc["steps"]) == ["20,000", "10,000"]

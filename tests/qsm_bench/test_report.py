@@ -329,7 +329,7 @@ def test_a_folder_that_no_report_made_is_refused(tmp_path: Path, name: str) -> N
     file = tmp_path / "r" / name
     file.parent.mkdir(parents=True)
     file.write_text("years of work")
-    with pytest.raises(UserError, match="holds something that no report made"):
+    with pytest.raises(UserError, match="contains files that no report made"):
         old_report(tmp_path / "r")
     assert files_of(tmp_path) == {f"r/{name}": b"years of work"}
 
@@ -378,7 +378,7 @@ def test_a_file_of_somebodys_in_the_way_of_a_report_is_refused(tmp_path: Path, n
 def test_a_marker_that_is_none_makes_no_report(tmp_path: Path, marker: str) -> None:
     (tmp_path / ".qsm_bench-report").write_text(marker)
     (tmp_path / "index.html").write_text("years of work")
-    with pytest.raises(UserError, match="is not a report's"):
+    with pytest.raises(UserError, match="is not the file of a report"):
         old_report(tmp_path)
     assert (tmp_path / "index.html").read_text() == "years of work"
 
@@ -525,12 +525,12 @@ def no_training_rows() -> Results:
     ("make", "section", "said"),
     [
         (one_seed, "The answer", "Only 1 seed"),
-        (one_seed, "The answer", "no outcome of so few runs"),
-        (equal_scores, "The answer", "a probability under 0.889 could not be seen"),
+        (one_seed, "The answer", "so few runs could not have led to a verdict"),
+        (equal_scores, "The answer", "a verdict needed a probability of at least 0.889"),
         (equal_scores, "The answer", "Cannot tell"),
         (one_task, "The answer", "Only 1 task"),
         (one_agent, "The answer", "Only qsm has runs"),
-        (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2 from"),
+        (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2: not used in"),
         (failed_cell, "What failed, diverged or is missing", "td3 on a: it failed (out of"),
         (failed_cell, "The answer", "1 cell failed"),
         (missing_cell, "What failed, diverged or is missing", "td3 on a: it was not run"),
@@ -539,7 +539,7 @@ def no_training_rows() -> Results:
         (running_cell, "The answer", "This report is partial: 1 of 4 cells have not finished"),
         (running_cell, "What failed, diverged or is missing", "a, after step 5,000 of 10,000"),
         (no_score_range, "Aggregate scores", "No task has scores of all agents to aggregate"),
-        (no_score_range, "What failed, diverged or is missing", "range of its scores is not"),
+        (no_score_range, "What failed, diverged or is missing", "its score range is not known"),
         (equal_scores, "The answer", "probability of improvement 0.500 [0.500, 0.500]"),
         (diverged_seed, "What failed, diverged or is missing", "a return is not finite"),
         (all_diverged, "What failed, diverged or is missing", "td3: it has no run to compare"),
@@ -723,7 +723,7 @@ def test_published_scores_stand_beside_ours_where_task_and_budget_fit(tmp_path: 
     assert len(marks) == (everything[fits]["action_repeat"] == 1).sum()
     assert any(text.startswith("SAC, Nikishin et al. 2022, step 100,000: 314") for text in marks)
     said = section_text(tmp_path / "r", "Sample efficiency")
-    assert "enter no statistic" in said
+    assert "no statistic of this report uses them" in said
     for source in set(shown["source"]):
         assert published_scores().sources[source].differs in said
 
@@ -817,7 +817,7 @@ def test_a_report_goes_without_published_scores_that_are_damaged_and_says_so(
     with patch.object(report, "published_scores", lambda: published_scores(folder)):
         write_report(results, tmp_path / "r")
     said = section_text(tmp_path / "r", "Sample efficiency")
-    assert f"No published scores stand here: {folder / 'scores.csv'} is damaged" in said
+    assert f"Published scores are not shown: {folder / 'scores.csv'} is damaged" in said
     assert not (tmp_path / "r" / "data" / "published.csv").exists()
 
 
@@ -981,6 +981,6 @@ def test_what_a_manifest_says_of_divergence_and_failure_is_shown(tmp_path: Path)
     missing = section_text(folder, "What failed, diverged or is missing")
     assert "qsm on cartpole-swingup, seed 1: diverged at step 4,321." in missing
     assert "    one\n    two" in missing
-    assert "1 run diverged and stand outside" in section_text(folder, "The answer")
+    assert "1 run diverged and is not in" in section_text(folder, "The answer")
     agents = {cell["agent"] for cell in results.cells if not cell["settings"]}
     assert agents == {"td3"}

@@ -571,7 +571,7 @@ def test_a_failed_cell_is_named_with_its_reason_and_not_compared() -> None:
     assert comparison.aggregate_tasks == ("cartpole-swingup", "cheetah-run")
     assert comparison.left_out == (
         "sac on walker-walk: it failed (disk full).",
-        "walker-walk from the aggregates: no run of sac.",
+        "walker-walk is not in the aggregates: no run of sac.",
     )
     assert set(compare_all_pairs(comparison)["tasks"]) == {2, 3}
 
@@ -590,7 +590,7 @@ def test_a_cell_that_was_never_run_is_named() -> None:
     comparison = select_runs(drop(replace(results, cells=cells), agent="sac", task="b"))
     assert comparison.left_out == (
         "sac on b: it was not run.",
-        "b from the aggregates: no run of sac.",
+        "b is not in the aggregates: no run of sac.",
     )
 
 
@@ -641,8 +641,8 @@ def test_a_running_cell_is_compared_as_far_as_it_is_and_the_rest_is_named() -> N
     why = "not every agent and seed has a complete evaluation there"
     assert comparison.left_out == (
         f"a, after step 10,000 of 20,000: {why}.",
-        "b from the aggregate learning curve, 2 evaluations: not every task has one at the same "
-        "step.",
+        "2 evaluations of b are not in the aggregate learning curve: not every task has one at "
+        "the same step.",
     )
     assert set(aggregate_curves(comparison)["step"]) == {5_000, 10_000}
 
@@ -695,8 +695,8 @@ def test_unequal_seeds_are_balanced_and_the_spare_ones_named() -> None:
     assert comparison.left_out == (
         "sac on a, seed 1: no evaluation.",
         "sac on a, seed 2: no evaluation.",
-        "sac on b, seed 1, 2 from the aggregates, the pair with qsm, the pair with td3: another "
-        "task has only 1, and each must count with as many.",
+        "sac on b, seed 1, 2: not used in the aggregates, the pair with qsm, the pair with td3, "
+        "since another task has only 1, and all tasks count equally.",
     )
 
 
@@ -714,9 +714,9 @@ def test_a_task_without_a_range_is_compared_by_returns_alone() -> None:
     assert scores["b"].isna().all()
     assert comparison.left_out == (
         "sac on b, seed 2: no evaluation.",
-        "b from the aggregates: the range of its scores is not known.",
-        "sac on a, seed 2 from the pair with qsm, the pair with td3: another task has only 2, and "
-        "each must count with as many.",
+        "b is not in the aggregates: its score range is not known.",
+        "sac on a, seed 2: not used in the pair with qsm, the pair with td3, since another task "
+        "has only 2, and all tasks count equally.",
     )
 
 
@@ -774,7 +774,7 @@ def test_whatever_is_not_compared_is_named(fates: list[str]) -> None:
             if runs is not None and step not in runs.steps:
                 assert named(f"{task}, at step", f"{task}, after step")
     for task in comparison.tasks:
-        assert task in comparison.aggregate_tasks or named(f"{task} from the aggregates")
+        assert task in comparison.aggregate_tasks or named(f"{task} is not in the aggregates")
     uses = [(comparison.aggregate_tasks, "the aggregates")]
     if len(comparison.agents) == 2:
         uses.append((comparison.shared_tasks(*AGENTS), "the pair with"))
@@ -785,7 +785,7 @@ def test_whatever_is_not_compared_is_named(fates: list[str]) -> None:
                 (sentence,) = (
                     sentence
                     for sentence in comparison.left_out
-                    if sentence.startswith(f"{agent} on {task}, seed {spare[0]} from")
+                    if sentence.startswith(f"{agent} on {task}, seed {spare[0]}: not used in")
                 )
                 assert use in sentence
 

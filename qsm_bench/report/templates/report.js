@@ -1,6 +1,6 @@
 "use strict";
 
-// A click on a heading sorts its table: by the first number in each cell, or as text.
+// A click on a heading sorts the table by the first number in each cell, or else as text.
 const number = (text) => {
   const found = text.replaceAll(",", "").match(/-?\d+(\.\d+)?(e[-+]?\d+)?/i);
   return found ? Number(found[0]) : NaN;
@@ -36,7 +36,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// The pointer, or the arrow keys, show the value of the nearest point of a figure.
+// A figure shows the value of the point nearest to the pointer, or chosen with the arrow keys.
 function readable(chart) {
   const points = JSON.parse(chart.dataset.points);
   if (points.length === 0) return;
@@ -47,7 +47,7 @@ function readable(chart) {
   tip.setAttribute("role", "status");
   chart.tabIndex = 0;
   chart.setAttribute("role", "group");
-  chart.setAttribute("aria-label", "Figure; the arrow keys go through its values");
+  chart.setAttribute("aria-label", "Figure; use the arrow keys to read its values");
   let current = -1;
 
   const show = (index) => {
@@ -75,16 +75,16 @@ function readable(chart) {
   chart.addEventListener("pointerleave", hide);
   chart.addEventListener("blur", hide);
   chart.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (step === undefined) return;
+    const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (move === undefined) return;
     event.preventDefault();
-    show((current + step + points.length) % points.length);
+    show((current + move + points.length) % points.length);
     ring.scrollIntoView({ block: "nearest", inline: "nearest" });
   });
 }
 document.querySelectorAll(".chart").forEach(readable);
 
-// A button under each figure shows it as large as the window, until Escape or Close.
+// A button under each figure enlarges it to the size of the window, until Escape or Close.
 const dialog = document.querySelector("dialog");
 let home = null;
 function enlarge(figure) {
