@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from qsm_bench.protocol import Protocol
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
@@ -25,17 +26,12 @@ MEASURES = {
     "critic_bias": "critic bias (Q minus return-to-go)",
 }
 PROTOCOL = (
-    "steps",
-    "warmup_steps",
-    "batch_size",
-    "replay_capacity",
-    "eval_every",
-    "eval_episodes",
-    "action_repeat",
+    *(name for name in Protocol.model_fields if name != "settings"),
     "seeds",
     "device",
     "compiled",
 )
+"""What the table of the protocol shows. The protocol's settings are among the agents' settings."""
 
 
 def cost(analysis: Analysis, drawing: Drawing) -> Section:
@@ -222,7 +218,10 @@ def what_ran(results: Results) -> Section:
     unknown = [agent for agent, values in settings.items() if not values]
     if unknown:
         blocks.append(Text(f"Settings were not recorded for {listed(unknown)}: see the commands."))
-    blocks += [Text("Commands to run it again:"), Code("\n".join(_unique(_commands(results))))]
+    blocks += [
+        Text("Commands that made these results and this report:"),
+        Code("\n".join(_unique(_commands(results)))),
+    ]
     return Section("What ran", blocks)
 
 

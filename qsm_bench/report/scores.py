@@ -45,6 +45,9 @@ def answer(analysis: Analysis) -> Section:
         sentences = [f"Only {listed(comparison.agents)} has runs: there are no pairs to compare."]
     warnings = _warnings(comparison, analysis.results)
     blocks: list[Block] = [Bullets(sentences)]
+    if len(analysis.pairs) > 1:
+        verdicts = int(analysis.pairs["verdict"].sum())
+        blocks.insert(0, Text(f"Verdicts: {verdicts} of {len(analysis.pairs)} pairs of agents."))
     if warnings:
         blocks.append(Warnings(warnings))
     return Section("The answer", blocks)
@@ -147,8 +150,8 @@ def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
             Table(
                 "aggregates",
                 f"Normalized scores: 0 and 1 are the ends of each task's score range. {BOOTSTRAP} "
-                f"'{FINAL}' is the last evaluation; '{AREA_UNDER_CURVE}' is the mean over all "
-                "evaluations. Runs: seeds x tasks.",
+                f"{FINAL.capitalize()}: the last evaluation. {AREA_UNDER_CURVE.capitalize()}: the "
+                "mean over all evaluations. Runs: seeds x tasks.",
                 pd.DataFrame(rows),
                 table,
             ),

@@ -92,6 +92,7 @@ def make_cell(
         "steps": steps[-1],
         "warmup_steps": 2_500,
         "batch_size": 256,
+        "updates_per_step": 1,
         "replay_capacity": 1_000_000,
         "eval_every": 5_000,
         "eval_episodes": episodes,

@@ -27,6 +27,7 @@ from playwright.sync_api import sync_playwright
 from envs import task_names
 from qsm_bench import report
 from qsm_bench.errors import UserError
+from qsm_bench.protocol import Protocol
 from qsm_bench.published import PUBLISHED, Published, Source, published_scores
 from qsm_bench.report import write_report
 from qsm_bench.report.compare import write_comparison
@@ -217,13 +218,20 @@ def test_the_table_of_runs_shows_what_its_file_holds(full: Path) -> None:
 
 def test_pairs_are_answered_in_a_sentence_each(full: Path) -> None:
     pairs = pd.read_csv(full / "data" / "pairs.csv")
-    sentences = re.findall(r"^- (.*)$", section_text(full, "The answer"), re.M)
+    answer = section_text(full, "The answer")
+    assert f"Verdicts: {pairs['verdict'].sum()} of 3 pairs of agents." in answer
+    sentences = re.findall(r"^- (.*)$", answer, re.M)
     assert len(sentences) == len(pairs) == 3
     for sentence, (_, pair) in zip(sentences, pairs.iterrows(), strict=True):
         verb = "is better than" if pair["verdict"] else "Cannot tell"
         assert verb in sentence
         assert f"{pair['better']}" in sentence
         assert f"{pair['wins']} of {pair['tasks']} tasks" in sentence
+
+
+def test_the_report_shows_every_field_of_the_protocol(full: Path) -> None:
+    shown = pd.read_csv(full / "data" / "protocol.csv")["what"]
+    assert set(Protocol.model_fields) - {"settings"} <= set(shown)
 
 
 def points_of(folder: Path, name: str) -> list[tuple[float, float, str]]:
