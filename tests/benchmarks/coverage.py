@@ -1,10 +1,10 @@
-"""Measure what the statistics promise, on simulated scores whose truth is known.
+"""Measure whether the statistics keep their promises, on simulated scores with known truth.
 
     python tests/benchmarks/coverage.py
 
 rewrites the tables of docs/statistics.md. Scores are drawn for six tasks that differ in their mean
-and spread. In the world "even" they are normal; in "failing", a run fails on a task with
-probability 0.2 and then scores near nothing.
+and spread. In the world "even" they are normal. In "failing", each run fails on each task with
+probability 0.2, and then has a score near zero.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +33,9 @@ SEEDS = (3, 5, 10)
 MEANS = np.linspace(0.3, 0.8, 6)
 SPREADS = np.linspace(0.15, 0.05, 6)
 WORLDS = {"even": 0.0, "failing": 0.2}
-"""Probability that a run fails on a task."""
+"""The worlds, each with the probability that a run fails on a task."""
 SHIFT = 0.75
-"""By which, in spreads, one agent is better where its probability of improvement is estimated."""
+"""How many spreads one agent is better than the other, where improvement is estimated."""
 DOCUMENT = Path("docs/statistics.md")
 BEGIN, END = "<!-- tests/benchmarks/coverage.py -->\n", "<!-- end -->\n"
 
@@ -53,7 +53,7 @@ def draw(
 
 
 def interval_coverage(world: str, seeds: int, simulations: int) -> list[float]:
-    """Return the share of intervals that hold the truth: each aggregate's, the improvement's."""
+    """Return the share of intervals that contain the truth, for each aggregate and improvement."""
     fails = WORLDS[world]
     rng = np.random.default_rng([seeds, *world.encode()])
     many = draw(rng, 500_000, fails=fails)
@@ -94,7 +94,7 @@ def verdicts(agents: Sequence[Draw], seeds: int, simulations: int) -> float:
 
 
 def seen_improvement(world: str, seeds: int, simulations: int) -> float:
-    """Return the true probability of improvement that gets a verdict 4 times in 5."""
+    """Return the true probability of improvement that gets a verdict in 4 of 5 experiments."""
     fails = WORLDS[world]
     low, high = 0.0, 6.0
     for _ in range(8):
@@ -134,9 +134,9 @@ def tables(simulations: int) -> Iterator[str]:
             [[w, s, *map(percent, c)] for (w, s), c in zip(cases, covered, strict=True)],
         )
         yield (
-            f"How often equal agents are told apart ({4 * simulations:,} experiments each; the "
-            f"promise is at most {FALSE_ALARMS:.0%}), and what reading the verdict off the "
-            f"interval of the probability of improvement would have done ({simulations:,}):"
+            f"How often equal agents get a verdict ({4 * simulations:,} experiments each; at most "
+            f"{FALSE_ALARMS:.0%} is promised), and how often they would get one from the interval "
+            f"of the probability of improvement ({simulations:,}):"
         )
         yield from table(
             ["world", "seeds", *tests, "2 equal agents, by the interval"],
@@ -147,10 +147,11 @@ def tables(simulations: int) -> Iterator[str]:
         )
         yield (
             "The smallest probability of improvement that can lead to a verdict, between 2 agents "
-            "and between any of 5, and the true one that 2 agents get a verdict for 4 times in 5:"
+            "and between any of 5, and the true probability with which 2 agents get a verdict in "
+            "4 of 5 experiments:"
         )
         yield from table(
-            ["world", "seeds", "smallest, of 2", "smallest, of 5", "seen 4 times in 5, of 2"],
+            ["world", "seeds", "smallest, of 2", "smallest, of 5", "verdict in 4 of 5, of 2"],
             [
                 [w, s, *(f"{smallest(s, pairs):.2f}" for pairs in (1, 10)), f"{value:.2f}"]
                 for (w, s), value in zip(cases, seen, strict=True)
