@@ -1,4 +1,4 @@
-"""What an agent is, in text: its source and equations, and every setting."""
+"""Describe an agent in text: its source, equations and settings."""
 
 import inspect
 import sys
@@ -11,7 +11,7 @@ from agents.registry import find_agent
 
 
 def describe_agent(name: str) -> str:
-    """Describe an agent or preset. Raises AgentError if there is none of that name."""
+    """A description of an agent or preset. Raises AgentError if there is none of that name."""
     registered = find_agent(name)
     agent = registered.agent
     lines = [f"{registered.name}: {agent.__module__}:{agent.__name__}", ""]
@@ -37,7 +37,7 @@ def describe_agent(name: str) -> str:
 
 
 def _meaning(hint: Any) -> str:
-    """A setting's documentation: the description in its annotation."""
+    """The description of a setting, from the annotation of its field."""
     for extra in getattr(hint, "__metadata__", ()):
         if isinstance(extra, FieldInfo) and extra.description:
             return extra.description

@@ -1,4 +1,4 @@
-"""A film of one episode. Whatever keeps it from being made is found before anything is played."""
+"""A film of one episode. Everything that could prevent it is checked before the episode starts."""
 
 import os
 import re
@@ -19,18 +19,18 @@ from qsm_bench.files import check_writable
 
 FRAMES_PER_SECOND = 30
 LONGEST_FILM = 10_000
-"""The most frames of a film; of a longer episode, the beginning is filmed."""
+"""The most frames of a film. Of a longer episode, only the beginning is filmed."""
 
 
 class Film:
-    """Frames of a task on their way into a file, which is there when the last of them is."""
+    """Films an episode of a task into a file. The file appears when the film is complete."""
 
     def __init__(self, task: str | Task, file: Path) -> None:
-        """Open the task as it is drawn. Raises UserError for what cannot be drawn or written."""
+        """Open the task for drawing. Raises UserError if it cannot be drawn or written."""
         self.task, self.file = task if isinstance(task, str) else task.name, file
         self._check_file()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the frame tells, or the error that is raised
+            warnings.simplefilter("ignore")  # the first frame, or its error, shows whether it works
             try:
                 self.environment = make(task, render_mode="rgb_array")
             except TaskError as error:
@@ -40,7 +40,7 @@ class Film:
                 self.frame()
                 return
             except UserError as error:
-                # What was never made, a window or a context, complains when it is freed.
+                # A window or context that was not made may complain when it is freed.
                 sys.unraisablehook = lambda _: None
                 self.close()
                 fault = str(error)
@@ -63,7 +63,7 @@ class Film:
         check_writable(self.file.parent)
 
     def frame(self) -> Any:
-        """Draw the task as it looks now, [height, width, 3]. Raises UserError if it cannot be."""
+        """An image of the task, [height, width, 3] of uint8. Raises UserError if there is none."""
         try:
             frame = self.environment.render()
         except Exception as error:  # whatever a third party's drawing raises
@@ -79,22 +79,23 @@ class Film:
             and frame.size
         ):
             raise UserError(
-                f"task {self.task!r} cannot be filmed: render() returned {_described(frame)}; an "
-                "image is wanted, of shape (height, width, 3) and type uint8"
+                f"task {self.task!r} cannot be filmed: render() returned {_described(frame)}; it "
+                "must return an image of shape (height, width, 3) and type uint8"
             )
         return frame
 
     def record_episode(self, policy: Any, seed: int) -> None:
-        """Play an episode by ``policy``, observation to action, and put the whole film in place.
+        """Play an episode with ``policy`` (observation -> action), and write the film.
 
-        Raises UserError if that cannot be done; the file is then as it was.
+        ``seed`` determines the episode. Raises UserError if the film cannot be made; an older file
+        of that name then stays.
         """
         temporary = self.file.with_name(
             f".{os.getpid()}.{self.file.stem}{self.file.suffix.lower()}"
         )
         options: dict[str, Any] = {"duration": 1000 / FRAMES_PER_SECOND}
         if temporary.suffix == ".mp4":
-            # The least resizing that can be encoded.
+            # The encoder needs even sizes.
             options = {"fps": FRAMES_PER_SECOND, "macro_block_size": 2}
         try:
             with naming(self.file):
@@ -115,13 +116,13 @@ class Film:
             self.close()
 
     def close(self) -> None:
-        """Close the environment; what it raises then is dropped."""
+        """Close the task, whatever it raises."""
         with suppress(Exception):
             self.environment.close()
 
 
 def _with_hint(fault: str) -> str:
-    """Return a fault of drawing with what helps if OpenGL is missing."""
+    """The fault, with advice if OpenGL is missing."""
     if not re.search(r"(?i:OpenGL|EGL|OSMesa|GLFW|GLContext)|\bgl[A-Z]", fault):
         return fault
     return (

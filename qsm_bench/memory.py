@@ -1,4 +1,4 @@
-"""How much memory there is, and how much an agent's update takes."""
+"""How much memory is free, and how much an agent's update needs."""
 
 import weakref
 from collections.abc import Callable
@@ -16,14 +16,14 @@ SMALL = 2
 
 
 def available_bytes(device: str) -> int:
-    """Bytes that are free on a device: the GPU's, the machine's, or what a container leaves."""
+    """The free bytes of a device: of the GPU, or of the machine or the container, if less."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return min([psutil.virtual_memory().available, *_left_in_groups(CGROUPS, _own_group())])
 
 
 def _own_group() -> str:
-    """The control group of this process, as a path below that of all; of version 2 alone."""
+    """The control group (version 2) of this process, as a path below the root group."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -32,7 +32,7 @@ def _own_group() -> str:
 
 
 def _left_in_groups(root: Path, own: str) -> list[int]:
-    """What the limits of a group, and of those above it, leave; empty without limits."""
+    """The bytes left by each limit of a group and of the groups above it; empty without limits."""
     left = []
     folders = [root / own, *(root / own).parents]
     places = [
@@ -53,7 +53,7 @@ def _left_in_groups(root: Path, own: str) -> list[int]:
 
 
 class Allocations(TorchDispatchMode):
-    """Records the sizes of tensors' memories as they come (above 0) and go (below)."""
+    """Records the sizes of tensors in bytes: positive when allocated, negative when freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), settings: Any = None
     ) -> Any:
-        """Do what was asked, and note which memories it made."""
+        """Call the function, and record the tensors that it allocated."""
         result = function(*arguments, **(settings or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -85,11 +85,11 @@ class Allocations(TorchDispatchMode):
 def estimate_peak(work: Callable[[int], object], size: int) -> int:
     """Estimate the most bytes that tensors take at once in ``work(size)``, without running that.
 
-    It is done at two small sizes instead. What it allocates in the same order is a constant and
-    a share that grows with the size; both follow from the two.
+    It runs at two small sizes instead. Each allocation has a constant part and a part that grows
+    with the size. Both follow from the two runs, if they make the same allocations in order.
     """
     one, two = (_changes(work, count) for count in (SMALL, SMALL + 1))
-    if len(one) != len(two):  # its course depends on the size: the ends alone can be compared
+    if len(one) != len(two):  # it runs differently at different sizes: compare the peaks only
         one, two = [_highest(one)], [_highest(two)]
     grown = [a + (b - a) * (size - SMALL) for a, b in zip(one, two, strict=True)]
     return _highest(grown)

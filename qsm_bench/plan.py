@@ -1,4 +1,4 @@
-"""What a run will take, before it is run: a short calibration of every cell."""
+"""Estimate the time and memory of a run before it starts, by short calibrations."""
 
 import time
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ from qsm_bench.training import build_agent
 
 ENVIRONMENT_STEPS, UPDATES = 50, 10
 MEASURED_UPDATES = 2
-"""Of which the memory is measured: an actor may be updated at every second one alone."""
+"""Updates whose memory is measured. Some agents update their actor in every second one only."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one cell is expected to take."""
+    """The expected time and disk space of one cell."""
 
     seconds: float
     disk_bytes: int
-    """At its largest, replay log included; a finished cell keeps no replay log."""
+    """The most bytes at any time, including the replay log."""
 
 
 def calibrate(job: Job) -> Cost:
     """Time a few environment steps, actions and updates of ``job`` on one thread.
 
-    Updates are timed as they stand: compiling them would take longer than the rest together.
+    Updates are timed eager: to compile them would take longer than all the rest.
     """
     configure_process()
     seeds, protocol = len(job.seeds), job.protocol
@@ -95,7 +95,7 @@ def calibrate(job: Job) -> Cost:
     environments.close()
 
     evaluations = -(-protocol.steps // protocol.eval_every)
-    # An episode's length is known only where the task has a limit; DMC's is the common one.
+    # The length of an episode is not known in general: 1,000 environment steps are common.
     decisions = 1000 / protocol.action_repeat
     evaluation_time = decisions * (evaluation_act_time + protocol.eval_episodes * step_time)
     return Cost(
@@ -103,7 +103,7 @@ def calibrate(job: Job) -> Cost:
         + (protocol.steps - protocol.warmup_steps) * act_time
         + protocol.updates * update_time
         + evaluations * evaluation_time,
-        # The agent's state is there as the last checkpoint, the one before, and the next.
+        # The agent's state is on disk three times: two checkpoints, and one being written.
         disk_bytes=protocol.steps * replay.records[0].nbytes
         + 3 * sum(p.nbytes for p in _tensors(agent.state_dict())),
     )
@@ -111,24 +111,27 @@ def calibrate(job: Job) -> Cost:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one cell's process is expected to take at its largest, in bytes."""
+    """The expected memory of one cell's process, at most, in bytes."""
 
     replay: int
+    """The bytes of the replay buffer."""
     record: int
-    """Of the replay buffer, for each transition that it holds."""
+    """The bytes of one transition in the replay buffer, over all seeds."""
     rest: int
+    """The bytes of everything else."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The bytes of the replay buffer and everything else."""
         return self.replay + self.rest
 
 
 def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
-    """What each job will take: process, environments, replay buffer, an update, a checkpoint.
+    """The memory of each job: process, environments, replay buffer, an update, a checkpoint.
 
-    An update is done at small batch sizes for each agent, on its largest task. Raises UserError if
-    even its networks cannot be built here, and TaskError if a task cannot be constructed.
+    The update of each agent is measured at small batch sizes, on its largest task. Raises UserError
+    if the memory does not suffice for an agent's networks, and TaskError if a task cannot be
+    constructed.
     """
     process = psutil.Process().memory_info().rss
     tasks = {task: _task_sizes(task) for task in dict.fromkeys(job.environment for job in jobs)}
@@ -150,7 +153,7 @@ def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
 
 
 def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], workers: int) -> None:
-    """Raise UserError if the ``workers`` largest jobs together need more than there is."""
+    """Raise UserError if the ``workers`` largest jobs together need more memory than is free."""
     order = sorted(range(len(jobs)), key=lambda index: needs[index].total)[-workers:]
     total = sum(needs[index].total for index in order)
     if not order or total <= (free := available_bytes(jobs[0].device)):
@@ -172,8 +175,8 @@ def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], worke
 
 
 def _task_sizes(task: Task) -> tuple[int, int, int]:
-    """Observation size, action size, and about how many bytes one more environment takes."""
-    with chdir("."):  # where a task goes is no matter of this process
+    """The observation size, the action size, and about how many bytes one environment needs."""
+    with chdir("."):  # a task may change the working directory
         first = Lockstep(task, 1)
         first.reset(0, 0)
         before = psutil.Process().memory_info().rss
@@ -186,17 +189,17 @@ def _task_sizes(task: Task) -> tuple[int, int, int]:
 
 
 def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
-    """Networks, optimizers, an update, and a checkpoint of them on its way to the disk."""
+    """The bytes of networks, optimizers, an update, and a checkpoint that is being written."""
     widths = job.settings.get("hidden_sizes", ())
     weights = sum(a * b for a, b in pairwise([observation_size + action_size, *widths]))
-    # Two critics and their targets, and what Adam keeps of the former: the least there is.
+    # At least two critics, their targets, and two averages of Adam for each weight of the critics.
     least = 8 * len(job.seeds) * weights * torch.float32.itemsize
     if least > (free := available_bytes("cpu")):
         raise UserError(
             f"{job.agent} on {job.task}: its networks alone need {format_bytes(least)} of "
             f"memory, and {format_bytes(free)} are free: give smaller hidden_sizes or fewer --seeds"
         )
-    # Seeds are equal: one is enough to measure.
+    # All seeds need the same memory, so one is measured.
     job, seeds = job.model_copy(update={"device": "cpu", "seeds": job.seeds[:1]}), len(job.seeds)
     state: int = 0
 
@@ -211,19 +214,19 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
             agent.update(replay.sample(batch_size))
         state = sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
 
-    # A state is written into memory first, in an array that doubles as it grows.
+    # A checkpoint is first written into memory, in an array that doubles when it is full.
     update = estimate_peak(learn, job.protocol.batch_size)
     return seeds * (update + 2 * state)
 
 
 def _rounded_down(number: int) -> int:
-    """To two digits."""
+    """``number`` rounded down to two significant digits."""
     unit: int = 10 ** max(0, len(str(number)) - 2)
     return number // unit * unit
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
-    """When the last of the jobs ends if free workers take them in order."""
+    """The seconds until the last job ends, if free workers take the jobs in order."""
     free = [0.0] * workers
     for job in seconds:
         first = free.index(min(free))

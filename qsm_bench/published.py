@@ -1,4 +1,4 @@
-"""Scores that others have published, to stand beside ours: results/published/ says whose."""
+"""Scores that others have published, from results/published/, to be shown next to ours."""
 
 import os
 from collections.abc import Mapping
@@ -15,39 +15,42 @@ from qsm_bench.results import parse_table
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 COLUMNS = ("source", "agent", "task", "action_repeat", "steps", "seeds")
 SPREAD = ("mean", "std", "median", "min", "max")
-"""Over seeds."""
+"""The columns with statistics over seeds."""
 TEXTS, COUNTS = COLUMNS[:3], COLUMNS[3:]
 LARGEST = 1e15
-"""No score lies beyond it."""
+"""The largest magnitude that a score may have."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where scores come from, and how they came about."""
+    """Where published scores come from, and how they were measured."""
 
     label: str
     url: str
     commit: str
     files: str
     step: str
-    """What a step of it is."""
+    """What this source calls a step, in words."""
     protocol: str
     differs: str
-    """What keeps its scores from being measurements of our own protocol."""
+    """How its protocol differs from ours, in words."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Scores of other people's runs."""
+    """The published scores and their sources."""
 
     sources: Mapping[str, Source]
     scores: pd.DataFrame
-    """A row a source, agent, task and step: ``COLUMNS`` and ``SPREAD``; steps are decisions."""
+    """A row for each source, agent, task and step, with the columns ``COLUMNS`` and ``SPREAD``.
+
+    A step is one decision.
+    """
     fault: str = ""
-    """Why there are none, where they cannot be read."""
+    """Why the scores cannot be read, if they cannot; otherwise empty."""
 
     def within(self, budgets: Mapping[str, int]) -> "Published":
-        """The scores on tasks in ``budgets``, at steps that those reach."""
+        """The scores on the tasks in ``budgets`` (task -> steps), up to the task's steps."""
         reach = self.scores["task"].map(budgets).fillna(0)
         scores = self.scores[self.scores["steps"] <= reach]
         kept = set(scores["source"])
@@ -56,9 +59,9 @@ class Published:
 
 
 def published_scores(folder: Path = PUBLISHED) -> Published:
-    """Read ``folder``: no scores where the package was installed without it, or one is damaged.
+    """Read the scores in ``folder``. There are none if the package was installed without them.
 
-    ``fault`` says so then, in one line that names the file.
+    If a file is damaged, there are no scores, and ``fault`` names the file in one line.
     """
     nothing = Published({}, pd.DataFrame(columns=[*COLUMNS, *SPREAD]))
     if not os.path.lexists(folder / "scores.csv"):

@@ -1,4 +1,4 @@
-"""The stretches of a run: each from a start to its end, with what it ran on."""
+"""The stretches of a run: each from a start to an interruption or the end, with its conditions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Stretch(BaseModel):
-    """A run without a break, or a part between two breaks."""
+    """The part of a run from a start to the next interruption, or to the end."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,10 +32,10 @@ def from_top_level(manifest: Any) -> Any:
     if not isinstance(manifest, dict) or not TOP_LEVEL & manifest.keys():
         return manifest
     rest = {key: value for key, value in manifest.items() if key not in TOP_LEVEL}
-    told = {key: manifest[key] for key in TOP_LEVEL & manifest.keys() if manifest[key]}
-    ended = told.pop("finished", None)
-    if (told.keys() - {"command"}) or ended:
-        only = told | {"ended": ended, "last_step": manifest.get("step", 0)}
+    old = {key: manifest[key] for key in TOP_LEVEL & manifest.keys() if manifest[key]}
+    ended = old.pop("finished", None)
+    if (old.keys() - {"command"}) or ended:
+        only = old | {"ended": ended, "last_step": manifest.get("step", 0)}
         rest.setdefault("stretches", [only])
     return rest
 
@@ -56,8 +56,8 @@ def varying(stretches: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     for stretch in stretches:
         for name, value in conditions(stretch).items() if stretch["versions"] else ():
             values.setdefault(name, []).append(value)
-    unique = {name: list(dict.fromkeys(told)) for name, told in values.items()}
-    return {name: told for name, told in unique.items() if len(told) > 1}
+    unique = {name: list(dict.fromkeys(found)) for name, found in values.items()}
+    return {name: found for name, found in unique.items() if len(found) > 1}
 
 
 def changes(before: Sequence[Stretch], now: Stretch) -> str:

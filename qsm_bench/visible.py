@@ -1,4 +1,4 @@
-"""Text from anywhere, made safe to print: what a terminal or a spreadsheet would obey is shown."""
+"""Make text safe to show: no control characters for a terminal, no formulas for a spreadsheet."""
 
 import re
 
@@ -10,15 +10,15 @@ NUMBER = re.compile(r"[+-]?(\d[\d,]*\.?\d*(e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""``text`` with every character that a terminal would obey written out, as in ``\x1b``.
+    r"""``text`` with every control character written as an escape sequence, such as ``\x1b``.
 
-    Those in ``keep`` stay, such as the line breaks of a text that may have several lines.
+    Characters in ``keep`` stay, such as the line breaks of a text with several lines.
     """
     return "".join(c if c in keep or c.isprintable() else _escaped(c) for c in text)
 
 
 def safe_csv_cell(text: str) -> str:
-    """``text`` as a CSV cell that no spreadsheet takes for a formula; numbers stay as they are."""
+    """``text`` as a CSV cell that is no formula for any spreadsheet. Numbers are not changed."""
     text = visible(text)
     return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
