@@ -1,4 +1,4 @@
-"""The documentation states the defaults that the code has."""
+"""The documentation agrees with the code: defaults, and names of files and tests."""
 
 import re
 from dataclasses import asdict
@@ -9,12 +9,15 @@ import pytest
 
 from qsm_bench import AgentConfig, Protocol
 
-PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def table_under(heading: str) -> dict[str, str]:
     """Return the first two columns of the table under a heading of the page: name -> default."""
-    section = PAGE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    section = (
+        (DOCS / "protocol.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    )
     return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, re.M))
 
 
@@ -38,3 +41,14 @@ def test_the_page_of_the_protocol_lists_every_field_with_its_default(
     heading: str, defaults: dict[str, Any]
 ) -> None:
     assert table_under(heading) == {name: shown(value) for name, value in defaults.items()}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_every_file_and_test_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"`([\w/]+\.(?:py|ipynb|toml|yaml))\b", text):
+        folders = (ROOT, ROOT / "qsm_bench")
+        assert any((folder / name).exists() for folder in folders), name
+    code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in code or list((ROOT / "tests").rglob(f"{name}.py")), name
