@@ -243,6 +243,41 @@ def compare(
     print(f"{visible(verdict, keep=NEWLINE)}\n{page}\n{page.with_name('report.md')}")
 
 
+@app.command("export")
+def export_(
+    name: Annotated[str, typer.Argument(help="The experiment.")],
+    to: Annotated[
+        str, typer.Option(metavar="tensorboard|wandb|tdmpc2|parquet", help="The format.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write into; default: exports/NAME/FORMAT.",
+            parser=_path,
+            metavar="FOLDER",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the run ends, adding what is new.")
+    ] = False,
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """Write an experiment in the format of another program; what was exported is updated."""
+    from qsm_bench.exporters import export, followed
+    from qsm_bench.results import load_results
+    from qsm_bench.store import ExperimentStore
+
+    with raise_signals():  # an export that is cut off is mended by the next
+        whole = (
+            followed(ExperimentStore(results, name)) if follow else [load_results(results, name)]
+        )
+        for loaded in whole:
+            folder = export(loaded, to, out)
+    for cell in loaded.damaged:
+        print(visible(f"left out: {cell.agent} on {cell.task}: {cell.fault}"), file=sys.stderr)
+    print(visible(str(folder)))
+
+
 @app.command()
 def status(
     name: Annotated[str, typer.Argument(help="The experiment.")],

@@ -231,6 +231,13 @@ def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -
                     time.sleep(0.1)
 
 
+def at_work(store: ExperimentStore) -> bool:
+    """Whether somebody runs the experiment, or a job of it."""
+    return store.holder() is not None or any(
+        cell_state(cell).status == "running" for cell in store.cells()
+    )
+
+
 class Display:
     """Shows the cells while they run: bars on a terminal, plain lines in a log."""
 

@@ -290,7 +290,7 @@ class ExperimentStore:
 
         With ``job``, the identity of a job, it holds that one and no other.
         """
-        return Cell(self.folder / _as_folder(agent) / _as_folder(task), agent, task, job)
+        return Cell(self.folder / as_folder(agent) / as_folder(task), agent, task, job)
 
     def is_open(self, job: Job) -> bool:
         """Return whether the job is still to run: neither finished nor damaged."""
@@ -461,7 +461,8 @@ def _refuse_later(file: Path, content: Any) -> None:
         )
 
 
-def _as_folder(name: str) -> str:
+def as_folder(name: str) -> str:
+    """A label or a task's name as the name of one folder, which no other one has."""
     folder = quote(name, safe=" []=,.+-_:")
     return folder if folder.strip(".") else folder.replace(".", "%2E")
 

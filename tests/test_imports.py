@@ -15,8 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("agents", "envs", "qsm_bench")
-OPTIONAL = ("peers.py",)
-"""Says in one line which extra to install where what it imports is missing."""
+OPTIONAL = ("peers.py", "to_tensorboard.py", "to_wandb.py", "to_parquet.py")
+"""Where what these import is missing, a line says which extra to install."""
 
 one_way = pytest.mark.parametrize(
     ("package", "forbidden"),
