@@ -1,7 +1,7 @@
 """Wrappers that give every environment the same interface.
 
-Observations become 1-D float32 arrays, actions float32 arrays in [-1, 1]. What float32 arithmetic
-cannot learn from is refused here, so that a task is blamed for it and no agent.
+Observations become 1-D float32 arrays, actions float32 arrays in [-1, 1]. Values that float32
+arithmetic cannot learn from are refused here, so that the error names the task and not an agent.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ Env = gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
 UNBOUNDED = 1e10
 
 LARGEST = 1e15
-"""Of an observation's entries and of rewards, in magnitude.
+"""The largest magnitude of rewards and of the entries of observations.
 
-A thousand such rewards add up to 1e18. The squares of 256 errors of that size still have a sum in
-float32, which ends at 3.4e38; not much beyond, a critic's loss is infinite whatever the agent does.
+A thousand such rewards add up to 1e18. The sum of the squares of 256 such errors is still below
+3.4e38, the largest float32. With larger rewards, the loss of any critic could be infinite.
 """
 
 
@@ -55,14 +55,14 @@ def flat_observations(env: gymnasium.Env[Any, Any], name: str) -> Env:
 
     def flatten(observation: Any) -> NDArray[np.float32]:
         parts = list(_flat_parts(space, observation))
-        with np.errstate(over="ignore"):  # which is told below
+        with np.errstate(over="ignore"):  # an overflow is reported below
             flat = np.concatenate(parts, dtype=np.float32, casting="unsafe")
         if flat.shape != promised:
             raise TaskError(
-                f"task {name!r} returned an observation of shape {flat.shape} and promised"
-                f" {promised}"
+                f"task {name!r} returned an observation of shape {flat.shape}, but its"
+                f" observation space has {promised}"
             )
-        # Written so that NaN, too, is not within.
+        # This is False for NaN, too.
         within = np.abs(flat) <= LARGEST
         if not within.all():
             entry = int(np.argmin(within))
@@ -73,10 +73,10 @@ def flat_observations(env: gymnasium.Env[Any, Any], name: str) -> Env:
 
 
 def checked_reward(name: str, reward: Any) -> float:
-    """The reward as a number, if it is one that can be learned from.
+    """The reward as a float.
 
-    Raises TaskError if it is not finite, or is beyond ``LARGEST``; TypeError or ValueError if it
-    is no single number.
+    Raises TaskError if it is not finite or larger than ``LARGEST`` in magnitude, and TypeError or
+    ValueError if it is not a single number.
     """
     value = float(reward) if isinstance(reward, (int, float)) else float(np.asarray(reward).item())
     if not abs(value) <= LARGEST:
@@ -85,17 +85,15 @@ def checked_reward(name: str, reward: Any) -> float:
 
 
 def checked_flag(name: str, which: str, flag: Any) -> bool:
-    """Whether an episode was ``which``, terminated or truncated.
+    """The flag as a bool. ``which`` is its name: "terminated" or "truncated".
 
-    Raises TaskError if ``flag`` is not a truth value; an array of one is one.
+    Raises TaskError if it is not a truth value, or an array of one.
     """
     if isinstance(flag, bool):
         return flag
     value = np.asarray(flag)
     if value.size != 1 or value.dtype.kind not in "biu" or value.item() not in (0, 1):
-        raise TaskError(
-            f"task {name!r} returned {flag!r} for {which}, where True or False is right"
-        )
+        raise TaskError(f"task {name!r} returned {flag!r} for {which}; it must be True or False")
     return bool(value.item())
 
 

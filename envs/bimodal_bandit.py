@@ -11,19 +11,19 @@ MODES = (-0.5, 0.5)
 """The two best actions."""
 
 OPTIMAL_RETURN = 1.0
-"""At either mode."""
+"""The return of either mode."""
 
 RANDOM_RETURN = 2.0 / 3.0
-"""1 - 4 E[(|a| - 1/2)^2] over a ~ U[-1, 1], where the square has mean 1/12."""
+"""The expected return of a ~ U[-1, 1]: 1 - 4 E[(|a| - 1/2)^2], where the square has mean 1/12."""
 
 
 def reward(action: float) -> float:
-    """Two parabolas, 1 - 4 (|a| - 1/2)^2: 1 at a = -1/2 and a = 1/2; 0 at -1, 0 and 1."""
+    """The reward 1 - 4 (|a| - 1/2)^2: 1 at a = -1/2 and a = 1/2, and 0 at -1, 0 and 1."""
     return 1.0 - 4.0 * (abs(action) - 0.5) ** 2
 
 
 class BimodalBandit(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """One decision, then the episode terminates.
+    """A task whose episodes terminate after one decision.
 
     The observation is always 0; the action is a number in [-1, 1]. A policy that keeps both modes
     acts near -1/2 as often as near 1/2; one that averages them acts near 0 and earns nothing.

@@ -1,4 +1,4 @@
-"""Whether a task repeats itself: what going on with an interrupted run takes of it."""
+"""Check whether a task is deterministic, so that interrupted runs can be resumed."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from envs.lockstep import Lockstep
 from envs.tasks import Task
 
 STEPS = 10
-"""Of each of the two episodes that are compared."""
+"""The number of steps of each of the two episodes that are compared."""
 
 
 def is_deterministic(task: str | Task) -> bool:
-    """Whether two episodes from one seed, with the same actions, begin with the same numbers.
+    """Whether the same seed and the same actions give the same numbers, in two short episodes.
 
-    A task that fails on the way is not judged here: it fails where it is used. Raises TaskError if
+    True, too, if the task fails in them: it will fail again where it is used. Raises TaskError if
     it cannot be constructed.
     """
     environments = Lockstep(task, 1)

@@ -1,4 +1,4 @@
-"""The error of this package, and how it names what was probably meant."""
+"""The errors of this package."""
 
 import signal
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 
 class TaskError(ValueError):
-    """A task or a suite that cannot be had, or a task that misbehaves.
+    """A task is unknown, cannot be made, or does something wrong.
 
     The message is one line that names the thing, the value given, and what would be right.
     """
@@ -16,11 +16,11 @@ class TaskError(ValueError):
 
 
 class EnvironmentDiedError(TaskError):
-    """The process of an environment ended, or was killed; begun anew, it may well live."""
+    """The process of an environment ended or was killed. Another try may succeed."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str) -> TaskError:
-    """The error for a name that is not `known`: it suggests near names, or says `otherwise`."""
+    """The error for a name that is not `known`. It suggests similar names, or says `otherwise`."""
     as_written = {candidate.lower(): candidate for candidate in known}
     matches = get_close_matches(name.lower(), as_written, n=3, cutoff=0.6)
     if matches:
@@ -37,7 +37,7 @@ GYMNASIUM = (
 
 
 def task_error_from(task: str, error: BaseException) -> TaskError:
-    """What it means that a task's code raised ``error``; the error itself if it is a TaskError.
+    """A TaskError for an ``error`` that a task's code raised; ``error`` itself if it is one.
 
     Raises ``error`` again if it is the user's Ctrl-C; see ``pass_on_ctrl_c``.
     """
@@ -51,10 +51,10 @@ def task_error_from(task: str, error: BaseException) -> TaskError:
 
 
 def pass_on_ctrl_c(error: BaseException) -> None:
-    """Raise ``error`` again if a task's code raised it because the user pressed Ctrl-C.
+    """Raise ``error`` again if it comes from the user's Ctrl-C.
 
-    Python's own handler turns Ctrl-C into a KeyboardInterrupt, and another into an error of a class
-    below that. Where another is installed, a plain KeyboardInterrupt is the task's own doing.
+    Python's own handler raises a KeyboardInterrupt, and our handlers raise subclasses of it. If one
+    of ours is installed, a plain KeyboardInterrupt comes from the task itself.
     """
     if isinstance(error, KeyboardInterrupt) and (
         type(error) is not KeyboardInterrupt

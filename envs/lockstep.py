@@ -1,4 +1,4 @@
-"""Several environments of one task, stepped together."""
+"""Several environments of one task that are stepped together."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -12,10 +12,10 @@ from envs.tasks import Task, close, find_task, make
 
 
 class StepResult(NamedTuple):
-    """One step of every environment; the rows of those that were not stepped, or failed, are zero.
+    """The results of one step of every environment.
 
-    The arrays are new at every step, so they may be kept. The observation of an episode that has
-    ended is its last one.
+    The rows of environments that were not stepped, or have failed, are zero. If an episode ended,
+    the observation is its last one. The arrays are new at every step, so they may be kept.
     """
 
     observation: NDArray[np.float32]  # [count, observation_size]
@@ -25,7 +25,7 @@ class StepResult(NamedTuple):
 
 
 def empty_step(count: int, observation_size: int) -> StepResult:
-    """A step that no environment took."""
+    """The result of a step in which no environment was stepped: all zero."""
     return StepResult(
         np.zeros((count, observation_size), np.float32),
         np.zeros(count, np.float32),
@@ -35,7 +35,7 @@ def empty_step(count: int, observation_size: int) -> StepResult:
 
 
 class Environments(Protocol):
-    """What `Lockstep` and `ParallelLockstep` share."""
+    """The interface of `Lockstep` and `ParallelLockstep`."""
 
     task: Task
     count: int
@@ -63,11 +63,11 @@ class Environments(Protocol):
 class Lockstep:
     """`count` environments of one task in one process, stepped one after the other.
 
-    Nothing is reset behind the caller's back: whoever sees an episode end resets it.
+    Environments are never reset automatically: the caller resets one whose episode has ended.
 
-    An environment that does wrong, by raising anything or by handing out what is no observation,
-    reward or flag, has failed alone: from then on it is neither reset nor stepped, its rows are
-    zero, and `faults` says why. The others go on.
+    An environment fails if it raises an error or returns an invalid observation, reward or flag.
+    From then on it is neither reset nor stepped, its rows are zero, and `faults` has the reason.
+    The other environments go on.
     """
 
     def __init__(self, task: str | Task, count: int) -> None:
@@ -79,7 +79,7 @@ class Lockstep:
         self.observation_size = self._envs[0].observation_space.shape[0]  # type: ignore[index]
         self.action_size = self._envs[0].action_space.shape[0]  # type: ignore[index]
         self.faults: dict[int, str] = {}
-        """Of each environment that has failed: one line that names the task and what it did."""
+        """For each environment that has failed, one line that names the task and the reason."""
         self._running = np.zeros(count, bool)
         self._all = np.ones(count, bool)
         self._begun: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
@@ -103,7 +103,7 @@ class Lockstep:
         return np.zeros(self.observation_size, np.float32)
 
     def begin(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> None:
-        """Have the environments step that are `active`, all by default, and have not failed.
+        """Begin a step of the `active` environments, by default all. Failed ones are left out.
 
         Args:
             actions: [count, action_size] in [-1, 1]; rows of inactive environments are not read.
@@ -126,7 +126,7 @@ class Lockstep:
         self._begun = actions, active
 
     def finish(self) -> StepResult:
-        """The results of the step that `begin` began. Raises RuntimeError if there is none."""
+        """The results of the step that was begun. Raises RuntimeError if none was begun."""
         if self._begun is None:
             raise RuntimeError("no step was begun")
         (actions, active), self._begun = self._begun, None
@@ -152,12 +152,12 @@ class Lockstep:
     def step(
         self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
     ) -> StepResult:
-        """Step and wait: `begin` and `finish` in one."""
+        """Begin a step and return its results."""
         self.begin(actions, active)
         return self.finish()
 
     def close(self) -> None:
-        """Free the environments; what one raises then is of no consequence."""
+        """Close the environments. Errors that they raise are ignored."""
         for env in self._envs:
             close(env)
 

@@ -1,4 +1,4 @@
-"""Environments of one task spread over processes, which step while the caller does other work."""
+"""Environments of one task in several processes, which step while the caller does other work."""
 
 import multiprocessing
 import signal
@@ -16,13 +16,13 @@ from envs.signals import die_with_parent
 from envs.tasks import Task, find_task
 
 CLOSE_SECONDS = 2.0
-"""For an environment to return from what it is doing; its process is killed then."""
+"""The time that an environment has to return from a call before its process is killed."""
 
 
 class ParallelLockstep:
-    """What `Lockstep` is, with the environments in `processes` processes of their own.
+    """A `Lockstep` whose environments are in `processes` processes of their own.
 
-    `begin` hands out the actions and returns at once; `finish` waits for the results. If a process
+    `begin` sends the actions and returns at once; `finish` waits for the results. If a process
     dies, its environments have failed.
     """
 
@@ -47,7 +47,7 @@ class ParallelLockstep:
             self._processes.append(process)
         self._begun = False
         self.faults: dict[int, str] = {}
-        """Of each environment that has failed: why; see `Lockstep`."""
+        """For each environment that has failed, the reason; see `Lockstep`."""
         sizes = self._answers(range(processes))
         if self.faults:
             raise EnvironmentDiedError(next(iter(self.faults.values())))
@@ -62,7 +62,7 @@ class ParallelLockstep:
         return np.zeros(self.observation_size, np.float32) if observation is None else observation
 
     def begin(self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None) -> None:
-        """Have the environments that are `active` [count] step; `finish` has the results."""
+        """Begin a step of the `active` [count] environments; see `Lockstep.begin`."""
         if actions.shape != (self.count, self.action_size):
             expected = (self.count, self.action_size)
             raise ValueError(f"actions have shape {actions.shape} instead of {expected}")
@@ -71,7 +71,7 @@ class ParallelLockstep:
             self._ask(part, "step", actions[rows], None if active is None else active[rows])
 
     def finish(self) -> StepResult:
-        """The results of the step that `begin` began. Raises RuntimeError if there is none."""
+        """The results of the step that was begun. Raises RuntimeError if none was begun."""
         if not self._begun:
             raise RuntimeError("no step was begun")
         self._begun = False
@@ -85,12 +85,12 @@ class ParallelLockstep:
     def step(
         self, actions: NDArray[np.float32], active: NDArray[np.bool_] | None = None
     ) -> StepResult:
-        """Step and wait; see `Lockstep.step`."""
+        """Begin a step and return its results."""
         self.begin(actions, active)
         return self.finish()
 
     def close(self) -> None:
-        """End the processes; one that does not end by itself is killed."""
+        """End the processes. One that does not end in time is killed."""
         for end in self._ends:
             end.close()
         for process in self._processes:
@@ -99,11 +99,11 @@ class ParallelLockstep:
                 process.kill()
 
     def _ask(self, part: int, method: str, *arguments: Any) -> None:
-        with suppress(ConnectionError):  # which the answer tells
+        with suppress(ConnectionError):  # the missing answer reports it
             self._ends[part].send((method, arguments))
 
     def _answers(self, parts: Iterable[int]) -> list[Any]:
-        """What the processes answer; None in place of one that has died. Raises what one raised."""
+        """The answers of the processes; None for one that has died. Raises an answer's error."""
         answers: list[Any] = []
         for part in parts:
             try:
@@ -114,7 +114,7 @@ class ParallelLockstep:
             answers.append(answer)
             for row, fault in faults.items():
                 self.faults.setdefault(int(self._rows[part][row]), fault)
-        # Only when every pipe is read, so that none holds an answer to another question.
+        # Raise only after every pipe has been read, so that no answer is left for the next call.
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -122,9 +122,9 @@ class ParallelLockstep:
 
 
 def _serve(end: Connection, task: Task, count: int) -> None:
-    """Answer the calls that come through the pipe until it is closed.
+    """Answer the calls from the pipe until it is closed.
 
-    An answer is what the call returned or raised, and the faults so far.
+    An answer is the value that a call returned, or its error, together with the faults so far.
     """
     die_with_parent()  # the pipe says so too, but not to an environment that does not return
     for number in (signal.SIGINT, signal.SIGTERM):

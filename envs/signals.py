@@ -1,4 +1,4 @@
-"""The process belongs to whoever runs it, not to the environments in it."""
+"""Keep environments from changing the signal handling of their process."""
 
 import ctypes
 import signal
@@ -12,9 +12,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @contextmanager
 def kept_signals() -> Iterator[None]:
-    """Undo what is done in here to Ctrl-C and its like, as some simulators do."""
+    """Restore the handlers of SIGINT, SIGTERM and SIGHUP on exit: some simulators change them."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where Python lets nobody change them
+        yield  # Python allows changes in the main thread only
         return
     numbers = [
         getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -31,6 +31,6 @@ def kept_signals() -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """Let the system kill this process when its parent dies, whatever it is doing then."""
+    """Let the operating system kill this process as soon as its parent dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

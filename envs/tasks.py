@@ -23,7 +23,7 @@ from envs.signals import kept_signals
 
 @dataclass(frozen=True)
 class Task:
-    """What an agent is trained on.
+    """A task that an agent is trained on.
 
     Attributes:
         name: the short name where there is one, otherwise the Gymnasium id.
@@ -70,7 +70,7 @@ def find_task(name: str) -> Task:
     """The task called `name`: a short name or a Gymnasium id.
 
     Raises:
-        TaskError: no such task; the message suggests near names.
+        TaskError: no such task; the message suggests similar names.
     """
     module, _, gymnasium_id = name.rpartition(":")
     if module:
@@ -80,7 +80,7 @@ def find_task(name: str) -> Task:
         return _SMALL_TASKS[short]
     if gymnasium_id in _GYMNASIUM_TASKS:
         return _GYMNASIUM_TASKS[gymnasium_id]
-    # Whether shimmy has registered its ids yet must not decide what a name means.
+    # A name must mean the same before and after shimmy has registered its ids.
     if gymnasium_id not in gymnasium.registry or gymnasium_id.startswith("dm_control/"):
         short = gymnasium_id.removeprefix("dm_control/").removesuffix("-v0")
         if gymnasium_id in (short, f"dm_control/{short}-v0") and short in _dmc_tasks():
@@ -98,7 +98,7 @@ def find_task(name: str) -> Task:
 
 
 def task_names() -> list[str]:
-    """Every name with a short form: the DeepMind Control Suite's tasks and this package's own."""
+    """The short names: the tasks of the DeepMind Control Suite and of this package."""
     return [*sorted(_dmc_tasks()), *_SMALL_TASKS]
 
 
@@ -117,7 +117,7 @@ def make(task: str | Task, *, render_mode: str | None = None) -> Env:
     # Not every environment's constructor knows render_mode, so it is passed only when wanted.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        # Whoever makes an environment stays in the working directory that paths are relative to.
+        # A constructor may change the working directory; relative paths of the caller must hold.
         with chdir("."):
             env: gymnasium.Env[Any, Any] = gymnasium.make(
                 task.gymnasium_id, disable_env_checker=True, **rendering
@@ -135,7 +135,7 @@ def make(task: str | Task, *, render_mode: str | None = None) -> Env:
 
 
 def close(env: gymnasium.Env[Any, Any]) -> None:
-    """Close an environment; nothing depends on how that ends, so what it raises is dropped."""
+    """Close an environment. Errors that it raises are ignored."""
     try:
         env.close()
     except BaseException as error:

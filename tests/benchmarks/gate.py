@@ -36,11 +36,11 @@ from tests.benchmarks.workload import (
 
 ROUNDS, TRIES = 15, 3
 SHARE_OF_ROOFLINE = 0.2
-"""At least, of every trainer at S = 1."""
+"""The least share of the roofline that every trainer must reach at S = 1."""
 SEED_IN_LOCKSTEP = 1.4
-"""At most: time of a seed's update among 8 over that of one alone."""
+"""The largest ratio of the time of a seed's update among 8 seeds to that of one seed alone."""
 MORE_STEPS = 1.25
-"""At most: time of qsm's actor update at T = 20 over T = 5."""
+"""The largest ratio of the time of qsm's actor update at T = 20 to that at T = 5."""
 
 
 def side_by_side(*calls: Callable[[], float]) -> list[float]:

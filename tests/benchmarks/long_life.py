@@ -22,9 +22,9 @@ from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
 REPLAY_CAPACITY = 10_000
-"""Small, so that the buffer's own pages are all in use early."""
+"""A small buffer: all its pages are in use early, so that only other growth is measured."""
 GROWTH_MIB = 8.0
-"""Between the second quarter's least memory and the last quarter's: an allocator's slack."""
+"""The allowed growth from the least memory of the second quarter to that of the last quarter."""
 
 
 def main(

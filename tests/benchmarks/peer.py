@@ -13,7 +13,7 @@ from typing import Any
 
 OBSERVATION, ACTION, BATCH = 24, 6, 256
 UPDATES = 20
-"""Updates between two looks at the clock."""
+"""The number of updates that are timed together."""
 
 
 class Peer:

@@ -1,4 +1,4 @@
-"""What is measured, and what it is measured against: the same for every benchmark.
+"""The sizes of the measured work, and what it is compared with: the same in all benchmarks.
 
 Everything runs on one thread, set up as a job is. The yardstick is a float32 matrix product of
 256 x 256 x 256, measured between the rounds of the work, so that whatever else the machine does
