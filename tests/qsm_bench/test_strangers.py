@@ -38,7 +38,7 @@ class Never:
     def __call__(self) -> bool:
         return self.asked()
 
-    def listen(self) -> None:
+    def take_signals(self) -> None:
         pass
 
 
