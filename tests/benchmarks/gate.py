@@ -1,11 +1,11 @@
-"""Has an update become much slower? Ratios within one run, with generous bounds; CI runs it.
+"""Check that no update has become much slower: ratios within one run, with generous bounds.
 
     python tests/benchmarks/gate.py
 
-Updates run as they stand, on one thread, those of every built-in trainer. Prints one line a ratio;
-exit status 1 if one is out of its bounds. Those of whole updates are about half of what
-reports/performance.md shows, so that a busy machine raises no alarm; the parts that were made
-faster are held against torch's own.
+CI runs it. The updates of every built-in trainer run eager, on one thread. A line is printed for
+each ratio, and the exit status is 1 if one is out of its bounds. The bounds of whole updates are
+about half of the values in reports/performance.md, so that a busy machine raises no alarm. The
+parts that are faster than torch's own are compared with these.
 """
 
 import sys
@@ -74,17 +74,17 @@ PARTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], f
     "mish over torch's, at most 0.75": (mish, functional.mish, 0.75),
     "the heads of two critics over a plain product, at most 0.6": (LAYER, plain_layer, 0.6),
 }
-"""What was made faster: itself, what it replaces, and the ratio it must keep."""
+"""The parts that were made faster: our version, the one it replaces, and the ratio to keep."""
 
 
 def ratios() -> Iterator[tuple[str, Callable[[], float], Callable[[float], bool]]]:
-    """Return what is held, how its ratio is measured, and what is within its bound."""
+    """Return for each check its text, a function that measures the ratio, and the bound."""
     for name in built_in_trainers():
         text = f"{name}, share of the roofline, at least {SHARE_OF_ROOFLINE}"
         yield text, partial(share_of_roofline, name), SHARE_OF_ROOFLINE.__le__
     for text, (mine, other, bound) in PARTS.items():
         yield text, partial(ratio, partial(part, mine), partial(part, other)), bound.__ge__
-    text = f"qsm, a seed among 8 over one alone, at most {SEED_IN_LOCKSTEP}"
+    text = f"qsm, time of a seed among 8 over that of one alone, at most {SEED_IN_LOCKSTEP}"
     together, alone = update("qsm", 8), update("qsm", 1)
     yield text, partial(ratio, lambda: together() / 8, alone), SEED_IN_LOCKSTEP.__ge__
     text = f"qsm, actor update at T = 20 over T = 5, at most {MORE_STEPS}"
@@ -111,7 +111,7 @@ def main() -> None:
     configure_process()
     wrong = 0
     for text, measure, within in ratios():
-        # A machine that does something else at the moment is given time to end it.
+        # Try again if the machine was busy with something else.
         for _ in range(TRIES):
             measured = measure()
             if within(measured):

@@ -3,16 +3,17 @@
     python tests/benchmarks/initial_weights.py
 
 trains every trainer with uniform and with Xavier initial weights and rewrites the tables of
-docs/algorithms.md. It goes on where it was cut off. What is counted was settled before it ran:
+docs/algorithms.md. If it is interrupted, run it again to resume. These definitions were fixed
+before it ran:
 
-- Dead is a seed whose return at the end is at most 1.1 times that of the best policy that looks at
-  nothing: either bound of the action box held for good, or uniformly random actions.
-- Without a gradient is a seed whose actor's gradient was exactly zero in every update since the
-  row of training.csv before the last (1,000 steps, or the last 100 updates of 200).
-- At a bound is a seed whose every sampled action at 32 fixed states has every entry on a bound.
-- Returns are compared by the exact rank test of ``qsm_bench.statistics``, for each trainer alone
-  (Holm's adjustment over the trainers) and stratified by trainer. The default of all trainers
-  becomes xavier if the stratified test finds it better at 5 %, and no trainer alone is worse.
+- A seed is dead if its return at the end is at most 1.1 times that of the best policy that ignores
+  observations: always one bound of the action box, or uniformly random actions.
+- A seed has no gradient if its actor's gradient was exactly zero in every update since the last
+  row but one of training.csv (1,000 steps, or the last 100 updates of 200).
+- A seed is at a bound if all sampled actions at 32 fixed states have all entries at a bound.
+- Returns are compared by the exact rank test of ``qsm_bench.statistics``, for each trainer (with
+  Holm's adjustment over the trainers) and stratified by trainer. The default of all trainers
+  becomes xavier if the stratified test finds it better at 5 %, and no single trainer is worse.
 """
 
 import subprocess
@@ -54,7 +55,7 @@ def column(trainer: str, initialization: str) -> str:
 
 
 def train(name: str, results: Path, seeds: int, **options: object) -> Results:
-    """Run the experiment, or what is missing of it, in a separate process."""
+    """Run the experiment, or resume it, in a separate process."""
     agents = ",".join(column(t, i) for t in TRAINERS for i in (UNIFORM, XAVIER))
     asked = {"seeds": seeds, "batch-size": 64, "device": "cpu", "workers": 1, **options}
     subprocess.run(
@@ -70,7 +71,7 @@ def train(name: str, results: Path, seeds: int, **options: object) -> Results:
 
 
 def blind_return(episodes: int = 20) -> float:
-    """Return the mean return of the best policy that looks at nothing."""
+    """Return the mean return of the best policy that ignores observations."""
     environments = Lockstep(TASK, episodes)
     rng = np.random.default_rng(0)
     shape = (episodes, environments.action_size)
@@ -89,7 +90,9 @@ def blind_return(episodes: int = 20) -> float:
     return max(means)
 
 
-def of(rows: pd.DataFrame, trainer: str, initialization: str, task: str = TASK) -> pd.DataFrame:
+def last_rows(
+    rows: pd.DataFrame, trainer: str, initialization: str, task: str = TASK
+) -> pd.DataFrame:
     """Return the rows of a cell's last step."""
     mine = rows[(rows["agent"] == column(trainer, initialization)) & (rows["task"] == task)]
     last: pd.DataFrame = mine[mine["step"] == mine["step"].max()]
@@ -98,7 +101,7 @@ def of(rows: pd.DataFrame, trainer: str, initialization: str, task: str = TASK) 
 
 def returns(results: Results, trainer: str, initialization: str) -> FloatArray:
     """Return each seed's mean return at the end."""
-    cell = of(results.evaluations, trainer, initialization)
+    cell = last_rows(results.evaluations, trainer, initialization)
     return cell.groupby("seed")["return"].mean().to_numpy(float)
 
 
@@ -107,7 +110,7 @@ def without_gradient(
 ) -> BoolArray:
     """Tell for each seed whether its actor's gradient was zero at the end."""
     return (
-        of(results.training, trainer, initialization, task)["actor_gradient_norm"] == 0
+        last_rows(results.training, trainer, initialization, task)["actor_gradient_norm"] == 0
     ).to_numpy()
 
 
@@ -135,7 +138,7 @@ def final_rows(results: Results) -> Iterator[list[object]]:
     for trainer, adjusted in zip(TRAINERS, holm(np.array(p)), strict=True):
         for initialization in (UNIFORM, XAVIER):
             mine = scores[trainer, initialization]
-            table = of(results.diagnostics, trainer, initialization)
+            table = last_rows(results.diagnostics, trainer, initialization)
             looks = table.get("clipped_share", pd.Series(dtype=float))
             yield [
                 trainer,

@@ -1,4 +1,4 @@
-"""Writes reports/performance.md from what the benchmarks noted: the second half of ``make bench``.
+"""Write reports/performance.md from the benchmarks' record: the second half of ``make bench``.
 
 python tests/benchmarks/performance.py BENCHMARKS.json reports/performance.md
 """
@@ -17,14 +17,15 @@ from qsm_bench.provenance import describe_commit, describe_hardware, describe_ve
 INTRODUCTION = """\
 # Performance
 
-Written by `make bench`; nothing here is typed by hand.
+Written by `make bench`; no number is typed by hand.
 
 On {machine}, one thread a process; {versions}; commit {commit}.
 
-A *seed-update* is one update of critic, actor and target of one seed: 24 observations, 6 actions,
-batch 256, networks of 2 x 256. The *roofline* is the rate at which the floating-point operations
-that it needs would run if they were all products of 256 x 256 matrices; these are measured between
-the rounds of the work, in the same process. *Compiled* is what `--compile on` runs.
+A *seed-update* is one update of critic, actor and target of one seed, with 24 observation entries,
+6 action entries, batches of 256 and networks of 2 x 256. The *roofline* is the rate at which its
+floating-point operations would run if all of them were products of 256 x 256 matrices; such
+products are measured between the rounds of the work, in the same process. *Compiled* is what
+`--compile on` runs, *eager* what `--compile off` runs.
 
 | work | measured | ratio | | to reach |
 |---|---|---|---|---|

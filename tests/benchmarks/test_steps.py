@@ -21,13 +21,13 @@ def test_acting(benchmark: Any) -> None:
     agent, batch = new_agent("qsm", 8, compiled=not benchmark.disabled), new_batch(8)
     observation = torch.randn(8, 1, OBSERVATION)
     run = SideBySide(benchmark, lambda: agent.act(observation, explore=True))
-    run.beside("update", lambda: seconds(lambda: agent.update(batch)))
+    run.also_measure("update", lambda: seconds(lambda: agent.update(batch)))
     if run.run():
         note(
             benchmark,
             "acting, qsm, T = 5, S = 8, one observation each",
             f"{1e3 * run.median:.2f} ms",
-            run.median / (run.median + run.of("update")),
+            run.median / (run.median + run.median_of("update")),
             "of acting and a compiled update",
             "under 0.15",
         )
@@ -89,7 +89,7 @@ def test_where_a_training_run_spends_its_time(
         return
     total = sum(clock.spent.values())
     for name, spent in sorted(clock.spent.items(), key=lambda item: -item[1]):
-        work = f"walker-walk, qsm, S = 4, as it stands: {name}"
+        work = f"walker-walk, qsm, S = 4, eager: {name}"
         note(benchmark, work, f"{1e3 * spent / STEPS:.2f} ms", spent / total, "of a step")
     ours = ("flattening, rescaling and checking", "replay: insert", "replay: sample")
     note(

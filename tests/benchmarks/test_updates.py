@@ -68,10 +68,10 @@ def test_update(
             steps = f", T = {agent.config.diffusion_steps}"
         note(
             benchmark,
-            f"{name}{steps}, S = {seeds}, {'compiled' if compiled else 'as it stands'}",
+            f"{name}{steps}, S = {seeds}, {'compiled' if compiled else 'eager'}",
             f"{1 / per_seed:.0f} seed-updates/s",
-            flops / per_seed / run.of("gemm"),
-            f"of the roofline at {run.of('gemm') / 1e9:.0f} GFLOP/s",
+            flops / per_seed / run.median_of("gemm"),
+            f"of the roofline at {run.median_of('gemm') / 1e9:.0f} GFLOP/s",
             f"{goal}" if goal and compiled else "",
         )
 
@@ -87,13 +87,13 @@ def test_score_matching_costs_the_same_for_any_number_of_steps(benchmark: Any) -
         return taken
 
     run = SideBySide(benchmark, many, rounds=200)
-    run.beside("few", after_itself)
+    run.also_measure("few", after_itself)
     if run.run():
         note(
             benchmark,
             "qsm's actor update, T = 20",
             f"{1e3 * run.median:.2f} ms",
-            run.median / run.of("few"),
+            run.median / run.median_of("few"),
             "times T = 5",
             "0.95 to 1.05",
         )
@@ -131,12 +131,12 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
 
     run = SideBySide(benchmark, updates, rounds=15)
     for name, peer in peers.items():
-        run.beside(name, peer.seconds_per_update)
-        run.beside(f"{name} at once", partial(peer.seconds_per_update, at_once=PEERS_UPDATES))
+        run.also_measure(name, peer.seconds_per_update)
+        run.also_measure(f"{name} at once", partial(peer.seconds_per_update, at_once=PEERS_UPDATES))
     if run.run():
         mine = seeds * PEERS_UPDATES / run.median
         for name in peers:
-            one, many = 1 / run.of(name), 1 / run.of(f"{name} at once")
+            one, many = 1 / run.median_of(name), 1 / run.median_of(f"{name} at once")
             note(
                 benchmark,
                 f"{algorithm.lower()}, S = {seeds}, compiled, with the replay's sample",

@@ -75,18 +75,18 @@ class SideBySide:
         self.call = call
         self.rounds = rounds
         self.others: dict[str, Callable[[], float]] = {"gemm": gemm_rate}
-        self.seen: dict[str, list[float]] = {}
+        self.measured: dict[str, list[float]] = {}
 
-    def beside(self, name: str, measure: Callable[[], float]) -> None:
-        """Call ``measure()`` before every round; ``of`` tells its median."""
+    def also_measure(self, name: str, measure: Callable[[], float]) -> None:
+        """Call ``measure()`` before every round; ``median_of`` returns its median."""
         self.others[name] = measure
 
     def run(self) -> bool:
-        """Measure; return False where benchmarks are switched off and the call was only tried."""
+        """Measure; return False if benchmarks are disabled and the call was only tried once."""
 
         def between_rounds() -> None:
             for name, measure in self.others.items():
-                self.seen.setdefault(name, []).append(measure())
+                self.measured.setdefault(name, []).append(measure())
 
         self.benchmark.pedantic(
             self.call, setup=between_rounds, rounds=self.rounds, warmup_rounds=5
@@ -98,9 +98,9 @@ class SideBySide:
         """Return the median seconds of the call."""
         return float(self.benchmark.stats.stats.median)
 
-    def of(self, name: str) -> float:
-        """Return the median of what was measured beside the call."""
-        return statistics.median(self.seen[name])
+    def median_of(self, name: str) -> float:
+        """Return the median of another measurement."""
+        return statistics.median(self.measured[name])
 
 
 def note(benchmark: Any, work: str, measured: str, ratio: float, of: str, goal: str = "") -> None:
