@@ -20,7 +20,7 @@ AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class Outcome:
-    """Returns of a checkpoint's policies."""
+    """Returns of the policies of a job's checkpoint."""
 
     seeds: tuple[int, ...]
     step: int

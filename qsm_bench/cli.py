@@ -89,6 +89,16 @@ def run(
         int | None,
         typer.Option(min=1, max=MOST_SEEDS, help="How many seeds each cell has: 0, 1, ..."),
     ] = None,
+    first_seed: Annotated[
+        int, typer.Option(min=0, max=MOST_STEPS, help="The first of these seeds.")
+    ] = 0,
+    seeds_per_job: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|<int>",
+            help="Seeds of a cell that share a process; auto: so that every worker has work.",
+        ),
+    ] = "auto",
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,7 +146,8 @@ def run(
         chosen,
         protocol=chosen.protocol.but(**changes),
         name=name,
-        seeds=None if seeds is None else range(seeds),
+        seeds=range(first_seed, first_seed + (seeds or len(chosen.seeds))),
+        seeds_per_job=seeds_per_job,
         settings=settings or (),
         device=device,
         compiled=compiled,
@@ -285,7 +296,7 @@ def status(
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Show where every cell of an experiment stands."""
-    from qsm_bench.progress import cell_state, follow, states_view
+    from qsm_bench.progress import follow, read_states, states_view
     from qsm_bench.store import ExperimentStore
 
     store = ExperimentStore(results, name)
@@ -295,7 +306,7 @@ def status(
             follow(store, console, lambda: bool(received))
         received.exit_if_any()
         return
-    states = [cell_state(cell, tables=True) for cell in store.cells()]
+    states = read_states(list(store.cells()), tables=True)
     if console.is_terminal:
         console.print(states_view(states, console.width))
     else:
@@ -385,13 +396,15 @@ def evaluate(
     from qsm_bench.store import ExperimentStore
     from qsm_bench.user_modules import refuse_unnamed_modules
 
-    cell = ExperimentStore(results, name).existing_cell(agent, task)
-    refuse_unnamed_modules(cell.read_manifest().job, modules or ())
+    cells = ExperimentStore(results, name).existing_cells(agent, task)
+    first = cells[0].read_manifest().job
+    refuse_unnamed_modules(first, modules or ())
     # What would keep a film from being made is found before the episodes are played.
-    film = Film(cell.read_manifest().job.environment, video) if video else None
-    outcome = evaluate_cell(cell, episodes, modules or ())
-    if outcome.elsewhere:
-        print(f"evaluated on the CPU: {outcome.elsewhere}, where it was trained, is not here")
+    film = Film(first.environment, video) if video else None
+    outcomes = [evaluate_cell(cell, episodes, modules or ()) for cell in cells]
+    for elsewhere in dict.fromkeys(outcome.elsewhere for outcome in outcomes):
+        if elsewhere:
+            print(f"evaluated on the CPU: {elsewhere}, where it was trained, is not here")
     _print_rows(
         [
             (
@@ -401,11 +414,12 @@ def evaluate(
                 else f"mean {returns.mean():.1f}  min {returns.min():.1f}  "
                 f"max {returns.max():.1f}  ({len(returns)} episodes, step {outcome.step:,})",
             )
+            for outcome in outcomes
             for seed, returns in zip(outcome.seeds, outcome.returns, strict=True)
         ]
     )
     if film:
-        film_cell(cell, film)
+        film_cell(cells[0], film)
         print(film.file)
 
 
@@ -478,11 +492,14 @@ def _show_plan(prepared: "PreparedRun") -> None:
     from rich.filesize import decimal as format_bytes
     from rich.table import Table
 
+    from qsm_bench.groups import seeds_text
     from qsm_bench.plan import calibrate, estimate_memory, makespan
     from qsm_bench.progress import duration
 
     jobs, workers = prepared.experiment.jobs, prepared.workers
-    costs = [calibrate(job) for job in jobs]
+    kinds = {(job.agent, job.task, len(job.seeds)): job for job in jobs}
+    measured = {kind: calibrate(job) for kind, job in kinds.items()}
+    costs = [measured[job.agent, job.task, len(job.seeds)] for job in jobs]
     memory = [needs.total for needs in estimate_memory(jobs)]
     at_once = sum(sorted(memory)[-workers:])
     columns = ("agent", "task", "seeds", "steps", "action repeat", "time", "memory", "disk")
@@ -491,7 +508,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
         table.add_row(
             job.agent.replace("[", r"\["),
             job.task,
-            str(len(job.seeds)),
+            seeds_text(job.seeds),
             f"{job.protocol.steps:,}",
             str(job.protocol.action_repeat),
             duration(cost.seconds),
@@ -502,7 +519,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(table)
     console.print(
-        f"{len(jobs)} cells, {workers} at a time: about "
+        f"{len(jobs)} jobs, {workers} at a time: about "
         f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
         f"now, at most {format_bytes(at_once)} of memory at once and "
         f"{format_bytes(sum(cost.disk_bytes for cost in costs))} on disk, "

@@ -1,4 +1,4 @@
-"""An experiment: a grid of agents x tasks, each cell a job that trains all seeds in lockstep."""
+"""An experiment: a grid of agents x tasks; each cell is a job for each group of its seeds."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from agents.protocol import AgentConfig
 from agents.registry import RegisteredAgent, find_agent
 from envs import Task, find_task
 from qsm_bench.errors import UserError, did_you_mean
+from qsm_bench.groups import Groups
 from qsm_bench.protocol import Protocol
 from qsm_bench.settings import as_json, validated
 
@@ -131,7 +132,8 @@ class Experiment:
     name: str
     agents: tuple[AgentEntry, ...]
     tasks: tuple[str, ...]
-    seeds: Sequence[int]
+    groups: Groups
+    """The seeds of each cell, a group for each of its jobs."""
     protocol: Protocol
     device: str = "cpu"
     compiled: bool = False
@@ -145,7 +147,8 @@ class Experiment:
             )
         self._refuse_seeds()
         validated("every agent", AgentConfig, self.protocol.settings)
-        columns = [job.agent for job in self.jobs[: len(self.agents)]]
+        columns = [job.agent for job in self.jobs if job.task == self.tasks[0]]
+        columns = columns[:: len(self.groups)]
         for what, names in (("agent", columns), ("task", self.tasks)):
             twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
             too_long = [name for name in names if len(name) > 200]
@@ -158,39 +161,47 @@ class Experiment:
                 raise UserError(f"{what} {twice[0]!r} is named twice: name each once")
 
     def _refuse_seeds(self) -> None:
-        if not self.seeds:
+        seeds = self.seeds
+        if not seeds:
             raise UserError("an experiment without seeds trains nothing: give one at least")
-        for seed in self.seeds:
+        for seed in seeds:
             if type(seed) is not int or not 0 <= seed < 2**63:
                 raise UserError(f"seed {seed!r} is not right: a seed is a whole number from 0 on")
-            if list(self.seeds).count(seed) > 1:
-                raise UserError(f"seed {seed} is named twice: name each once")
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of each cell."""
+        return [seed for group in self.groups for seed in group]
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
-        """The cells, task by task."""
-        return tuple(self._job(task, entry) for task in self.tasks for entry in self.agents)
+        """The jobs: cell by cell, task by task."""
+        return tuple(
+            job for task in self.tasks for entry in self.agents for job in self._cell(task, entry)
+        )
 
     @property
     def labels(self) -> list[str]:
         """The agents' labels, in their order."""
         return list(dict.fromkeys(job.agent for job in self.jobs))
 
-    def _job(self, name: str, entry: AgentEntry) -> Job:
+    def _cell(self, name: str, entry: AgentEntry) -> list[Job]:
+        """The jobs of one cell: settings are resolved once for all of them."""
         task = find_task(name)
         config = entry.config(name, self.protocol.settings)
-        return Job(
+        cell = Job(
             agent=entry.label(config),
             agent_name=entry.registered.key,
             settings=as_json(entry.registered.name, config),
             task=name,
             gymnasium_id=task.gymnasium_id,
             score_range=task.score_range,
-            seeds=tuple(self.seeds),
+            seeds=(),
             protocol=self.protocol,
             device=self.device,
             compiled=self.compiled,
         )
+        return [cell.model_copy(update={"seeds": tuple(group)}) for group in self.groups]
 
 
 Settings = Mapping[str, Mapping[str, Any]]

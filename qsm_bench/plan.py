@@ -136,7 +136,7 @@ def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
     process = psutil.Process().memory_info().rss
     tasks = {task: _task_sizes(task) for task in dict.fromkeys(job.environment for job in jobs)}
     largest: dict[str, Job] = {}
-    for job in sorted(jobs, key=lambda job: sum(tasks[job.environment][:2])):
+    for job in sorted(jobs, key=lambda j: (len(j.seeds), sum(tasks[j.environment][:2]))):
         largest[job.agent] = job
     learning = {
         agent: _learning_bytes(job, *tasks[job.environment][:2]) for agent, job in largest.items()
@@ -147,7 +147,7 @@ def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
         seeds = len(job.seeds)
         record = seeds * (2 * observation_size + action_size + 3) * torch.float32.itemsize
         environments = seeds * (1 + job.protocol.eval_episodes) * environment
-        rest = process + environments + learning[job.agent]
+        rest = process + environments + seeds * learning[job.agent]
         needs.append(Memory(job.protocol.replay_size * record, record, rest))
     return needs
 
@@ -189,7 +189,7 @@ def _task_sizes(task: Task) -> tuple[int, int, int]:
 
 
 def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
-    """The bytes of networks, optimizers, an update, and a checkpoint that is being written."""
+    """The bytes of each seed: networks, optimizers, an update, and a checkpoint being written."""
     widths = job.settings.get("hidden_sizes", ())
     weights = sum(a * b for a, b in pairwise([observation_size + action_size, *widths]))
     # At least two critics, their targets, and two averages of Adam for each weight of the critics.
@@ -200,7 +200,7 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
             f"memory, and {format_bytes(free)} are free: give smaller hidden_sizes or fewer --seeds"
         )
     # All seeds need the same memory, so one is measured.
-    job, seeds = job.model_copy(update={"device": "cpu", "seeds": job.seeds[:1]}), len(job.seeds)
+    job = _alone(job)
     state: int = 0
 
     def learn(batch_size: int) -> None:
@@ -216,7 +216,65 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
 
     # A checkpoint is first written into memory, in an array that doubles when it is full.
     update = estimate_peak(learn, job.protocol.batch_size)
-    return seeds * (update + 2 * state)
+    return update + 2 * state
+
+
+def _alone(job: Job) -> Job:
+    """The job of its first seed, on the CPU."""
+    return job.model_copy(update={"device": "cpu", "seeds": job.seeds[:1]})
+
+
+def longest_first(jobs: Sequence[Job]) -> list[int]:
+    """The numbers of the jobs in the order of how long they take, so that no core waits at the end.
+
+    Each task's environment and each agent's update are timed for a moment.
+    """
+    tasks: dict[Task, tuple[float, tuple[int, int]]] = {}
+    updates: dict[str, float] = {}
+    for job in jobs:
+        if job.environment not in tasks:
+            tasks[job.environment] = _time_task(job.environment)
+        if job.agent not in updates:
+            updates[job.agent] = _time_update(_alone(job), *tasks[job.environment][1])
+
+    def seconds(number: int) -> float:
+        job = jobs[number]
+        step = tasks[job.environment][0] * (1 + job.protocol.eval_episodes / 10)
+        once = job.protocol.steps * step + job.protocol.updates * updates[job.agent]
+        return once * len(job.seeds)
+
+    return sorted(range(len(jobs)), key=seconds, reverse=True)
+
+
+def _time_task(task: Task) -> tuple[float, tuple[int, int]]:
+    """Seconds that a step of one environment takes, and the task's sizes."""
+    with chdir("."):
+        environments = Lockstep(task, 1)
+        environments.reset(0, 0)
+        sizes = environments.observation_size, environments.action_size
+        action = np.zeros((1, sizes[1]), np.float32)
+        began = time.perf_counter()
+        for _ in range(ENVIRONMENT_STEPS):
+            result = environments.step(action)
+            if result.terminated[0] or result.truncated[0] or environments.faults:
+                environments.reset(0, 0)
+        seconds = (time.perf_counter() - began) / ENVIRONMENT_STEPS
+        environments.close()
+    return seconds, sizes
+
+
+def _time_update(job: Job, observation_size: int, action_size: int) -> float:
+    """Seconds that an update of a job takes."""
+    sizes = observation_size, action_size
+    agent = build_agent(job, *sizes)
+    replay = ReplayBuffer(1, *sizes, job.seeds, torch.device(job.device))
+    replay.records.zero_()
+    replay.added = 1
+    agent.update(replay.sample(job.protocol.batch_size))  # the first takes longer
+    began = time.perf_counter()
+    for _ in range(MEASURED_UPDATES):
+        agent.update(replay.sample(job.protocol.batch_size))
+    return (time.perf_counter() - began) / MEASURED_UPDATES
 
 
 def _rounded_down(number: int) -> int:

@@ -14,6 +14,7 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.experiment import Job
+from qsm_bench.groups import seeds_text
 from qsm_bench.results import Results
 from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.training import build_agent
@@ -83,12 +84,13 @@ def load_policy(
     is imported only if its module is among ``modules``. Raises UserError if there is no such cell,
     seed or checkpoint, or if the seed failed.
     """
-    cell = ExperimentStore(results.root, results.name).existing_cell(agent, task)
+    cells = ExperimentStore(results.root, results.name).existing_cells(agent, task)
+    cell = next((cell for cell in cells if seed in (cell.seeds or ())), None)
+    if cell is None:
+        seeds = seeds_text([s for cell in cells for s in cell.seeds or ()])
+        raise UserError(f"{agent} on {task} has no seed {seed!r}: its seeds are {seeds}")
     manifest = cell.read_manifest()
     refuse_unnamed_modules(manifest.job, modules)
-    if seed not in manifest.job.seeds:
-        seeds = ", ".join(map(str, manifest.job.seeds))
-        raise UserError(f"{agent} on {task} has no seed {seed!r}: its seeds are {seeds}")
     if seed in manifest.failed_seeds:
         reason = manifest.failed_seeds[seed].reason
         raise UserError(f"seed {seed} of {agent} on {task} failed: {reason}")

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
+from qsm_bench.groups import seeds_text
 from qsm_bench.heartbeat import liveness, process_name, time_of
 from qsm_bench.store import GONE, Cell, ExperimentStore, SeedFailure
 from qsm_bench.visible import visible
@@ -37,6 +39,8 @@ class CellState:
 
     agent: str
     task: str
+    seeds: str
+    """The seeds of the job, if its cell has other jobs; empty if not."""
     status: str
     step: int
     steps: int
@@ -67,12 +71,15 @@ class CellState:
         return "\n".join([*lines, *(f"  | {line}" for line in self.log_tail)])
 
     @property
+    def name(self) -> str:
+        """What the job trains."""
+        return f"{self.agent} on {self.task}" + (f", seeds {self.seeds}" if self.seeds else "")
+
+    @property
     def line(self) -> str:
         """The state as plain text."""
         gone = f" ({GONE})" if self.reason == GONE else ""
-        parts = [
-            f"{self.agent} on {self.task}: {self.status}{gone}, step {self.step:,}/{self.steps:,}"
-        ]
+        parts = [f"{self.name}: {self.status}{gone}, step {self.step:,}/{self.steps:,}"]
         if self.last_return is not None:
             parts.append(f"return {self.last_return:.1f}")
         if self.status == "running" and self.updates_per_second:
@@ -81,6 +88,18 @@ class CellState:
             parts.append(f"{duration(self.seconds_left)} left")
         faults = replace(self, reason=None).faults if gone else self.faults
         return ", ".join([*parts, *([faults] if faults else [])])
+
+
+def read_states(cells: Sequence[Cell], *, tables: bool = False) -> list[CellState]:
+    """Read the state of every job, with its seeds where its cell has several."""
+    jobs = Counter((cell.agent, cell.task) for cell in cells)
+    return [
+        replace(
+            cell_state(cell, tables=tables),
+            seeds=seeds_text(cell.seeds or ()) if jobs[cell.agent, cell.task] > 1 else "",
+        )
+        for cell in cells
+    ]
 
 
 def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
@@ -103,6 +122,7 @@ def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
     return CellState(
         agent=visible(manifest.job.agent),
         task=visible(manifest.job.task),
+        seeds="",
         status=manifest.status,
         step=int(number("step") or 0) if running else manifest.step,
         steps=manifest.job.protocol.steps,
@@ -127,6 +147,7 @@ def _damaged(cell: Cell, fault: str) -> CellState:
     return CellState(
         agent=visible(cell.agent or cell.folder.parent.name),
         task=visible(cell.task or cell.folder.name),
+        seeds="",
         status="damaged",
         step=0,
         steps=0,
@@ -194,6 +215,9 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
     table = Table(box=None, header_style="bold")
     table.add_column("agent", overflow="fold")
     table.add_column("task", overflow="fold")
+    seeds = any(state.seeds for state in states)
+    if seeds:
+        table.add_column("seeds", overflow="fold")
     table.add_column("status", no_wrap=True)
     if bars:
         table.add_column("", width=BAR)
@@ -204,6 +228,7 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
         table.add_row(
             Text(state.agent),
             Text(state.task),
+            *([state.seeds] if seeds else []),
             Text(state.status, style="bold red" if state.status in ("failed", "damaged") else ""),
             *([ProgressBar(total=state.steps, completed=state.step, width=BAR)] if bars else []),
             f"{state.step:,}/{state.steps:,}",
@@ -211,7 +236,7 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
             f"{state.updates_per_second:.0f}" if running and state.updates_per_second else "",
             duration(state.seconds_left) if running and state.seconds_left is not None else "",
         )
-    faults = [f"{s.agent} on {s.task}: {s.faults}" for s in states if s.faults]
+    faults = [f"{s.name}: {s.faults}" for s in states if s.faults]
     if faults:
         table.add_section()
         table.caption = Text("\n".join(faults), style="red")
@@ -264,7 +289,7 @@ class Display:
 
     def show(self) -> None:
         """Show the cells as they stand now."""
-        states = [cell_state(cell) for cell in self.cells]
+        states = read_states(self.cells)
         self.working = any(state.status == "running" for state in states)
         if self.live:
             self.live.update(states_view(states, self.console.width), refresh=True)

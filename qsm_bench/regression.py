@@ -109,7 +109,7 @@ def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
             name=task.name,
             agents=task.agents(),
             tasks=(task.name,),
-            seeds=seeds,
+            groups=(tuple(seeds),),
             protocol=task.protocol(),
         )
 

@@ -15,6 +15,7 @@ from zlib import crc32
 
 from qsm_bench.errors import UserError
 from qsm_bench.files import read
+from qsm_bench.merging import merge_jobs
 from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore, LaterFormatError, Manifest
 from qsm_bench.tables import without_uncertain
 
@@ -37,6 +38,8 @@ class Damaged:
 
     agent: str
     task: str
+    seeds: tuple[int, ...]
+    """Those of the job; other groups of the cell's seeds may be readable."""
     fault: str
     """One line: the file, what is wrong with it, and what to do."""
 
@@ -90,18 +93,11 @@ def load_results(root: str | Path, name: str) -> Results:
         except LaterFormatError:
             raise
         except UserError as error:
-            damaged.append(Damaged(cell.agent or "", cell.task or "", str(error)))
+            damaged.append(Damaged(cell.agent or "", cell.task or "", cell.seeds or (), str(error)))
     return Results(
         name=name,
         experiment=experiment,
-        cells=[
-            {
-                **cell.manifest.job.protocol.model_dump(mode="json"),
-                **cell.manifest.job.model_dump(mode="json", exclude={"protocol"}),
-                **cell.manifest.model_dump(mode="json", exclude={"job"}),
-            }
-            for cell in readable
-        ],
+        cells=merge_jobs([cell.manifest for cell in readable]),
         evaluations=_together([cell.evaluations for cell in readable], EVALUATION_COLUMNS),
         training=_together([cell.training for cell in readable], TRAINING_COLUMNS),
         diagnostics=_together([cell.diagnostics for cell in readable], DIAGNOSTICS_COLUMNS),

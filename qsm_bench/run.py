@@ -20,7 +20,8 @@ from envs import close, make
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
-from qsm_bench.plan import Memory, estimate_memory, refuse_what_does_not_fit
+from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
+from qsm_bench.plan import Memory, estimate_memory, longest_first, refuse_what_does_not_fit
 from qsm_bench.progress import Display
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
@@ -49,6 +50,7 @@ def run_experiment(
     protocol: Protocol | None = None,
     name: str | None = None,
     seeds: Sequence[int] | None = None,
+    seeds_per_job: int | Literal["auto"] = "auto",
     settings: Sequence[str] = (),
     device: str = "auto",
     compiled: Compile = "auto",
@@ -73,6 +75,7 @@ def run_experiment(
         protocol=protocol,
         name=name,
         seeds=seeds,
+        seeds_per_job=seeds_per_job,
         settings=settings,
         device=device,
         compiled=compiled,
@@ -158,6 +161,7 @@ def prepare(
     protocol: Protocol | None,
     name: str | None,
     seeds: Sequence[int] | None,
+    seeds_per_job: int | str,
     settings: Sequence[str],
     device: str,
     compiled: Compile,
@@ -175,21 +179,31 @@ def prepare(
     protocol = protocol.but(settings=protocol.settings | shared)
     store = ExperimentStore(Path(results), suite.name if name is None else name)
     device = _device(device)
+    entries = parse_agents(agents, own)
+    compiling = _compiled(compiled, protocol.updates, device, store)
+    workers = workers or os.cpu_count() or 1
+    cells = len(entries) * len(suite.tasks)
+    groups = _groups(
+        suite.seeds if seeds is None else seeds,
+        seeds_per_job,
+        lambda new: choose_seeds_per_job(new, cells, workers, device=device, compiled=compiling),
+        store.groups,
+    )
     experiment = Experiment(
         name=store.name,
-        agents=parse_agents(agents, own),
+        agents=entries,
         tasks=suite.tasks,
-        seeds=suite.seeds if seeds is None else seeds,
+        groups=groups,
         protocol=protocol,
         device=device,
-        compiled=_compiled(compiled, protocol.updates, device, store),
+        compiled=compiling,
     )
     for job in {job.task: job for job in experiment.jobs}.values():
         close(make(job.environment))  # one that cannot be trained on is refused here
     return PreparedRun(
         experiment,
         store,
-        workers=min(workers or os.cpu_count() or 1, len(experiment.jobs)),
+        workers=min(workers, len(experiment.jobs)),
         checkpoint_every=checkpoint_every or experiment.protocol.eval_every,
         keep_replay=keep_replay,
     )
@@ -229,6 +243,7 @@ def train(
                 say(prepared.replay_note)
             _refuse_uncompilable(experiment)
             _say_changes(open_cells, command, say)
+            open_cells = _longest_first(open_cells, prepared.workers)
         unfinished = train_cells(
             cells,
             open_cells,
@@ -317,6 +332,13 @@ def _say_changes(cells: Sequence[Cell], command: str, say: Say) -> None:
         )
 
 
+def _longest_first(cells: Sequence[Cell], workers: int) -> list[Cell]:
+    """Order the cells for so many workers: where each has its own at once, it does not matter."""
+    if len(cells) <= workers:
+        return list(cells)
+    return [cells[number] for number in longest_first([c.read_manifest().job for c in cells])]
+
+
 def _refuse_uncompilable(experiment: Experiment) -> None:
     """Raise UserError if compiled updates, which an earlier run began with, cannot go on here."""
     reason = why_not_compiled(experiment.device) if experiment.compiled else None
@@ -325,6 +347,27 @@ def _refuse_uncompilable(experiment: Experiment) -> None:
             f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
             f"{reason}: install it to go on, or begin anew with --compile off under another --name"
         )
+
+
+def _groups(
+    seeds: Sequence[int], per_job: int | str, choose: Callable[[int], int], earlier: Groups
+) -> Groups:
+    """Put new seeds into groups behind the ``earlier`` ones.
+
+    Raises UserError for what is no number of seeds, or a seed that stands twice.
+    """
+    for seed in seeds:
+        if list(seeds).count(seed) > 1:
+            raise UserError(f"seed {seed!r} is named twice: name each once")
+    if per_job == "auto":
+        return group_seeds(seeds, choose(len({*seeds}.difference(*earlier))), earlier)
+    try:
+        count = int(per_job)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise UserError(f"--seeds-per-job {per_job!r}: use auto, or a whole number from 1 on")
+    return group_seeds(seeds, count, earlier)
 
 
 def _compiled(asked: Compile, updates: int, device: str, earlier: ExperimentStore) -> bool:

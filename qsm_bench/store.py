@@ -1,7 +1,8 @@
 """The results on disk: one folder an experiment, one a cell; written by append or atomic rename.
 
 results/<experiment>/experiment.json
-results/<experiment>/<agent>/<task>/manifest.json     what ran, and how it went
+results/<experiment>/<agent>/<task>/<seeds>/
+                                    manifest.json     what ran, and how it went
                                     evaluations.csv   seed, step, episode, return, length
                                     training.csv      seed, step, wall clock, metrics
                                     diagnostics.csv   seed, step, measures of policy and critic
@@ -29,12 +30,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import MIB, plain_opener, read, read_json, refuse_foreign, write_atomically
+from qsm_bench.groups import Groups, folder_name
 from qsm_bench.heartbeat import Heartbeat, liveness, process_name, time_of
 from qsm_bench.protocol import MOST_STEPS
 from qsm_bench.stretches import Stretch, from_top_level
 
-FORMAT = 1
-"""The format of the folder's files. One of a later format is refused; one that names none is 1.
+FORMAT = 2
+"""The format of the folder's files. One of a later format is refused; one that names none is 1,
+and has no level of <seeds>: each cell was one job, in the folder of its task.
 
 It rises when an earlier version would misread what this one writes. A field that is only added,
 with a default, leaves it as it is: an earlier version refuses the manifest in a line that names
@@ -126,19 +129,21 @@ def is_open(manifest: Manifest, job: Job) -> bool:
 
 
 class Cell:
-    """The folder of one (agent, task) cell."""
+    """The folder of one job: a group of seeds of an (agent, task) cell."""
 
     def __init__(
         self,
         folder: Path,
         agent: str | None = None,
         task: str | None = None,
+        seeds: tuple[int, ...] | None = None,
         job: str | None = None,
     ) -> None:
-        """Name the agent, the task and the job's identity that it must be of, if they are known."""
+        """Name the agent, task, seeds and job that it must be of, if they are known."""
         self.folder = folder
         self.agent = agent
         self.task = task
+        self.seeds = seeds
         self.job = job
         self.manifest_file = folder / "manifest.json"
         self.evaluations_file = folder / "evaluations.csv"
@@ -164,7 +169,11 @@ class Cell:
 
     def refuse_foreign(self, *, writing: bool = False) -> None:
         """Raise UserError if there is a link or anything else but plain files in plain folders."""
-        refuse_foreign(self.folder.parent, folder=True, remedy="delete it")
+        above = [self.folder.parent]
+        if self.seeds is not None and self.folder.name == folder_name(self.seeds):
+            above.append(self.folder.parent.parent)
+        for folder in above:
+            refuse_foreign(folder, folder=True, remedy="delete it")
         for folder in (self.folder, self.checkpoint):
             refuse_foreign(folder, folder=True, remedy=self.anew)
         names = ("state.pt", "previous.pt", "replay.f32")
@@ -187,6 +196,7 @@ class Cell:
             for what, mine, named in (
                 ("agent", self.agent, manifest.job.agent),
                 ("task", self.task, manifest.job.task),
+                ("seeds", self.seeds, manifest.job.seeds),
             ):
                 if mine not in (None, named):
                     raise UserError(
@@ -285,21 +295,32 @@ class ExperimentStore:
         self.file = self.folder / "experiment.json"
         self.holder_file = self.folder / ".holder"
 
-    def cell(self, agent: str, task: str, job: str | None = None) -> Cell:
-        """Return the folder of a cell; characters that no path may have are escaped in its name.
+    def cell(self, agent: str, task: str, seeds: tuple[int, ...], job: str | None = None) -> Cell:
+        """Return the folder of a job; characters that no path may have are escaped in its name.
 
         With ``job``, the identity of a job, it holds that one and no other.
         """
-        return Cell(self.folder / as_folder(agent) / as_folder(task), agent, task, job)
+        folder = self.folder / as_folder(agent) / as_folder(task)
+        # In format 1 the first group's files stand in the folder of the task.
+        if not (Cell(folder).begun and seeds in self.groups[:1]):
+            folder /= folder_name(seeds)
+        return Cell(folder, agent, task, seeds, job)
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of seeds that the experiment has; empty before there is one."""
+        if not os.path.lexists(self.file):
+            return ()
+        return tuple(map(tuple, self.read()["groups"]))
 
     def is_open(self, job: Job) -> bool:
         """Return whether the job is still to run: neither finished nor damaged."""
-        cell = self.cell(job.agent, job.task)
+        cell = self.cell(job.agent, job.task, job.seeds)
         manifest = _manifest_or_none(cell) if cell.begun else None
         return not cell.begun or (manifest is not None and is_open(manifest, job))
 
-    def existing_cell(self, agent: str, task: str) -> Cell:
-        """Return the folder of a cell of this experiment. Raises UserError if it has no such."""
+    def existing_cells(self, agent: str, task: str) -> list[Cell]:
+        """Return the folders of a cell's jobs. Raises UserError if there is no such cell."""
         asked = self.read()
         for what, value, known in (
             ("agent", agent, asked["agents"]),
@@ -309,7 +330,8 @@ class ExperimentStore:
                 raise UserError(
                     f"{self.name} has no {what} {value!r}: {did_you_mean(value, known)}"
                 )
-        return self.cell(agent, task)
+        groups = tuple(map(tuple, asked["groups"]))
+        return [self.cell(agent, task, group) for group in groups]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -350,9 +372,10 @@ class ExperimentStore:
         asked = self.read()
         for task in asked["tasks"]:
             for agent in asked["agents"]:
-                cell = self.cell(agent, task)
-                if cell.begun:
-                    yield cell
+                for group in asked["groups"]:
+                    cell = self.cell(agent, task, tuple(group))
+                    if cell.begun:
+                        yield cell
 
     def read(self) -> dict[str, Any]:
         """Return what was asked for. Raises UserError if there is no such experiment."""
@@ -363,6 +386,9 @@ class ExperimentStore:
         try:
             asked: dict[str, Any] = read_json(self.file)
             _refuse_later(self.file, asked)
+            if isinstance(asked, dict) and "groups" not in asked:  # of format 1
+                seeds = asked.pop("seeds", None)
+                asked["groups"] = [seeds] if seeds else self._groups_on_disk()
             self._refuse_nonsense(asked)
         except LaterFormatError:
             raise
@@ -371,6 +397,14 @@ class ExperimentStore:
                 f"{error}; delete this file alone, and the experiment's command writes it anew"
             ) from error
         return asked
+
+    def _groups_on_disk(self) -> list[list[int]]:
+        """Return the groups of seeds that the cells have, where ``experiment.json`` has none."""
+        groups: dict[tuple[int, ...], None] = {}
+        for file in sorted(self.folder.rglob("manifest.json")):
+            with suppress(UserError):
+                groups[_read_manifest(file).job.seeds] = None
+        return [list(group) for group in groups]
 
     def _refuse_nonsense(self, asked: Any) -> None:
         """Raise UserError if the content of ``experiment.json`` says no such experiment."""
@@ -390,6 +424,8 @@ class ExperimentStore:
             fault = (
                 f"it is of the experiment {asked['name']!r}, which must lie in a folder so named"
             )
+        elif fault := _groups_fault(asked["groups"]):
+            pass
         elif not isinstance(asked.get("command", ""), str):
             fault = "command must be a text"
         elif not isinstance(asked.get("compiled", False), bool):
@@ -409,7 +445,7 @@ class ExperimentStore:
         """
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs
-        cells = [self.cell(job.agent, job.task) for job in jobs]
+        cells = [self.cell(job.agent, job.task, job.seeds, job.identity) for job in jobs]
         found = [_manifest_or_none(cell) if cell.begun else None for cell in cells]
         for cell, job, manifest in zip(cells, jobs, found, strict=True):
             if manifest:
@@ -420,7 +456,7 @@ class ExperimentStore:
             "name": experiment.name,
             "agents": list(dict.fromkeys([*asked["agents"], *experiment.labels])),
             "tasks": list(dict.fromkeys([*asked["tasks"], *experiment.tasks])),
-            "seeds": list(experiment.seeds),
+            "groups": [list(group) for group in experiment.groups],
             "protocol": experiment.protocol.model_dump(mode="json"),
             "device": experiment.device,
             "compiled": experiment.compiled,
@@ -435,7 +471,7 @@ class ExperimentStore:
                     cell.write_manifest(Manifest(job=job, keep_replay=keep_replay))
                 elif manifest and is_open(manifest, job):
                     cell.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
-        return [self.cell(job.agent, job.task, job.identity) for job in jobs]
+        return cells
 
 
 @contextmanager
@@ -459,6 +495,20 @@ def _refuse_later(file: Path, content: Any) -> None:
             f"{file} was written by a later version of qsm_bench, in format {written}; this one "
             f"reads formats up to {FORMAT}: upgrade qsm_bench"
         )
+
+
+def _groups_fault(groups: Any) -> str | None:
+    """What is wrong with the groups of seeds of an experiment, if anything."""
+    if not isinstance(groups, list) or not all(isinstance(g, list) and g for g in groups):
+        return "groups must be lists of seeds, of one at least"
+    seeds = [seed for group in groups for seed in group]
+    if not 0 < len(seeds) <= MOST_SEEDS or len(groups) > MOST_SEEDS:
+        return f"it has {len(seeds)} seeds"
+    if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+        return "seeds must be whole numbers from 0 on"
+    if len(set(seeds)) < len(seeds):
+        return "a seed is in two groups"
+    return None
 
 
 def as_folder(name: str) -> str:

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_agent_learns_the_task(folder: Path) -> None:
-    cell = folder / "results" / "examples" / "best_of_n" / "brake:Brake-v0"
+    cell = folder / "results" / "examples" / "best_of_n" / "brake:Brake-v0" / "0-1"
     returns = pd.read_csv(cell / "evaluations.csv").groupby("step")["return"].mean()
     assert returns.iloc[-1] > ENOUGH
 

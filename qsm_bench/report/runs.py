@@ -1,10 +1,12 @@
 """Sections on how the results were obtained: cost, diagnostics, settings, and what is missing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from qsm_bench.groups import seeds_text
+from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
@@ -282,12 +284,15 @@ def _stretch_rows(results: Results) -> list[dict[str, str]]:
     """A row for each stretch; no rows if every run has one stretch and all conditions agree."""
     stretches = _stretches(results)
     differing = varying(stretch for _, stretch in stretches)
-    if not differing and all(len(cell["stretches"]) < 2 for cell in results.cells):
+    one_each = all(len(cell["stretches"]) <= len(jobs_of(cell)) for cell in results.cells)
+    if not differing and one_each:
         return []
+    grouped = any(len(jobs_of(cell)) > 1 for cell in results.cells)
     return [
         {
             "agent": cell["agent"],
             "task": cell["task"],
+            **({"seeds": seeds_text(stretch["seeds"])} if grouped else {}),
             "steps": f"{stretch['first_step']:,} to {stretch['last_step']:,}",
             "started": stretch["started"] or NONE,
             "ended": stretch["ended"] or NONE,
@@ -310,11 +315,12 @@ def what_is_missing(analysis: Analysis) -> Section:
     comparison, results = analysis.comparison, analysis.results
     sentences = damaged_cells(results)
     sentences += [
-        f"{cell['agent']} on {cell['task']}: {cell['status']} at step {cell['step']:,}"
-        + (f" ({cell['reason']})" if cell["reason"] else "")
+        f"{_job_name(cell, job)}: {job['status']} at step {job['step']:,}"
+        + (f" ({job['reason']})" if job["reason"] else "")
         + "."
         for cell in results.cells
-        if cell["status"] != "finished"
+        for job in jobs_of(cell)
+        if job["status"] != "finished"
     ]
     sentences += [
         f"{cell['agent']} on {cell['task']}, seed {seed}: diverged at step {step:,}."
@@ -327,9 +333,10 @@ def what_is_missing(analysis: Analysis) -> Section:
         sentences = [f"Nothing: the statistics use all {count(runs, 'run')}."]
     blocks: list[Block] = [Bullets(_unique(sentences))]
     for cell in results.cells:
-        if cell["status"] == "failed" and cell.get("log_tail"):
-            blocks.append(Text(f"The last lines of {cell['agent']} on {cell['task']}:"))
-            blocks.append(Code("\n".join(cell["log_tail"])))
+        for job in jobs_of(cell):
+            if job["status"] == "failed" and job.get("log_tail"):
+                blocks.append(Text(f"The last lines of {_job_name(cell, job)}:"))
+                blocks.append(Code("\n".join(job["log_tail"])))
     return Section(MISSING_TITLE, blocks)
 
 
@@ -339,6 +346,12 @@ def damaged_cells(results: Results) -> list[str]:
         f"{cell.agent} on {cell.task} is damaged and left out: {cell.fault}."
         for cell in results.damaged
     ]
+
+
+def _job_name(cell: Mapping[str, Any], job: Mapping[str, Any]) -> str:
+    """A cell's name, with the seeds of one of its jobs if it has several."""
+    seeds = "" if job is cell else f", seeds {seeds_text(job['seeds'])}"
+    return f"{cell['agent']} on {cell['task']}{seeds}"
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qsm_bench.errors import UserError
+from qsm_bench.groups import seeds_text
+from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results
 
 FloatArray = npt.NDArray[np.float64]
@@ -138,8 +140,13 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
     curves = {}
     cells = {(c["agent"], c["task"]): c for c in results.cells}
     whole_rows = results.evaluations.dropna(subset=["length"])
-    for key, rows in whole_rows.groupby(["agent", "task"], sort=False):
+    for key, found in whole_rows.groupby(["agent", "task"], sort=False):
         agent, task = str(key[0]), str(key[1])
+        # A job that failed must not keep the seeds of the others from being compared.
+        failed = [seed for job in _failed_jobs(cells[agent, task]) for seed in job["seeds"]]
+        rows = found[~found["seed"].isin(failed)]
+        if rows.empty:
+            continue
         returns = rows.groupby(["seed", "step"])["return"]
         table = returns.mean().where(returns.count() == returns.size()).unstack("step")
         episodes = cells[agent, task]["eval_episodes"]
@@ -205,24 +212,32 @@ def _select_runs(
     reasons = []
     for agent in agents_of(results):
         cell, curve = cells.get(agent), curves.get((agent, task))
-        if (agent, task) in {(cell.agent, cell.task) for cell in results.damaged}:
-            reasons.append(f"{agent} on {task}: it is damaged.")
-        elif cell is None:
-            reasons.append(f"{agent} on {task}: it was not run.")
-        elif cell["status"] == "failed":
-            why = f" ({cell['reason']})" if cell["reason"] else ""
-            reasons.append(f"{agent} on {task}: it failed{why}.")
+        damaged = [d for d in results.damaged if (d.agent, d.task) == (agent, task)]
+        failed = [] if cell is None else _failed_jobs(cell)
+        for part in damaged:
+            seeds_left_out = f", seeds {seeds_text(part.seeds)}" if cell else ""
+            reasons.append(f"{agent} on {task}{seeds_left_out}: it is damaged.")
+        for job in failed:
+            seeds_left_out = f", seeds {seeds_text(job['seeds'])}" if job is not cell else ""
+            why = f" ({job['reason']})" if job["reason"] else ""
+            reasons.append(f"{agent} on {task}{seeds_left_out}: it failed{why}.")
+        if cell is None:
+            if not damaged:
+                reasons.append(f"{agent} on {task}: it was not run.")
+        elif len(failed) == len(jobs_of(cell)):
+            pass  # each was named above
         elif curve is None:
             reasons.append(f"{agent} on {task}: no complete evaluation.")
         else:
             seeds = curve.finite_seeds()
+            named = {seed for job in failed for seed in job["seeds"]}
             failures = {int(seed): fault for seed, fault in cell.get("failed_seeds", {}).items()}
             for seed, fault in failures.items():
                 reasons.append(
                     f"{agent} on {task}, seed {seed}: failed at step {fault['step']:,} "
                     f"({fault['reason']})."
                 )
-            for seed in sorted({*cell["seeds"], *curve.seeds} - {*seeds}):
+            for seed in sorted({*cell["seeds"], *curve.seeds} - {*seeds, *named}):
                 if seed in failures:
                     continue
                 why = "a return is not finite" if seed in curve.seeds else "no evaluation"
@@ -237,6 +252,10 @@ def _select_runs(
         due |= {step for agent, _ in finite for step in _schedule(cells[agent])}
         reasons += _left_out_steps(task, steps.tolist(), sorted(due))
     return {key: curve.select(curve.seeds, steps) for key, curve in finite.items()}, reasons
+
+
+def _failed_jobs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [job for job in jobs_of(cell) if job["status"] == "failed"]
 
 
 def _schedule(cell: Mapping[str, Any]) -> list[int]:

@@ -31,7 +31,7 @@ def prepared(agent: str, task: str, seeds: int, first_seed: int, folder: Path) -
         name="lockstep",
         agents=parse_agents(agent),
         tasks=(task,),
-        seeds=range(first_seed, first_seed + seeds),
+        groups=(tuple(range(first_seed, first_seed + seeds)),),
         protocol=Protocol(steps=100_000, warmup_steps=WARMUP, eval_every=100_000, eval_episodes=1),
     )
     folder.mkdir()

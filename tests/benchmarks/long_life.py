@@ -38,7 +38,7 @@ def main(
         name="long-life",
         agents=parse_agents(f"{agent}[hidden_sizes=[16]]"),
         tasks=(task,),
-        seeds=range(2),
+        groups=((0, 1),),
         protocol=Protocol(
             steps=steps,
             warmup_steps=100,

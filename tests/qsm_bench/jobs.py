@@ -14,6 +14,7 @@ import torch
 from agents.protocol import Batch
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.experiment import Experiment, Job, parse_agents
+from qsm_bench.groups import group_seeds
 from qsm_bench.protocol import Protocol
 from qsm_bench.store import Cell
 from qsm_bench.training import Training
@@ -44,6 +45,7 @@ def make_experiment(
     *,
     name: str = "there",
     seeds: int = 2,
+    per_job: int | None = None,
     compiled: bool = False,
     **protocol: Any,
 ) -> Experiment:
@@ -51,7 +53,7 @@ def make_experiment(
         name=name,
         agents=parse_agents(agents),
         tasks=tuple(tasks),
-        seeds=range(seeds),
+        groups=group_seeds(range(seeds), per_job or seeds),
         protocol=PROTOCOL.but(**protocol),
         compiled=compiled,
     )

@@ -337,7 +337,7 @@ def test_a_dry_run_shows_the_cells_and_writes_nothing(folder: Path) -> None:
     lines = outcome.out.splitlines()
     for line, agent in zip(lines[1:3], ("sac", "td3"), strict=True):
         assert line.split()[:2] == [f"{agent}[hidden_sizes=[8]]", "four-goals"]
-    assert "2 cells, 1 at a time" in outcome.out
+    assert "2 jobs, 1 at a time" in outcome.out
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_a_finished_table_that_is_not_what_its_job_wrote_is_refused(
 
 def test_a_row_that_is_being_written_is_not_read_yet(cell: Cell) -> None:
     store = ExperimentStore(cell.folder.parent, "live")
-    own = store.cell("td3", "four-goals")
+    own = store.cell("td3", "four-goals", (0, 1))
     shutil.copytree(cell.folder, own.folder)
     asked = {"agents": ["td3"], "tasks": ["four-goals"]}
     store.file.write_text(json.dumps(asked))

@@ -100,7 +100,7 @@ def test_wrong_agents_and_settings_are_one_clear_line(
 
 def prepare_run(agents: str, settings: list[str]) -> None:
     shared, own = parse_settings(settings)
-    Experiment("x", parse_agents(agents, own), ("four-goals",), [0], Protocol(settings=shared))
+    Experiment("x", parse_agents(agents, own), ("four-goals",), ((0,),), Protocol(settings=shared))
 
 
 @given(st.text(alphabet="qsm[]=,.()0 alph", max_size=20))

@@ -119,7 +119,7 @@ NAMES = st.text(alphabet="./\\~%2eF: \0aé<script>", min_size=1, max_size=20) | 
 
 @given(NAMES, NAMES)
 def test_a_cell_lies_in_its_experiment_whatever_it_is_called(agent: str, task: str) -> None:
-    folder = ExperimentStore(Path("/results"), "there").cell(agent, task).folder
+    folder = ExperimentStore(Path("/results"), "there").cell(agent, task, (0,)).folder
     assert folder.parents[1] == Path("/results/there")
     assert Path(os.path.normpath(folder)) == folder
     assert "\0" not in str(folder)
@@ -184,7 +184,7 @@ def test_a_report_of_hostile_names_stays_in_its_folder(tmp_path: Path) -> None:
     for agent in agents:
         for task in tasks:
             job = Job.model_validate(JOB.model_dump() | {"agent": agent, "task": task})
-            cell = store.cell(agent, task)
+            cell = store.cell(agent, task, job.seeds)
             cell.write_manifest(
                 # As an earlier version wrote it: the commit at the top.
                 Manifest.model_validate(

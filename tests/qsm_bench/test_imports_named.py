@@ -85,7 +85,7 @@ def strangers(here: Path, trained: tuple[Job, Path]) -> ExperimentStore:
     store = ExperimentStore(here / "results", "there")
     jobs = [job.model_copy(update=changes) for changes in NAMED.values()]
     for named in jobs:
-        cell = store.cell(named.agent, named.task)
+        cell = store.cell(named.agent, named.task, named.seeds)
         shutil.copytree(folder, cell.folder)
         cell.write_manifest(
             Manifest(job=named, status="finished", step=STEPS, checksums=cell.checksums())
@@ -148,7 +148,7 @@ def test_a_command_that_is_told_can_be_pasted_whatever_a_module_is_called(
 ) -> None:
     job = trained[0].model_copy(update={"agent_name": "x; touch planted.ran #:X"})
     store = ExperimentStore(here / "results", "there")
-    store.cell(job.agent, job.task).write_manifest(Manifest(job=job))
+    store.cell(job.agent, job.task, job.seeds).write_manifest(Manifest(job=job))
     write_experiment(store, [job])
     outcome = call("evaluate", "there", f"--agent={job.agent}", f"--task={job.task}")
     assert outcome.err.endswith("--import 'x; touch planted.ran #'\n")
@@ -158,7 +158,7 @@ def test_evaluate_imports_what_it_is_told_to(here: Path) -> None:
     sys.path.insert(0, str(here))
     job = make_job("planted:Planted[hidden_sizes=[8]]", "planted:Planted-v0")
     store = ExperimentStore(here / "results", "there")
-    cell = store.cell(job.agent, job.task)
+    cell = store.cell(job.agent, job.task, job.seeds)
     cell.write_manifest(Manifest(job=job))
     assert train(job, cell.folder)
     write_experiment(store, [job])
@@ -186,7 +186,7 @@ def test_a_run_imports_nothing_that_other_cells_name(
     with patch.object(executor, "_start", ForkedJob):
         outcome = call(*run(), "--device=cpu", "--workers=1")
     assert outcome.status == 0, outcome.err
-    assert strangers.cell(LABEL, "four-goals").read_manifest().status == "finished"
+    assert strangers.cell(LABEL, "four-goals", (0, 1)).read_manifest().status == "finished"
     assert_nothing_imported(here)
 
 
@@ -196,7 +196,7 @@ def test_a_run_refuses_its_own_cell_where_that_names_something_else(
 ) -> None:
     job = trained[0].model_copy(update={what: "planted:Planted-v0"})
     store = ExperimentStore(here / "results", "there")
-    store.cell(job.agent, job.task).write_manifest(Manifest(job=job))
+    store.cell(job.agent, job.task, job.seeds).write_manifest(Manifest(job=job))
     write_experiment(store, [job])
     outcome = call(*run(), "--device=cpu")
     assert outcome.status == 2

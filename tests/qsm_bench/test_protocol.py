@@ -88,7 +88,9 @@ def test_a_job_written_flat_is_the_same_job() -> None:
 
 
 def test_the_published_jobs_have_the_identities_of_their_checkpoints() -> None:
-    cell = ExperimentStore(PUBLISHED.parent, PUBLISHED.name).cell("qsm", "cartpole-swingup")
+    cell = ExperimentStore(PUBLISHED.parent, PUBLISHED.name).cell(
+        "qsm", "cartpole-swingup", (0, 1, 2)
+    )
     content = json.loads(cell.manifest_file.read_text())["job"]
     if "protocol" in content:
         pytest.skip("the published manifest has been written anew")

@@ -646,7 +646,7 @@ def told_by(words: Iterator[str]) -> tuple[Results, Published]:
     last |= {"status": "failed", "reason": next(words), "log_tail": (next(words), next(words))}
     last["failed_seeds"] = {"0": {"step": 5, "reason": next(words)}}
     results.experiment["command"] = next(words)
-    damaged = (Damaged(next(words), next(words), next(words)),)
+    damaged = (Damaged(next(words), next(words), (0,), next(words)),)
     results = replace(results, notes=(next(words),), damaged=damaged)
     source, row = next(words), published_scores().scores.iloc[:1]
     row = row.assign(source=source, agent=next(words), task=task, action_repeat=1, steps=5_000)

@@ -141,5 +141,5 @@ def test_a_label_that_is_not_printable_is_refused() -> None:
 
     entry = AgentEntry(RegisteredAgent("says", "x:Says", Says, {}), {"x": "a\x1b[31m\n"})
     with pytest.raises(UserError, match="printable") as refused:
-        Experiment("e", (entry,), ("four-goals",), [0], PROTOCOL)
+        Experiment("e", (entry,), ("four-goals",), ((0,),), PROTOCOL)
     assert str(refused.value).isprintable()

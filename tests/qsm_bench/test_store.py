@@ -133,7 +133,7 @@ def test_what_was_asked_may_be_asked_again(store: ExperimentStore) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=3, max_size=20))
 def test_no_label_leads_out_of_the_experiment(label: str) -> None:
-    folder = ExperimentStore(Path("/results"), "there").cell("agent", label).folder
+    folder = ExperimentStore(Path("/results"), "there").cell("agent", label, (0,)).folder
     assert folder.parent == Path("/results/there/agent")
     assert folder.name not in ("", ".", "..")
 
@@ -141,7 +141,7 @@ def test_no_label_leads_out_of_the_experiment(label: str) -> None:
 def test_different_labels_have_different_folders() -> None:
     store = ExperimentStore(Path("results"), "there")
     labels = ["a/b", "a%2Fb", "a:b", "a b", "A", "a", "qsm[alpha=10]", "qsm[alpha=1,polyak=0.1]"]
-    assert len({store.cell("agent", label).folder for label in labels}) == len(labels)
+    assert len({store.cell("agent", label, (0,)).folder for label in labels}) == len(labels)
 
 
 def cut(text: str) -> str:
@@ -193,7 +193,7 @@ def test_a_damaged_experiment_is_one_clear_line(store: ExperimentStore, damage: 
     for read in (
         lambda: list(store.cells()),
         lambda: load_results(store.folder.parent, "there"),
-        lambda: store.existing_cell("sac", "four-goals"),
+        lambda: store.existing_cells("sac", "four-goals"),
         lambda: store.prepare(experiment(), ""),
     ):
         with pytest.raises(UserError, match=r"experiment\.json") as damaged:

@@ -75,7 +75,7 @@ class World:
         self.outside.write_text("nobody's business")
         self.made = made
         self.store = ExperimentStore(self.results, "there")
-        self.cell = self.store.cell(STRANGE, TASK)
+        self.cell = self.store.cell(STRANGE, TASK, (0, 1))
         self.renew()
 
     def renew(self) -> None:
@@ -376,7 +376,7 @@ class Exploit:
 
 
 def _another_job(world: World, file: Path) -> None:
-    shutil.copy(world.store.cell(SOUND, TASK).checkpoint / "state.pt", file)
+    shutil.copy(world.store.cell(SOUND, TASK, (0, 1)).checkpoint / "state.pt", file)
 
 
 def _cut(world: World, file: Path) -> None:

@@ -131,7 +131,7 @@ def test_of_an_old_ragged_table_only_what_is_certain_is_read() -> None:
 def test_an_old_ragged_table_is_loaded_and_said_to_be(tmp_path: Path) -> None:
     store = ExperimentStore(tmp_path, "old")
     job = make_job()
-    cell = store.cell(job.agent, job.task)
+    cell = store.cell(job.agent, job.task, job.seeds)
     cell.write_manifest(Manifest(job=job, status="running"))
     asked = {"name": "old", "agents": [job.agent], "tasks": [job.task], "steps": 45}
     store.file.write_text(json.dumps(asked))
