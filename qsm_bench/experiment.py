@@ -147,8 +147,8 @@ class Experiment:
             )
         self._refuse_seeds()
         validated("every agent", AgentConfig, self.protocol.settings)
-        columns = [job.agent for job in self.jobs if job.task == self.tasks[0]]
-        columns = columns[:: len(self.groups)]
+        first_task = self.jobs[: len(self.agents) * len(self.groups)]
+        columns = [job.agent for job in first_task[:: len(self.groups)]]
         for what, names in (("agent", columns), ("task", self.tasks)):
             twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
             too_long = [name for name in names if len(name) > 200]

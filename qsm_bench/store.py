@@ -445,7 +445,7 @@ class ExperimentStore:
         """
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs
-        cells = [self.cell(job.agent, job.task, job.seeds, job.identity) for job in jobs]
+        cells = [self.cell(job.agent, job.task, job.seeds) for job in jobs]
         found = [_manifest_or_none(cell) if cell.begun else None for cell in cells]
         for cell, job, manifest in zip(cells, jobs, found, strict=True):
             if manifest:
@@ -471,7 +471,7 @@ class ExperimentStore:
                     cell.write_manifest(Manifest(job=job, keep_replay=keep_replay))
                 elif manifest and is_open(manifest, job):
                     cell.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
-        return cells
+        return [self.cell(job.agent, job.task, job.seeds, job.identity) for job in jobs]
 
 
 @contextmanager

@@ -142,12 +142,11 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
     whole_rows = results.evaluations.dropna(subset=["length"])
     for key, found in whole_rows.groupby(["agent", "task"], sort=False):
         agent, task = str(key[0]), str(key[1])
-        # A job that failed must not keep the seeds of the others from being compared.
-        failed = [seed for job in _failed_jobs(cells[agent, task]) for seed in job["seeds"]]
-        rows = found[~found["seed"].isin(failed)]
-        if rows.empty:
-            continue
-        returns = rows.groupby(["seed", "step"])["return"]
+        jobs, failed = jobs_of(cells[agent, task]), _failed_jobs(cells[agent, task])
+        if len(failed) < len(jobs):  # those that failed must not keep the others back
+            seeds = [seed for job in failed for seed in job["seeds"]]
+            found = found[~found["seed"].isin(seeds)]
+        returns = found.groupby(["seed", "step"])["return"]
         table = returns.mean().where(returns.count() == returns.size()).unstack("step")
         episodes = cells[agent, task]["eval_episodes"]
         complete = (returns.size().unstack("step") >= episodes).all(axis=0).to_numpy()

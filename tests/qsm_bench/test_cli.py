@@ -38,6 +38,7 @@ TINY: tuple[str, ...] = (
     "--warmup-steps=10",
     "--batch-size=8",
     "--eval-every=25",
+    "--seeds-per-job=2",
 )
 TINY += ("--eval-episodes=2", "--device=cpu")
 AGENTS = "sac[hidden_sizes=[8]],td3[hidden_sizes=[8]]"
@@ -263,7 +264,6 @@ def laid_out(folder: Path) -> Path:
     ("changes", "difference"),
     [
         (("--steps=59",), "(steps was 60 and is 59): choose"),
-        (("--seeds=3",), "seeds was "),
         (
             ("--batch-size=16", "--eval-episodes=3"),
             "batch_size was 8 and is 16; eval_episodes was 2 and is 3): choose",

@@ -224,3 +224,18 @@ def test_groups_that_no_run_has_written_are_damage(tmp_path: Path, groups: str, 
     store.file.write_text(f'{{"agents": ["td3"], "tasks": ["four-goals"], "groups": {groups}}}')
     with pytest.raises(UserError, match=fault):
         store.read()
+
+
+def test_more_workers_and_fewer_keep_the_groups(tmp_path: Path) -> None:
+    for workers in (2, 1, 3):
+        with patch.object(executor, "_start", ForkedJob):
+            run_experiment(
+                TD3,
+                tasks="four-goals",
+                protocol=PROTOCOL,
+                name="there",
+                seeds=range(4),
+                workers=workers,
+                results=tmp_path,
+            )
+        assert ExperimentStore(tmp_path, "there").groups == ((0, 1), (2, 3))

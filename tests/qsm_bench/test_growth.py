@@ -72,6 +72,7 @@ def run(folder: Path, steps: int, *, keep_replay: bool | None = None) -> Results
             protocol=PROTOCOL.but(steps=steps),
             name="there",
             seeds=range(2),
+            seeds_per_job=2,
             keep_replay=keep_replay,
             results=folder,
         )

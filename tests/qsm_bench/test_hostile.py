@@ -120,7 +120,7 @@ NAMES = st.text(alphabet="./\\~%2eF: \0aé<script>", min_size=1, max_size=20) | 
 @given(NAMES, NAMES)
 def test_a_cell_lies_in_its_experiment_whatever_it_is_called(agent: str, task: str) -> None:
     folder = ExperimentStore(Path("/results"), "there").cell(agent, task, (0,)).folder
-    assert folder.parents[1] == Path("/results/there")
+    assert folder.parents[2] == Path("/results/there")
     assert Path(os.path.normpath(folder)) == folder
     assert "\0" not in str(folder)
 

@@ -122,7 +122,7 @@ def test_a_policy_earns_what_its_cell_is_evaluated_at(results: Results) -> None:
     [
         ("sac", "four-goals", 3, "there has no agent 'sac'"),
         ("td3", "five-goals", 3, "there has no task 'five-goals': did you mean 'four-goals'"),
-        ("td3", "four-goals", 0, "td3 on four-goals has no seed 0: its seeds are 3, 4"),
+        ("td3", "four-goals", 0, "td3 on four-goals has no seed 0: its seeds are 3-4"),
     ],
 )
 def test_a_policy_that_is_not_there_is_refused(
