@@ -28,6 +28,7 @@ from qsm_bench.executor import run_locally
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
+from qsm_bench.store import FORMAT as STORE_FORMAT
 from qsm_bench.store import Cell, ExperimentStore, Manifest
 from qsm_bench.suites import find_suite
 from qsm_bench.training import Training
@@ -299,11 +300,11 @@ def test_a_store_of_a_later_format_says_so(finished: ExperimentStore) -> None:
     for name in ("experiment.json", "manifest.json"):
         (file,) = finished.folder.rglob(name)
         for data in restored(file):
-            content = json.loads(data) | {"format": 2, "another": "field"}
+            content = json.loads(data) | {"format": STORE_FORMAT + 1, "another": "field"}
             file.write_text(json.dumps(content))
             with pytest.raises(UserError) as refused:
                 load_results(finished.folder.parent, "there")
-            assert_one_line(refused.value, name, "later version", "format 2")
+            assert_one_line(refused.value, name, "later version", f"format {STORE_FORMAT + 1}")
 
 
 def test_a_store_from_before_formats_had_names_opens(finished: ExperimentStore) -> None:
