@@ -52,3 +52,11 @@ def test_every_file_and_test_that_a_page_names_is_there(page: Path) -> None:
     code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in code or list((ROOT / "tests").rglob(f"{name}.py")), name
+
+
+def test_the_page_of_the_statistics_quotes_the_report() -> None:
+    cases = (DOCS / "statistics.md").read_text().partition("## Edge cases")[2]
+    quoted = re.findall(r'"([^"]+)"', cases)
+    assert quoted
+    sources = "".join(f.read_text() for f in (ROOT / "qsm_bench" / "report").glob("*.py"))
+    assert all(sentence in sources for sentence in quoted)

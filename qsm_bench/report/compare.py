@@ -51,10 +51,10 @@ class Change:
     def agents(self) -> list[str]:
         """The agents that both have. Raises UserError if they share no agent or no task."""
         shared = [a for a in agents_of(self.first) if a in agents_of(self.second)]
-        for what, names in (("agent", shared), ("task", self.tasks)):
+        for kind, names in (("agent", shared), ("task", self.tasks)):
             if not names:
                 raise UserError(
-                    f"{listed(self.names)} have no {what} in common: nothing to compare"
+                    f"{listed(self.names)} have no {kind} in common: nothing to compare"
                 )
         return shared
 
@@ -325,10 +325,10 @@ def _missing(change: Change) -> list[str]:
         (change.names[0], change.first, change.second),
         (change.names[1], change.second, change.first),
     ):
-        for what, names_of in (("agent", agents_of), ("task", tasks_of)):
+        for kind, names_of in (("agent", agents_of), ("task", tasks_of)):
             only = [n for n in names_of(mine) if n not in names_of(other)]
             if only:
-                sentences.append(f"Only {name} has the {what} {listed(only)}.")
+                sentences.append(f"Only {name} has the {kind} {listed(only)}.")
         sentences += [f"In {name}: {sentence}" for sentence in runs.damaged_cells(mine)]
     sentences += change.analysis.comparison.left_out
     return sentences or ["Nothing: every cell of both is compared."]
