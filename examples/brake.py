@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 TIME_STEP = 0.2
 LENGTH = 30
-"""Steps of an episode."""
+"""The number of steps of an episode."""
 STANDING_STILL = LENGTH / 2
 """The mean return of the policy that never accelerates: |position| is 1/2 on average."""
 

@@ -45,7 +45,7 @@ class Checked:
         self.action_size = action_size
 
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
-        """As the protocol has it."""
+        """Call the agent's method, and check what it returns: see ``Agent.act``."""
         with self._unchanged("act", "observation", observation):
             action = self.bare.act(observation, explore=explore)
         shape = (*observation.shape[:2], self.action_size)
@@ -54,14 +54,14 @@ class Checked:
         return action
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """As the protocol has it."""
+        """Call the agent's method, and check what it returns: see ``Agent.update``."""
         with self._unchanged("update", "batch", *batch):
             found = self.bare.update(batch)
         self._check_metrics("update", found, batch.reward.device)
         return found
 
     def state_dict(self) -> StateDict:
-        """As the protocol has it."""
+        """Call the agent's method, and check what it returns: see ``Agent.state_dict``."""
         state = self.bare.state_dict()
         if not isinstance(state, dict):
             raise self._breach("state_dict", f"returned {_kind(state)}; it must return a dict")
@@ -74,7 +74,7 @@ class Checked:
         return state
 
     def load_state_dict(self, state: StateDict) -> None:
-        """As the protocol has it."""
+        """Call the agent's method: see ``Agent.load_state_dict``."""
         self.bare.load_state_dict(state)
 
     @property
@@ -83,7 +83,7 @@ class Checked:
         return isinstance(self.bare, ShowsActionValue)
 
     def action_value(self, observation: Tensor, action: Tensor) -> Tensor | None:
-        """As the protocol has it; None if the agent lacks the method."""
+        """Call and check the agent's method: see ``ShowsActionValue``. None if it has none."""
         if not isinstance(self.bare, ShowsActionValue):
             return None
         with self._unchanged("action_value", "observation or action", observation, action):
@@ -92,7 +92,7 @@ class Checked:
         return value
 
     def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor | None:
-        """As the protocol has it; None if the agent lacks the method."""
+        """Call and check the agent's method: see ``ShowsPolicy``. None if it has none."""
         if not isinstance(self.bare, ShowsPolicy):
             return None
         with self._unchanged("sample_policy", "observation", observation):
@@ -107,7 +107,7 @@ class Checked:
     def score_and_gradient(
         self, observation: Tensor, action: Tensor, streams: SeedStreams
     ) -> tuple[Tensor, Tensor] | None:
-        """As the protocol has it; None if the agent lacks the method."""
+        """Call and check the agent's method: see ``ShowsScore``. None if it has none."""
         if not isinstance(self.bare, ShowsScore):
             return None
         with self._unchanged("score_and_gradient", "observation or action", observation, action):

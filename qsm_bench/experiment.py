@@ -205,7 +205,7 @@ class Experiment:
 
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""Of each agent by name, what the user has set."""
+"""The settings that the user has set, by agent."""
 
 
 def settings_on(task: str, by_task: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def longest_first(jobs: Sequence[Job]) -> list[int]:
 
 
 def _time_task(task: Task) -> tuple[float, tuple[int, int]]:
-    """Seconds that a step of one environment takes, and the task's sizes."""
+    """Measure the seconds of one environment step; return them with the task's sizes."""
     with chdir("."):
         environments = Lockstep(task, 1)
         environments.reset(0, 0)
@@ -264,7 +264,7 @@ def _time_task(task: Task) -> tuple[float, tuple[int, int]]:
 
 
 def _time_update(job: Job, observation_size: int, action_size: int) -> float:
-    """Seconds that an update of a job takes."""
+    """Measure the seconds of one update of a job."""
     sizes = observation_size, action_size
     agent = build_agent(job, *sizes)
     replay = ReplayBuffer(1, *sizes, job.seeds, torch.device(job.device))

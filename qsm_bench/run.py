@@ -32,10 +32,10 @@ from qsm_bench.stretches import changes
 from qsm_bench.suites import SUITES, Suite, find_suite
 
 WORTH_COMPILING = 50_000
-"""Updates from which compiling, up to a minute, is won back: see reports/performance.md."""
+"""The number of updates from which compiling, up to a minute, saves time in total."""
 
 KEPT_BYTES = 10 * 2**30
-"""Of the replay buffers of a run, up to which they stay on the disk unless it is said otherwise."""
+"""Up to this size in total, the replay buffers of a run stay on the disk by default."""
 
 Compile = Literal["auto", "on", "off"]
 Say = Callable[[str], None]

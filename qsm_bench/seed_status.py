@@ -11,7 +11,7 @@ from qsm_bench.store import SeedFailure
 
 
 class SeedStatus:
-    """Of each seed of a job, whether it has diverged or failed, when and why."""
+    """Which seeds of a job have diverged or failed, when and why."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.seeds = seeds

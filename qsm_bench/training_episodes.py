@@ -33,7 +33,7 @@ class TrainingEpisodes:
         self.return_so_far = np.zeros(count)
         """[S]: the sum of its rewards."""
         self.finished_returns: list[list[float]] = [[] for _ in seeds]
-        """Of each seed, the returns of the episodes that ended since they were last taken."""
+        """For each seed, the returns of the episodes that ended since they were last read."""
 
     def begin_all(self) -> None:
         """Begin every seed's first episode."""

@@ -22,7 +22,7 @@ from qsm_bench.store import TABLE_LIMIT
 MARKER, LOCK = ".qsm_bench-export.json", ".qsm_bench-export.lock"
 MARKER_LIMIT = 256 * MIB
 LOCK_SECONDS = 60.0
-"""For another export into the same folder to come to its end."""
+"""How long to wait for another export into the same folder to end."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Marker(BaseModel):
     experiment: str
     to: str
     files: dict[str, Entry] = {}
-    """By path within the folder."""
+    """The exported files, by path within the folder."""
 
 
 def digest(*parts: bytes | str) -> str:

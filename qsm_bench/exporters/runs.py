@@ -20,10 +20,12 @@ class Point:
 
     step: int
     seconds: float
-    """Since its cell began."""
+    """The seconds since the cell began."""
     values: Mapping[str, float]
-    """By tag: eval/return, train/<metric> and diagnostics/<measure>. A return is NaN where the run
-    had diverged or failed; of the others, only those that were measured are there."""
+    """The values by tag: eval/return, train/<metric> and diagnostics/<measure>.
+
+    A return is NaN after the run diverged or failed. Values that were not measured are left out.
+    """
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Work:
         critic = [observation + action, *self.hidden, 1]
         self.critic_forward = products(critic)
         self.critic_inner = products(critic[1:])
-        """From the value back to the first hidden layer."""
+        """The operations from the value back to the first hidden layer."""
         self.critic_to_action = self.critic_inner + action * self.hidden[0]
 
     def per_update(self) -> float:
