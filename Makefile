@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
-SUITE ?= smoke
+SUITE ?= quick
 
 .PHONY: run test check docs wheel regress gate bench clean
 

@@ -314,11 +314,32 @@ def status(
             print(state.line)
 
 
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The experiment.")],
+    agent: Annotated[
+        str | None, typer.Option(help="Only this agent's cells: its label in the report.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task's cells.")] = None,
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """Delete an experiment, or its cells of one agent, of one task or of both."""
+    from qsm_bench.store import ExperimentStore
+
+    with remember_signals() as received:
+        for folder in ExperimentStore(results, name).remove(agent, task):
+            print(visible(f"removed: {folder}"))
+        received.exit_if_any()
+
+
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="agents|suites|tasks", help="What to list.")],
+    what: Annotated[
+        str, typer.Argument(metavar="agents|suites|tasks|experiments", help="What to list.")
+    ],
+    results: ResultsFolder = RESULTS,
 ) -> None:
-    """List agents, suites or tasks."""
+    """List agents, suites, tasks, or the experiments in the folder of results."""
     import inspect
 
     if what == "agents":
@@ -349,10 +370,16 @@ def list_(
         from envs import find_task, task_names
 
         rows = [(name, find_task(name).gymnasium_id) for name in task_names()]
+    elif what == "experiments":
+        from qsm_bench.progress import summary
+        from qsm_bench.store import ExperimentStore, experiment_names
+
+        names = experiment_names(results)
+        rows = [(visible(name), summary(ExperimentStore(results, name))) for name in names]
+        rows = rows or [("none", f"no experiment is in {results}")]
     else:
-        raise UserError(
-            f"cannot list {what!r}: {did_you_mean(what, ('agents', 'suites', 'tasks'))}"
-        )
+        kinds = ("agents", "suites", "tasks", "experiments")
+        raise UserError(f"cannot list {what!r}: {did_you_mean(what, kinds)}")
     _print_rows(rows)
 
 

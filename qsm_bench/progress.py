@@ -243,6 +243,18 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
     return table
 
 
+def summary(store: ExperimentStore) -> str:
+    """How far an experiment is, in one line."""
+    try:
+        asked, states = store.read(), read_states(list(store.cells()))
+    except UserError as error:
+        return visible(str(error))
+    counts = Counter(state.status for state in states)
+    status = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing begun"
+    agents, tasks = (", ".join(asked[what]) for what in ("agents", "tasks"))
+    return visible(f"{agents} on {tasks}, {len(store.seeds)} seeds; jobs: {status}")
+
+
 def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -> None:
     """Show the cells until none is at work any more, or ``stop()`` turns true."""
     display = Display(list(store.cells()), console)

@@ -215,12 +215,29 @@ class Cell:
         """Replace the manifest if it changes. Raises UserError while a job writes the cell."""
         if before == after:
             return
+        with self.lock():
+            self.write_manifest(after)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one writer. Raises UserError while another process writes it."""
         try:
             with FileLock(self.lock_file, timeout=0):
-                self.write_manifest(after)
+                yield
         except Timeout:
             who = process_name(self.read_progress())
             raise UserError(f"{self.folder} is still written by {who}: wait for its end") from None
+
+    def delete(self) -> None:
+        """Delete what the job has written. Raises UserError while a process writes it."""
+        with self.lock():
+            files = (self.manifest_file, *self.tables, self.progress_file, self.log_file)
+            checkpoint = ("state.pt", "previous.pt", "replay.f32", "state.tmp")
+            for file in (*files, *(self.checkpoint / name for name in checkpoint)):
+                file.unlink(missing_ok=True)
+        self.lock_file.unlink(missing_ok=True)
+        for folder in (self.checkpoint, self.folder, *self.folder.parents[:2]):
+            _remove_if_empty(folder)
 
     def refuse_without_replay(self, manifest: Manifest, job: Job) -> None:
         """Raise UserError if the cell has finished, is to train on and has no replay buffer."""
@@ -313,6 +330,11 @@ class ExperimentStore:
             return ()
         return tuple(map(tuple, self.read()["groups"]))
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that the experiment has."""
+        return [seed for group in self.groups for seed in group]
+
     def is_open(self, job: Job) -> bool:
         """Return whether the job is still to run: neither finished nor damaged."""
         cell = self.cell(job.agent, job.task, job.seeds)
@@ -380,7 +402,7 @@ class ExperimentStore:
     def read(self) -> dict[str, Any]:
         """Return what was asked for. Raises UserError if there is no such experiment."""
         if not os.path.lexists(self.file):
-            known = sorted(p.parent.name for p in self.folder.parent.glob("*/experiment.json"))
+            known = experiment_names(self.folder.parent)
             hint = did_you_mean(self.name, known) if known else "none has been run yet"
             raise UserError(f"no experiment {self.name!r} in {self.folder.parent}: {hint}")
         try:
@@ -472,6 +494,54 @@ class ExperimentStore:
                 elif manifest and is_open(manifest, job):
                     cell.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
         return [self.cell(job.agent, job.task, job.seeds, job.identity) for job in jobs]
+
+    def remove(self, agent: str | None = None, task: str | None = None) -> list[Path]:
+        """Delete the cells of ``agent``, of ``task`` or of both; if neither is given, everything.
+
+        Returns the folders that are gone. Files that no run has written stay, and so do the
+        folders that they are in. Raises UserError if there is no such cell, a link or something
+        else that no run makes is in the way, or a process still writes one of them.
+        """
+        asked = self.read()
+        for what, value in (("agents", agent), ("tasks", task)):
+            if value is not None and value not in asked[what]:
+                advice = did_you_mean(value, asked[what])
+                raise UserError(f"{self.name} has no {what[:-1]} {value!r}: {advice}")
+        with self.lock():
+            cells = [
+                cell
+                for cell in self.cells()
+                if agent in (None, cell.agent) and task in (None, cell.task)
+            ]
+            for cell in cells:
+                cell.refuse_foreign(writing=True)
+                with cell.lock():
+                    pass
+            for cell in cells:
+                cell.delete()
+            if agent is None and task is None:
+                self.file.unlink()
+            elif task is None or agent is None:
+                what, value = ("agents", agent) if task is None else ("tasks", task)
+                asked[what] = [name for name in asked[what] if name != value]
+                if asked[what]:
+                    write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
+                else:
+                    self.file.unlink()
+        if not os.path.lexists(self.file):
+            (self.folder / ".lock").unlink(missing_ok=True)
+            _remove_if_empty(self.folder)
+        return [cell.folder for cell in cells]
+
+
+def experiment_names(root: Path) -> list[str]:
+    """The names of the experiments in a folder of results."""
+    return sorted(file.parent.name for file in root.glob("*/experiment.json"))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager

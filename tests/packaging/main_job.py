@@ -61,7 +61,7 @@ def check(folder: Path) -> None:
         assert shown in call(folder, *QSM_BENCH, "--help")
     agents = call(folder, *QSM_BENCH, "list", "agents")
     assert all(f"\n{agent} " in f"\n{agents}" for agent in ("qsm", "diffusion_ql", "sac", "td3"))
-    assert "\nsmoke " in call(folder, *QSM_BENCH, "list", "suites")
+    assert "\nquick " in call(folder, *QSM_BENCH, "list", "suites")
     tasks = call(folder, *QSM_BENCH, "list", "tasks")
     assert all(f"\n{task} " in f"\n{tasks}" for task in ("walker-walk", "four-goals"))
     assert "alpha" in call(folder, *QSM_BENCH, "describe", "qsm")

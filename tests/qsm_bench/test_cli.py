@@ -344,7 +344,7 @@ def test_a_dry_run_shows_the_cells_and_writes_nothing(folder: Path) -> None:
     ("what", "shown"),
     [
         ("agents", ["qsm", "qsm_reference", "sac", "td3", "diffusion_ql", "diffusion_pg"]),
-        ("suites", ["dmc_easy_medium", "smoke", "small"]),
+        ("suites", ["dmc_easy_medium", "quick", "small"]),
         ("tasks", ["cartpole-swingup", "bimodal-bandit", "four-goals", "linear-quadratic"]),
     ],
 )

@@ -147,7 +147,7 @@ def test_an_observation_of_another_shape_is_refused(
         ({"agents": "nobody", "tasks": "four-goals"}, "unknown agent 'nobody'"),
         ({"agents": "td3", "tasks": "four-gaols"}, "unknown task 'four-gaols'"),
         ({"agents": "td3"}, "give either --suite"),
-        ({"agents": "td3", "suite": "smok"}, "unknown suite 'smok': did you mean 'smoke'"),
+        ({"agents": "td3", "suite": "quik"}, "unknown suite 'quik': did you mean 'quick'"),
         ({"agents": "td3", "tasks": "four-goals", "device": "tpu"}, "--device 'tpu'"),
         ({"agents": "td3", "tasks": "four-goals", "compiled": "yes"}, "--compile 'yes'"),
         ({"agents": "td3", "tasks": "four-goals", "seeds": []}, "seeds"),
