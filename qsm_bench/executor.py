@@ -49,19 +49,6 @@ def run_locally(
     orphans = Orphans(say)
     try:
         while (waiting or running) and not stop():
-            for cell in list(waiting):
-                if len(running) >= workers:
-                    break
-                try:
-                    if orphans.hold(cell):
-                        continue
-                    waiting.remove(cell)
-                    if _mark(cell, status="pending", retried=died.get(cell)):
-                        running[cell] = _start(cell, checkpoint_every, command)
-                except (OSError, UserError) as error:
-                    if cell in waiting:
-                        waiting.remove(cell)
-                    unfinished[cell] = f"it cannot be started: {error}"
             for cell in [cell for cell, process in running.items() if process.poll() is not None]:
                 process = running.pop(cell)
                 status, reason = _end(cell, process)
@@ -75,6 +62,19 @@ def run_locally(
                         # What was refused is said whole in its reason.
                         tail = () if process.returncode == REFUSED else cell.log_tail()
                         _record(cell, status="failed", reason=reason, log_tail=tail)
+            for cell in list(waiting):
+                if len(running) >= workers:
+                    break
+                try:
+                    if orphans.hold(cell):
+                        continue
+                    waiting.remove(cell)
+                    if _mark(cell, status="pending", retried=died.get(cell)):
+                        running[cell] = _start(cell, checkpoint_every, command)
+                except (OSError, UserError) as error:
+                    if cell in waiting:
+                        waiting.remove(cell)
+                    unfinished[cell] = f"it cannot be started: {error}"
             reap_adopted({process.pid for process in running.values()})
             on_poll()
             time.sleep(POLL_SECONDS)

@@ -15,6 +15,8 @@ from unittest.mock import patch
 import psutil
 import pytest
 from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agents.registry import AgentError
 from envs import EnvironmentDiedError, TaskError
@@ -433,3 +435,55 @@ def test_an_orphan_stops(
             orphan.kill()
     if parent_leaves == "later":
         assert cell.read_manifest().status == "interrupted"
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=25),
+    st.integers(1, 8),
+)
+def test_all_workers_are_busy_until_fewer_jobs_than_workers_are_left(
+    seconds: list[int], workers: int
+) -> None:
+    """With a clock of its own: a job is a number of looks that the executor takes at it."""
+    jobs = {Path(f"/jobs/{number}"): length for number, length in enumerate(seconds)}
+    running: dict[Path, int] = {}
+    busy: list[int] = []
+
+    class Job:
+        stdin, returncode, pid = None, 0, 0
+
+        def __init__(self, cell: Cell, *_: object) -> None:
+            self.folder = cell.folder
+            running[cell.folder] = jobs[cell.folder]
+
+        def poll(self) -> int | None:
+            if running[self.folder] > 0:
+                return None
+            del running[self.folder]
+            return 0
+
+    def tick() -> None:
+        busy.append(len(running))
+        for folder in running:
+            running[folder] -= 1
+
+    with (
+        patch.multiple(
+            executor,
+            _start=Job,
+            _mark=lambda *_, **__: True,
+            _end=lambda *_: ("finished", ""),
+            reap_adopted=lambda _: None,
+        ),
+        patch.object(executor.Orphans, "hold", lambda *_: False),
+        patch.object(executor, "POLL_SECONDS", 0),
+    ):
+        cells = [Cell(folder) for folder in jobs]
+        assert (
+            run_locally(cells, workers=workers, checkpoint_every=1, command="", on_poll=tick) == {}
+        )
+    tail = next((at for at, count in enumerate(busy) if count < workers), len(busy))
+    # From the first idle worker on, no job was left to be begun: the number only falls.
+    assert busy[tail:] == sorted(busy[tail:], reverse=True)
+    assert max(busy) == min(workers, len(jobs))
+    assert sum(busy) == sum(seconds)
