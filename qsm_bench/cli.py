@@ -289,6 +289,46 @@ def export_(
     print(visible(str(folder)))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A CSV file, or a folder with TASK.csv files.", parser=_path)
+    ],
+    into: Annotated[str, typer.Option(metavar="NAME", help="The experiment.")],
+    agent: Annotated[str, typer.Option(metavar="LABEL", help="What the report calls the curves.")],
+    task: Annotated[
+        str | None, typer.Option(help="The task of a file; default: the file's name.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of the file: step=...,return=...,seed=...; env_step in place of step is "
+            "for environment steps. Default: TD-MPC2's, env_step=step,return=reward,seed=seed."
+        ),
+    ] = None,
+    protocol: Annotated[
+        Literal["other", "equal"],
+        typer.Option(help="equal: measured under the experiment's own protocol, so compare it."),
+    ] = "other",
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """Import curves that others measured, to be shown beside an experiment's own."""
+    from qsm_bench.external import TDMPC2, import_curves, parse_columns
+    from qsm_bench.store import ExperimentStore
+
+    curves = import_curves(
+        ExperimentStore(results, into),
+        source,
+        agent,
+        task=task,
+        columns=TDMPC2 if columns is None else parse_columns(columns),
+        equal_protocol=protocol == "equal",
+    )
+    for curve in curves:
+        seeds, steps = curve.rows["seed"].nunique(), curve.rows["step"].max()
+        print(visible(f"{curve.name} on {curve.declared.task}: {seeds} seeds, to step {steps:,}"))
+
+
 @app.command()
 def status(
     name: Annotated[str, typer.Argument(help="The experiment.")],

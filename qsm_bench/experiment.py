@@ -20,6 +20,9 @@ from qsm_bench.groups import Groups
 from qsm_bench.protocol import Protocol
 from qsm_bench.settings import as_json, validated
 
+EXTERNAL_FOLDER = "external"
+"""Of an experiment: it holds what was imported, so no agent may have this label."""
+
 
 class Job(BaseModel):
     """Everything that decides a cell's results: two equal jobs give equal numbers."""
@@ -157,6 +160,11 @@ class Experiment:
                 raise UserError(f"{what} {unreadable[0]!r}: a label has printable characters alone")
             if too_long:
                 raise UserError(f"{what} {too_long[0]!r}: no folder has so long a name")
+            if what == "agent" and EXTERNAL_FOLDER in names:
+                raise UserError(
+                    f"agent {EXTERNAL_FOLDER!r}: imported curves are kept under this name: choose "
+                    "another"
+                )
             if twice:
                 raise UserError(f"{what} {twice[0]!r} is named twice: name each once")
 

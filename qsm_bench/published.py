@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qsm_bench.errors import UserError
 from qsm_bench.files import MIB, read, read_json
-from qsm_bench.results import parse_table
+from qsm_bench.tables import parse_table
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 COLUMNS = ("source", "agent", "task", "action_repeat", "steps", "seeds")

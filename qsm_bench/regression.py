@@ -27,12 +27,13 @@ from qsm_bench.experiment import AgentEntry, Experiment, Job, settings_on
 from qsm_bench.files import MIB, check_writable, read, read_json, write_atomically
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
-from qsm_bench.results import load_results, parse_table
+from qsm_bench.results import load_results
 from qsm_bench.run import train_cells
 from qsm_bench.signals import ReceivedSignal
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
 from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.tables import parse_table
 
 FALSE_ALARMS = 0.01
 """The probability that unchanged code raises any alarm is at most this, over all tests."""

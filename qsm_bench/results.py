@@ -4,20 +4,18 @@ A folder may come from anybody, so every table is held against its cell's job. A
 that its job cannot have written is damaged: it is left out, and named.
 """
 
-import csv
-import io
-import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
+from qsm_bench.external import External, load_external
 from qsm_bench.files import read
 from qsm_bench.merging import merge_jobs
 from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore, LaterFormatError, Manifest
-from qsm_bench.tables import without_uncertain
+from qsm_bench.tables import parse_table, without_uncertain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +24,6 @@ EVALUATION_COLUMNS = ("seed", "step", "episode", "return", "length")
 TRAINING_COLUMNS = ("seed", "step", "wall_clock", "training_return")
 DIAGNOSTICS_COLUMNS = ("seed", "step")
 SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
-WHOLE = ("seed", "step", "episode", "length", "state")
-"""The columns that hold whole numbers."""
-LONGEST_LINE, MOST_COLUMNS = 2**16, 1_000
-"""A table with a line of more bytes, or with more columns, is damaged."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,8 @@ class Results:
     """The cells that cannot be read, and stand in no table."""
     root: Path = Path("results")
     """The folder that holds the experiment's."""
+    external: External = field(default_factory=External)
+    """What others have measured, where it was imported."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,7 @@ def load_results(root: str | Path, name: str) -> Results:
         diagnostics=_together([cell.diagnostics for cell in readable], DIAGNOSTICS_COLUMNS),
         slices=_together([cell.slices for cell in readable], SLICE_COLUMNS),
         notes=tuple(note for cell in readable for note in cell.notes),
+        external=load_external(store),
         damaged=tuple(damaged),
         root=root,
     )
@@ -170,53 +167,6 @@ def _table(
         raise UserError(f"{file} is damaged: {error}") from error
     table.insert(0, "agent", manifest.job.agent)
     table.insert(1, "task", manifest.job.task)
-    return table
-
-
-def parse_table(
-    text: bytes, *, texts: Collection[str] = (), whole: Collection[str] = WHOLE
-) -> "pd.DataFrame":
-    """Read CSV of numbers and blanks alone, but for columns of ``texts``.
-
-    Those in ``texts`` and in ``whole``, which are of whole numbers, have no blanks. Raises
-    ValueError, in one line, for anything else.
-    """
-    import numpy as np
-    import pandas as pd
-
-    breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-    if np.diff(breaks, prepend=-1, append=len(text)).max() > LONGEST_LINE:
-        raise ValueError(f"a line of it is longer than {LONGEST_LINE:,} bytes")
-    try:
-        (names,) = csv.reader([text.partition(b"\n")[0].decode()])
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"its first line is no heading ({error})") from error
-    if len(names) > MOST_COLUMNS:
-        raise ValueError(f"it has {len(names):,} columns")
-    strange = {"", "agent", "task"}.difference(texts)
-    twice = [name for name in names if names.count(name) > 1 or name in strange]
-    if twice:
-        raise ValueError(f"it has a column {twice[0]!r} twice, or should not have it")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pandas drops values beyond the last column
-            table = pd.read_csv(
-                io.BytesIO(text), index_col=False, low_memory=False, dtype=dict.fromkeys(texts, str)
-            )
-    except Exception as error:  # pandas raises errors, and warnings, of many kinds
-        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
-    for name in table.columns:
-        if name in texts:
-            if table[name].isna().any():
-                raise ValueError(f"column {name!r} has blanks")
-            continue
-        kind = table[name].dtype.kind
-        if name in whole and len(table) and kind != "i":
-            raise ValueError(f"column {name!r} has something else than whole numbers")
-        if kind not in "if":
-            if not table[name].dropna().empty:
-                raise ValueError(f"column {name!r} has something else than numbers")
-            table[name] = table[name].astype(float)
     return table
 
 

@@ -3,14 +3,23 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
 from qsm_bench.files import plain_opener, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHOLE = ("seed", "step", "episode", "length", "state")
+"""The columns that hold whole numbers."""
+LONGEST_LINE, MOST_COLUMNS = 2**16, 1_000
+"""A table with a line of more bytes, or with more columns, is damaged."""
 
 
 class CsvLog:
@@ -153,3 +162,66 @@ def _header(table: bytes) -> list[str]:
         return next(csv.reader([line]), [])
     except csv.Error:
         return []
+
+
+def parse_table(
+    text: bytes,
+    *,
+    texts: Collection[str] = (),
+    whole: Collection[str] = WHOLE,
+    only: Collection[str] | None = None,
+) -> "pd.DataFrame":
+    """Read CSV of numbers and blanks alone, but for columns of ``texts``.
+
+    Those in ``texts`` and in ``whole``, which are of whole numbers, have no blanks. With ``only``,
+    the other columns are left out and may hold anything, and every number is read to its last
+    digit. Raises ValueError, in one line, for anything else.
+    """
+    import numpy as np
+    import pandas as pd
+
+    breaks = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+    if np.diff(breaks, prepend=-1, append=len(text)).max() > LONGEST_LINE:
+        raise ValueError(f"a line of it is longer than {LONGEST_LINE:,} bytes")
+    try:
+        (names,) = csv.reader([text.partition(b"\n")[0].decode("utf-8-sig")])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"its first line is no heading ({error})") from error
+    if len(names) > MOST_COLUMNS:
+        raise ValueError(f"it has {len(names):,} columns")
+    missing = [name for name in only or () if name not in names]
+    if missing:
+        raise ValueError(
+            f"it has no column {missing[0]!r}; its columns are {', '.join(names[:20])}"
+        )
+    strange = {"", "agent", "task"}.difference(texts, only or ())
+    used = names if only is None else only
+    twice = [name for name in used if names.count(name) > 1 or name in strange]
+    if twice:
+        raise ValueError(f"it has a column {twice[0]!r} twice, or should not have it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pandas drops values beyond the last column
+            table = pd.read_csv(
+                io.BytesIO(text),
+                index_col=False,
+                low_memory=False,
+                dtype=dict.fromkeys([*texts, *(name for name in names if name not in used)], str),
+                float_precision=None if only is None else "round_trip",
+            )
+            table = table if only is None else table[list(only)]
+    except Exception as error:  # pandas raises errors, and warnings, of many kinds
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+    for name in table.columns:
+        if name in texts:
+            if table[name].isna().any():
+                raise ValueError(f"column {name!r} has blanks")
+            continue
+        kind = table[name].dtype.kind
+        if name in whole and len(table) and kind != "i":
+            raise ValueError(f"column {name!r} has something else than whole numbers")
+        if kind not in "if":
+            if not table[name].dropna().empty:
+                raise ValueError(f"column {name!r} has something else than numbers")
+            table[name] = table[name].astype(float)
+    return table

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qsm_bench.exporters.folder import Output, digest
-from qsm_bench.results import WHOLE, Results
+from qsm_bench.results import Results
+from qsm_bench.tables import WHOLE
 
 TEXTS = ("agent", "task")
 

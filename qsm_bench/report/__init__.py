@@ -30,7 +30,8 @@ def write_report(results: Results, folder: str | Path, published: Published | No
     published = (published or published_scores()).within(budgets)
     agents, tasks = agents_of(results), tasks_of(results)
     with replacing(folder) as fresh:
-        drawing = Drawing.into(fresh, agents)
+        external = dict.fromkeys(curve.name for curve in results.external.curves)
+        drawing = Drawing.into(fresh, agents, list(external))
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
             lead=(

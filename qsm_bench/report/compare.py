@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from qsm_bench.errors import UserError
+from qsm_bench.external import External
 from qsm_bench.report import figures, runs
 from qsm_bench.report.document import (
     Block,
@@ -350,6 +351,7 @@ def _renamed(results: Results, labels: Mapping[str, str], tasks: list[str]) -> R
         ],
         evaluations=part(results.evaluations),
         training=part(results.training),
+        external=External(),
     )
 
 

@@ -31,6 +31,7 @@ INK, PAPER = "#1c1e21", "#fefefe"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00")
 """Okabe and Ito's colors without black, which text has; yellow is darker, to be seen on white."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+DASHED = (0, (4, 3))
 MARKERS = "osD^vPX*"
 
 CHARACTER, LINE = 0.08, 0.17
@@ -84,11 +85,15 @@ class Chart:
     """For each value: the panel, x and y in the panel's units, and the text to show there."""
 
 
-def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
-    """A style for each agent, by its position among all agents of the experiment."""
+def agent_styles(agents: Sequence[str], external: Sequence[str] = ()) -> dict[str, AgentStyle]:
+    """A style for each agent, by its position among all agents; ``external`` ones are dashed."""
     return {
-        agent: AgentStyle(COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
-        for i, agent in enumerate(agents)
+        agent: AgentStyle(
+            COLORS[i % len(COLORS)],
+            LINES[i % len(LINES)] if i < len(agents) else DASHED,
+            MARKERS[i % len(MARKERS)],
+        )
+        for i, agent in enumerate([*agents, *external])
     }
 
 

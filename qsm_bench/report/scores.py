@@ -6,6 +6,7 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 
+from qsm_bench.external import ExternalCurve
 from qsm_bench.published import Published
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
@@ -278,8 +279,11 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
     """Learning curves over all tasks and on each task, with published scores next to them."""
     comparison = analysis.comparison
     blocks: list[Block] = []
+    faults = [f"An external curve is left out: {f}." for f in analysis.results.external.faults]
     if published.fault:
-        blocks.append(Warnings([f"Published scores are not shown: {published.fault}."]))
+        faults.append(f"Published scores are not shown: {published.fault}.")
+    if faults:
+        blocks.append(Warnings(faults))
     overall = aggregate_curves(comparison)
     if not overall.empty and len(comparison.aggregate_tasks) > 1:
         blocks.append(
@@ -306,11 +310,13 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
     ends = "; ".join(
         f"{r['agent']} on {r['task']} {number(r['value'])}" for _, r in last.iterrows()
     )
+    external = _external(analysis)
+    shown = analysis.all_curves
     blocks.append(
         drawing.picture(
             "learning-curves",
             figures.curves(
-                by_task,
+                shown,
                 drawing.styles,
                 x="step",
                 x_label="steps",
@@ -318,7 +324,7 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
                 panel_by="task",
                 marks=marks,
             ),
-            by_task,
+            shown,
             alt=f"Mean return over steps, a panel for each task. At the end: {ends}.",
             caption=f"Mean return over seeds. {BOOTSTRAP}"
             + (
@@ -326,12 +332,36 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
                 "See the next table."
                 if marks
                 else ""
-            ),
+            )
+            + (" Dashed with the word external: measured elsewhere." if external else ""),
         )
     )
+    if external:
+        blocks.append(Bullets(external))
     if len(published.scores):
         blocks += _published(by_task, published)
     return Section("Sample efficiency", blocks)
+
+
+def _external(analysis: Analysis) -> list[str]:
+    """A sentence for every agent whose curves were imported."""
+    imported: dict[str, list[ExternalCurve]] = {}
+    for curve in analysis.results.external.curves:
+        imported.setdefault(curve.name, []).append(curve)
+    sentences = []
+    for name, curves in imported.items():
+        files = listed([f"{c.declared.source} ({c.declared.task})" for c in curves])
+        if name in analysis.comparison.agents:
+            use = "Its protocol was declared equal: it is compared as one more agent."
+        elif any(curve.declared.equal_protocol for curve in curves):
+            use = "Its protocol was declared equal, but it cannot be compared: see what is missing."
+        else:
+            use = "Its protocol was not declared equal: it is in no statistic."
+        drawn = set(analysis.external_curves["task"][analysis.external_curves["agent"] == name])
+        beyond = [c.declared.task for c in curves if c.declared.task not in drawn]
+        note = f" No part of it can be drawn on {listed(beyond)}." if beyond else ""
+        sentences.append(f"{name}: imported from {files}. {use}{note}")
+    return sentences
 
 
 def _marks(results: Results, published: Published) -> list[figures.Marks]:
@@ -388,7 +418,7 @@ def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
 
 def every_run(analysis: Analysis) -> Section:
     """The return of every seed on every task."""
-    table, curves = final_scores(analysis.comparison), analysis.task_curves
+    table, curves = final_scores(analysis.comparison), analysis.all_curves
     if table.empty:
         return Section("Every run", [Text("There are no runs to compare.")])
     seeds = sorted(table["seed"].unique())

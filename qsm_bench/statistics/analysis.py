@@ -7,7 +7,7 @@ import pandas as pd
 
 from qsm_bench.results import Results
 from qsm_bench.statistics.estimates import aggregates, task_curves
-from qsm_bench.statistics.selection import Comparison, learning_curves, select_runs
+from qsm_bench.statistics.selection import Comparison, external_curves, learning_curves, select_runs
 from qsm_bench.statistics.significance import compare_all_pairs
 
 
@@ -36,3 +36,14 @@ class Analysis:
     def task_curves(self) -> pd.DataFrame:
         """The learning curve of every cell: see ``estimates.task_curves`` for the columns."""
         return task_curves(learning_curves(self.results))
+
+    @cached_property
+    def external_curves(self) -> pd.DataFrame:
+        """Every imported curve: see ``estimates.task_curves`` for the columns."""
+        return task_curves(external_curves(self.results))
+
+    @cached_property
+    def all_curves(self) -> pd.DataFrame:
+        """The curves of cells and the imported ones in one table."""
+        tables = [t for t in (self.task_curves, self.external_curves) if not t.empty]
+        return pd.concat(tables, ignore_index=True) if tables else self.task_curves

@@ -178,8 +178,12 @@ def select_runs(results: Results) -> Comparison:
         task_runs, reasons = _select_runs(task, curves, results)
         runs |= task_runs
         left_out += reasons
+    external, reasons = _external_runs(runs, results)
+    runs |= external
+    left_out += reasons
+    agents = [*agents_of(results), *(agent for agent, _ in external)]
     comparison = Comparison(
-        agents=tuple(a for a in agents_of(results) if any(a == agent for agent, _ in runs)),
+        agents=tuple(a for a in dict.fromkeys(agents) if any(a == agent for agent, _ in runs)),
         tasks=tuple(t for t in tasks_of(results) if any(t == task for _, task in runs)),
         runs=runs,
         score_ranges=_score_ranges(results),
@@ -255,6 +259,61 @@ def _select_runs(
 
 def _failed_jobs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [job for job in jobs_of(cell) if job["status"] == "failed"]
+
+
+def external_curves(results: Results) -> dict[CellKey, Curves]:
+    """Every imported curve, at the steps that all its seeds have and that ours reach."""
+    budgets = {cell["task"]: cell["steps"] for cell in results.cells}
+    curves = {}
+    for curve in results.external.curves:
+        task = curve.declared.task
+        table = curve.rows.pivot(index="seed", columns="step", values="return")
+        counts = curve.rows.groupby("step").size()
+        of_all = [int(step) for step in counts.index[counts == len(table)]]
+        steps = [step for step in of_all if step <= budgets.get(task, 0)]
+        if steps:
+            curves[curve.name, task] = Curves(
+                tuple(int(seed) for seed in table.index),
+                np.array(steps, dtype=np.int64),
+                table[steps].to_numpy(dtype=np.float64),
+            )
+    return curves
+
+
+def _external_runs(
+    runs: Mapping[CellKey, Curves], results: Results
+) -> tuple[dict[CellKey, Curves], list[str]]:
+    """The imported runs that are compared, too, and a sentence for what cannot be.
+
+    Their protocol was declared equal, and they have every step of every task at which ours are
+    compared: an import never makes the comparison of our own agents smaller.
+    """
+    curves = external_curves(results)
+    equal = [c for c in results.external.curves if c.declared.equal_protocol]
+    steps = {task: curve.steps for (_, task), curve in runs.items()}
+    joined: dict[CellKey, Curves] = {}
+    reasons = []
+    for name in dict.fromkeys(curve.name for curve in equal):
+        tasks = {c.declared.task for c in equal if c.name == name}
+        fits: dict[CellKey, Curves] = {}
+        fault = None
+        for task, due in steps.items():
+            curve = curves.get((name, task)) if task in tasks else None
+            missing = np.setdiff1d(due, curve.steps if curve else [])
+            if len(missing):
+                fault = f"{name}: it has no value at step {missing[0]:,} of {task}."
+            elif curve and not (seeds := curve.finite_seeds()):
+                fault = f"{name}: no seed of it has finite returns on {task}."
+            elif curve:
+                fits[name, task] = curve.select(seeds, due)
+                reasons += [
+                    f"{name} on {task}, seed {seed}: a return is not finite."
+                    for seed in curve.seeds
+                    if seed not in seeds
+                ]
+        reasons += [fault] if fault else []
+        joined |= {} if fault else fits
+    return joined, reasons
 
 
 def _schedule(cell: Mapping[str, Any]) -> list[int]:
