@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results
 
 RETURN = "eval/return"
@@ -20,7 +21,7 @@ class Point:
 
     step: int
     seconds: float
-    """The seconds since the cell began."""
+    """The seconds since the job began."""
     values: Mapping[str, float]
     """The values by tag: eval/return, train/<metric> and diagnostics/<measure>.
 
@@ -41,9 +42,16 @@ class Run:
     """In the order of their steps."""
 
     @property
+    def job(self) -> Mapping[str, Any]:
+        """How the job stands that the run is of: its status and reason."""
+        return next(job for job in jobs_of(self.cell) if self.seed in job["seeds"])
+
+    @property
     def began(self) -> datetime:
-        """When its cell began; where that was not noted, 1970, when a clock's count begins."""
+        """When its job began. Where that is not known it is 1970, when a clock's count begins."""
         for stretch in self.cell["stretches"]:
+            if self.seed not in stretch.get("seeds", [self.seed]):
+                continue
             with suppress(TypeError, ValueError, OverflowError):
                 return datetime.fromisoformat(stretch["started"]).astimezone(UTC)
         return datetime.fromtimestamp(0, UTC)
@@ -57,8 +65,8 @@ class Run:
         for seed, failure in self.cell.get("failed_seeds", {}).items():
             if int(seed) == self.seed:
                 return f"failed at step {failure['step']}: {failure['reason']}"
-        if self.cell["status"] == "failed":
-            return f"failed: {self.cell['reason'] or 'no reason was noted'}"
+        if self.job["status"] == "failed":
+            return f"failed: {self.job['reason'] or 'no reason was noted'}"
         return None
 
 

@@ -68,7 +68,7 @@ def config_of(run: Run) -> dict[str, Any]:
 
 def outcome(run: Run) -> str:
     """Say in one line how a run went, or goes."""
-    return run.fault or str(run.cell["status"])
+    return run.fault or str(run.job["status"])
 
 
 def _log(experiment: str, run: Run) -> bytes:

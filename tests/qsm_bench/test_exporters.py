@@ -597,3 +597,16 @@ def test_runs_are_in_the_order_of_the_experiment() -> None:
         for seed in (0, 1)
     ]
     assert runs[0].began.isoformat() == "2026-01-02T03:04:05+00:00"
+
+
+def test_a_run_is_judged_and_dated_by_its_own_group_of_seeds() -> None:
+    results = make_results(("td3",), ("walker-walk",), seeds=2)
+    (cell,) = results.cells
+    failed = {"status": "failed", "reason": "no memory", "step": 20_000, "log_tail": []}
+    cell["groups"] = [cell | {"seeds": [0]}, {"seeds": [1], **failed}]
+    (first,) = cell["stretches"]
+    later = first | {"started": "2026-02-02T03:04:05+00:00", "seeds": [1]}
+    cell["stretches"] = [first | {"seeds": [0]}, later]
+    runs = runs_of(results)
+    assert [run.fault for run in runs] == [None, "failed: no memory"]
+    assert [run.began.month for run in runs] == [1, 2]
