@@ -556,12 +556,15 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
 
 
 def _show_plan(prepared: "PreparedRun") -> None:
+    from datetime import datetime, timedelta
+
     from rich.filesize import decimal as format_bytes
     from rich.table import Table
 
     from qsm_bench.groups import seeds_text
     from qsm_bench.plan import calibrate, estimate_memory, makespan
     from qsm_bench.progress import duration
+    from qsm_bench.statistics.power import sentence
 
     jobs, workers = prepared.experiment.jobs, prepared.workers
     kinds = {(job.agent, job.task, len(job.seeds)): job for job in jobs}
@@ -585,15 +588,20 @@ def _show_plan(prepared: "PreparedRun") -> None:
     # Off a terminal nothing is cut to fit.
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(table)
-    console.print(
-        f"{len(jobs)} jobs, {workers} at a time: about "
-        f"{duration(makespan([cost.seconds for cost in costs], workers))} by a calibration just "
-        f"now, at most {format_bytes(at_once)} of memory at once and "
-        f"{format_bytes(sum(cost.disk_bytes for cost in costs))} on disk, "
-        f"under {prepared.store.folder}; {prepared.replay_note}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    seconds = makespan(sorted((cost.seconds for cost in costs), reverse=True), workers)
+    end = datetime.now().astimezone() + timedelta(seconds=seconds)
+    experiment, on_disk = prepared.experiment, sum(cost.disk_bytes for cost in costs)
+    lines = [
+        f"{len(jobs)} jobs, {workers} at a time on {os.cpu_count()} cores: about "
+        f"{duration(seconds)} by a calibration just now, until {end:%Y-%m-%d %H:%M}.",
+        f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
+        f"under {prepared.store.folder}; {prepared.replay_note}.",
+    ]
+    if len(experiment.labels) > 1:
+        counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
+        lines.append(sentence(*counts))
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _pairs(settings: Any) -> str:
