@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qsm_bench.diagnostics import STATES
 from qsm_bench.experiment import Job
-from qsm_bench.store import SeedFailure
+from qsm_bench.manifest import SeedFailure
 
 if TYPE_CHECKING:
     from qsm_bench.training import Training

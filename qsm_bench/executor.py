@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 from qsm_bench.errors import UserError
 from qsm_bench.files import plain_opener
 from qsm_bench.heartbeat import process_name
+from qsm_bench.manifest import Status
 from qsm_bench.process import REFUSED
 from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
-from qsm_bench.store import Cell, Status
+from qsm_bench.store import Cell
 
 POLL_SECONDS = 0.2
 ORPHAN_SECONDS = 60.0

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from qsm_bench.store import Manifest
+from qsm_bench.manifest import Manifest
 
 ORDER = ("running", "failed", "interrupted", "pending", "finished")
 """A cell is what the first of these is that one of its jobs is."""

@@ -20,7 +20,8 @@ from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
 from qsm_bench.groups import seeds_text
 from qsm_bench.heartbeat import liveness, process_name, time_of
-from qsm_bench.store import GONE, Cell, ExperimentStore, SeedFailure
+from qsm_bench.manifest import SeedFailure
+from qsm_bench.store import GONE, Cell, ExperimentStore
 from qsm_bench.visible import visible
 
 BAR, SHORTEST_NAME = 20, 8

@@ -13,8 +13,9 @@ from zlib import crc32
 from qsm_bench.errors import UserError
 from qsm_bench.external import External, load_external
 from qsm_bench.files import read
+from qsm_bench.manifest import LaterFormatError, Manifest
 from qsm_bench.merging import merge_jobs
-from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore, LaterFormatError, Manifest
+from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore
 from qsm_bench.tables import parse_table, without_uncertain
 
 if TYPE_CHECKING:

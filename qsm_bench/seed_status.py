@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from envs import TaskError
-from qsm_bench.store import SeedFailure
+from qsm_bench.manifest import SeedFailure
 
 
 class SeedStatus:

@@ -1,4 +1,6 @@
-"""The results on disk: one folder an experiment, one a cell; written by append or atomic rename.
+"""The results on disk: a folder for each experiment, and in it one for each job.
+
+Everything is written by append or by an atomic rename.
 
 results/<experiment>/experiment.json
 results/<experiment>/<agent>/<task>/<seeds>/
@@ -13,119 +15,40 @@ results/<experiment>/<agent>/<task>/<seeds>/
 """
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import MIB, plain_opener, read, read_json, refuse_foreign, write_atomically
 from qsm_bench.groups import Groups, folder_name
-from qsm_bench.heartbeat import Heartbeat, liveness, process_name, time_of
-from qsm_bench.protocol import MOST_STEPS
-from qsm_bench.stretches import Stretch, from_top_level
-
-FORMAT = 2
-"""The format of the folder's files. One of a later format is refused; one that names none is 1,
-and has no level of <seeds>: each cell was one job, in the folder of its task.
-
-It rises when an earlier version would misread what this one writes. A field that is only added,
-with a default, leaves it as it is: an earlier version refuses the manifest in a line that names
-the field, and this one reads a manifest without it."""
+from qsm_bench.heartbeat import Heartbeat, liveness, process_name
+from qsm_bench.manifest import (
+    FORMAT,
+    MOST_SEEDS,
+    LaterFormatError,
+    Manifest,
+    is_open,
+    read_manifest,
+    refuse_difference,
+    refuse_later,
+    refuse_nonsense,
+)
 
 GONE = "its process is gone"
 """The reason of a cell that was interrupted, and whose process nobody has seen end."""
 
 TABLE_LIMIT = 1024 * MIB
 """The most bytes of a table that is still read."""
-MOST_CELLS, MOST_SEEDS = 100_000, 100_000
+MOST_CELLS = 100_000
 """An experiment that says it has more is damaged."""
-
-Status = Literal["pending", "running", "finished", "failed", "interrupted"]
-
-
-class SeedFailure(BaseModel):
-    """What ended one seed of a job, while the others went on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    step: int
-    reason: str
-    """Why it failed, in one line."""
-
-
-class Manifest(BaseModel):
-    """What a cell is and how it went."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    job: Job
-    format: int = FORMAT
-    status: Status = "pending"
-    reason: str | None = None
-    """Why it failed, in one line."""
-    log_tail: tuple[str, ...] = ()
-    """The last lines that a failed job printed."""
-    retried: str | None = None
-    """Why it was started a second time, from its checkpoint."""
-    diverged: dict[int, int] = {}
-    """Seeds that diverged, each with its step; from there on their returns are NaN."""
-    failed_seeds: dict[int, SeedFailure] = {}
-    """Seeds whose environment failed; from there on their returns are NaN."""
-    warnings: tuple[str, ...] = ()
-    """What a user should know of the run, a line each."""
-    step: int = 0
-    updates: int = 0
-    """Gradient updates of each seed so far."""
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    keep_replay: bool = False
-    """Whether the replay buffer stays on the disk when the job has finished, for more steps."""
-    lengths: tuple[int, ...] = ()
-    """The job's steps before it was given more, in order."""
-    stretches: tuple[Stretch, ...] = ()
-    """Every stretch of the run, in order: where it was cut off, the next one begins."""
-    checksums: dict[str, int] = {}
-    """CRC-32 of a finished cell's tables, by file name."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_earlier(cls, content: Any) -> Any:
-        return from_top_level(content)
-
-    def for_job(self, job: Job, *, keep_replay: bool) -> "Manifest":
-        """Return this manifest for a job that is longer, or as long."""
-        changes: dict[str, Any] = {"job": job, "keep_replay": keep_replay}
-        steps = self.job.protocol.steps
-        if steps < job.protocol.steps:
-            changes |= {"status": "pending", "checksums": {}, "lengths": (*self.lengths, steps)}
-        return self.model_copy(update=changes)
-
-    def end_stretch(self, sign: dict[str, Any]) -> None:
-        """Give the last stretch, if it was cut off, the end that its last sign of life tells."""
-        if self.stretches and self.stretches[-1].ended is None:
-            *earlier, last = self.stretches
-            at, step = time_of(sign), sign.get("step")
-            ended = at.astimezone(UTC).isoformat(timespec="seconds") if at else last.started
-            reached = step if type(step) is int and 0 <= step <= self.job.protocol.steps else 0
-            end = {"ended": ended, "last_step": max(last.first_step, last.last_step, reached)}
-            self.stretches = (*earlier, last.model_copy(update=end))
-
-
-def is_open(manifest: Manifest, job: Job) -> bool:
-    """Whether a job that is there as ``manifest`` has not yet all the steps of ``job``."""
-    return manifest.status != "finished" or manifest.job.protocol.steps < job.protocol.steps
 
 
 class Cell:
@@ -191,8 +114,8 @@ class Cell:
         """
         self.refuse_foreign()
         try:
-            manifest = _read_manifest(self.manifest_file)
-            _refuse_nonsense(self.manifest_file, manifest)
+            manifest = read_manifest(self.manifest_file)
+            refuse_nonsense(self.manifest_file, manifest)
             for what, mine, named in (
                 ("agent", self.agent, manifest.job.agent),
                 ("task", self.task, manifest.job.task),
@@ -407,7 +330,7 @@ class ExperimentStore:
             raise UserError(f"no experiment {self.name!r} in {self.folder.parent}: {hint}")
         try:
             asked: dict[str, Any] = read_json(self.file)
-            _refuse_later(self.file, asked)
+            refuse_later(self.file, asked)
             if isinstance(asked, dict) and "groups" not in asked:  # of format 1
                 seeds = asked.pop("seeds", None)
                 asked["groups"] = [seeds] if seeds else self._groups_on_disk()
@@ -425,7 +348,7 @@ class ExperimentStore:
         groups: dict[tuple[int, ...], None] = {}
         for file in sorted(self.folder.rglob("manifest.json")):
             with suppress(UserError):
-                groups[_read_manifest(file).job.seeds] = None
+                groups[read_manifest(file).job.seeds] = None
         return [list(group) for group in groups]
 
     def _refuse_nonsense(self, asked: Any) -> None:
@@ -471,7 +394,7 @@ class ExperimentStore:
         found = [_manifest_or_none(cell) if cell.begun else None for cell in cells]
         for cell, job, manifest in zip(cells, jobs, found, strict=True):
             if manifest:
-                _refuse_difference(experiment.name, manifest.job, job)
+                refuse_difference(experiment.name, manifest.job, job)
                 cell.refuse_without_replay(manifest, job)
         asked |= {
             "format": FORMAT,
@@ -553,20 +476,6 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-class LaterFormatError(UserError):
-    """What a later version wrote: it is not damaged, and nothing of it is to be deleted."""
-
-
-def _refuse_later(file: Path, content: Any) -> None:
-    """Raise UserError if a file is of a later format than this version reads."""
-    written = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
-    if isinstance(written, int) and written > FORMAT:
-        raise LaterFormatError(
-            f"{file} was written by a later version of qsm_bench, in format {written}; this one "
-            f"reads formats up to {FORMAT}: upgrade qsm_bench"
-        )
-
-
 def _groups_fault(groups: Any) -> str | None:
     """What is wrong with the groups of seeds of an experiment, if anything."""
     if not isinstance(groups, list) or not all(isinstance(g, list) and g for g in groups):
@@ -596,49 +505,6 @@ def read_sign(file: Path) -> dict[str, Any]:
     return sign if isinstance(sign, dict) else {}
 
 
-def _read_manifest(file: Path) -> Manifest:
-    content = read_json(file)
-    _refuse_later(file, content)
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{file} is not a manifest of this version: {where}: {first['msg']}"
-        ) from error
-
-
-def _refuse_nonsense(file: Path, manifest: Manifest) -> None:
-    """Raise UserError if no run could have written the numbers of a manifest."""
-    job = manifest.job
-    faults = [
-        f"{name} is {value}"
-        for name, value, most in (
-            ("step", manifest.step, job.protocol.steps),
-            ("updates", manifest.updates, MOST_STEPS),
-        )
-        if not 0 <= value <= most
-    ]
-    if not 0 < len(job.seeds) <= MOST_SEEDS:
-        faults.append(f"there are {len(job.seeds)} seeds")
-    if len(set(job.seeds)) < len(job.seeds) or not all(0 <= s < 2**63 for s in job.seeds):
-        faults.append("the seeds are no different numbers from 0 on")
-    failures = manifest.failed_seeds.items()
-    ended = [*manifest.diverged.items(), *((seed, failure.step) for seed, failure in failures)]
-    if not all(seed in job.seeds and 0 <= at <= job.protocol.steps for seed, at in ended):
-        faults.append("a seed failed or diverged that the job does not have, or at no step of it")
-    seconds = (manifest.train_seconds, manifest.evaluation_seconds, manifest.checkpoint_seconds)
-    if not all(0 <= value < math.inf for value in seconds):
-        faults.append("a time is negative or endless")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", job.device):
-        faults.append(f"device is {job.device!r}")
-    if not all(map(math.isfinite, job.score_range or ())):
-        faults.append(f"score_range is {job.score_range}")
-    if faults:
-        raise UserError(f"{file} is damaged: {faults[0]}")
-
-
 def _manifest_or_none(cell: Cell) -> Manifest | None:
     """Return a cell's manifest; None if it is damaged. Raises UserError for a later format."""
     try:
@@ -647,28 +513,3 @@ def _manifest_or_none(cell: Cell) -> Manifest | None:
         raise
     except UserError:
         return None
-
-
-def _flat(job: Job) -> dict[str, Any]:
-    """A job's fields, those of its protocol and its settings in one dict."""
-    fields = job.model_dump(mode="json")
-    # What the protocol sets for every agent stands among the agent's own settings.
-    protocol = {key: value for key, value in fields.pop("protocol").items() if key != "settings"}
-    settings = {f"settings.{key}": value for key, value in fields.pop("settings").items()}
-    return fields | protocol | settings
-
-
-def _refuse_difference(name: str, there: Job, asked: Job) -> None:
-    old, new = _flat(there), _flat(asked)
-    if old["steps"] < new["steps"]:
-        del old["steps"], new["steps"]
-    changed = [
-        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"experiment {name!r} has {asked.agent} on {asked.task} with another configuration "
-            f"({'; '.join(changed)}): choose another --name"
-        )

@@ -19,10 +19,11 @@ from envs import EnvironmentDiedError
 from qsm_bench.errors import user_errors
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.manifest import Manifest
 from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, configure_process
 from qsm_bench.provenance import begin_stretch, now
 from qsm_bench.signals import StopRequest, lifeline_of_stdin
-from qsm_bench.store import Cell, Manifest
+from qsm_bench.store import Cell
 from qsm_bench.training import Training
 from qsm_bench.user_modules import refuse_unnamed_modules
 

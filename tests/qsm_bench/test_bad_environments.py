@@ -22,10 +22,11 @@ from qsm_bench.checkpoint_evaluation import evaluate_cell
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
+from qsm_bench.manifest import SeedFailure
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
 from qsm_bench.statistics.selection import select_runs
-from qsm_bench.store import Cell, ExperimentStore, SeedFailure
+from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.training import Training
 from tests.envs.made_up import register
 from tests.qsm_bench.jobs import AGENTS, after, make_experiment, make_job, train, uncut, written

@@ -17,7 +17,8 @@ import pytest
 
 from qsm_bench import checkpoint, evaluation, store, training, worker
 from qsm_bench.checkpoint import read_state
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.manifest import Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from tests.qsm_bench.jobs import AGENTS, make_job, uncut, written
 from tests.qsm_bench.processes import exit_status, fork
 

@@ -26,10 +26,11 @@ from qsm_bench.checkpoint import FORMAT, Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.manifest import FORMAT as STORE_FORMAT
+from qsm_bench.manifest import Manifest
 from qsm_bench.progress import cell_state
 from qsm_bench.results import load_results
-from qsm_bench.store import FORMAT as STORE_FORMAT
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.suites import find_suite
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import (

@@ -8,7 +8,7 @@ import qsm_bench
 from agents.registry import AgentError, find_agent
 from envs import EnvironmentDiedError, TaskError, find_task
 from qsm_bench.errors import UserError, as_user_error, user_errors
-from qsm_bench.store import LaterFormatError
+from qsm_bench.manifest import LaterFormatError
 
 
 def no_such_agent() -> None:

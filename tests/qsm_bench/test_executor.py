@@ -25,8 +25,9 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
+from qsm_bench.manifest import Manifest
 from qsm_bench.progress import cell_state
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_experiment, make_job, poison
 from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork

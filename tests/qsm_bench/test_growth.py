@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from qsm_bench import UserError, executor, load_results, run_experiment
 from qsm_bench.checkpoint import read_state
 from qsm_bench.experiment import Job
+from qsm_bench.manifest import Manifest
 from qsm_bench.results import Results
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from tests.qsm_bench.jobs import (
     AGENTS,
     EVAL_EVERY,

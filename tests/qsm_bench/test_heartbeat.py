@@ -22,8 +22,9 @@ from qsm_bench.heartbeat import (
     this_machine,
     time_of,
 )
+from qsm_bench.manifest import Manifest
 from qsm_bench.progress import cell_state
-from qsm_bench.store import Cell, ExperimentStore, Manifest, read_sign
+from qsm_bench.store import Cell, ExperimentStore, read_sign
 from tests.qsm_bench.jobs import make_job
 from tests.qsm_bench.processes import exit_status, fork
 

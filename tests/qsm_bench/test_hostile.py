@@ -19,9 +19,10 @@ from qsm_bench import cli
 from qsm_bench.checkpoint import FORMAT, Checkpoint, read_state
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
+from qsm_bench.manifest import Manifest
 from qsm_bench.report import write_report
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import make_experiment, make_job, train
 

@@ -15,8 +15,9 @@ from qsm_bench import executor, worker
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Job
+from qsm_bench.manifest import Manifest
 from qsm_bench.statistics import estimates
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from tests.qsm_bench.jobs import AGENTS, EVAL_EVERY, STEPS, WARMUP, make_experiment, make_job, train
 from tests.qsm_bench.processes import ForkedJob
 from tests.qsm_bench.test_cli import call

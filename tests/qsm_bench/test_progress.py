@@ -12,9 +12,10 @@ from rich.console import Console
 
 from qsm_bench import heartbeat, progress, worker
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.manifest import Manifest
 from qsm_bench.plan import makespan
 from qsm_bench.progress import CellState, Display, cell_state, duration, states_view
-from qsm_bench.store import Cell, ExperimentStore, Manifest
+from qsm_bench.store import Cell, ExperimentStore
 from tests.qsm_bench.jobs import make_experiment, make_job
 
 

@@ -14,8 +14,9 @@ from agents.protocol import AgentConfig
 from agents.registry import RegisteredAgent
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment
+from qsm_bench.manifest import Manifest
 from qsm_bench.settings import as_json, validated
-from qsm_bench.store import Cell, Manifest
+from qsm_bench.store import Cell
 from tests.qsm_bench.jobs import PROTOCOL, make_experiment, make_job
 from tests.qsm_bench.plain_agents import Plain
 

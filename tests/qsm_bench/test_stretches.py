@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from qsm_bench import provenance, worker
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat, this_machine
+from qsm_bench.manifest import Manifest
 from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import Table
 from qsm_bench.report.runs import condition_warning, what_ran
 from qsm_bench.results import Results, load_results
-from qsm_bench.store import Cell, Manifest
+from qsm_bench.store import Cell
 from qsm_bench.stretches import Stretch, changes, conditions, from_top_level, varying
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import STEPS, make_job

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsm_bench.errors import UserError
+from qsm_bench.manifest import Manifest
 from qsm_bench.results import load_results
-from qsm_bench.store import ExperimentStore, Manifest
+from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import CsvLog, narrowed, widened, without_uncertain
 from tests.qsm_bench.jobs import make_job
 

@@ -22,8 +22,9 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
+from qsm_bench.manifest import Manifest
 from qsm_bench.replay import ReplayBuffer
-from qsm_bench.store import Cell, Manifest
+from qsm_bench.store import Cell
 from qsm_bench.training import Training
 from tests.envs.made_up import register
 from tests.qsm_bench.jobs import (
