@@ -88,17 +88,17 @@ SUITES: dict[str, Suite] = {
         ),
         Suite(
             "quick",
-            "two DeepMind Control tasks on which qsm, sac and td3 visibly learn within minutes; for"
-            " that, all agents alike have small networks and batches, a large step size, 3-step"
-            " returns, and an action repeat of 4",
-            ("cartpole-balance", "cartpole-swingup"),
+            "two control tasks on which qsm, sac and td3 visibly learn within minutes; for that,"
+            " all agents alike have small networks and batches, a large step size, 3-step returns,"
+            " and an action repeat of 2",
+            ("cartpole-balance", "Pendulum-v1"),
             Protocol(
-                steps=5_000,
+                steps=6_000,
                 warmup_steps=1_000,
                 batch_size=64,
                 eval_every=1_000,
-                eval_episodes=1,
-                action_repeat=4,
+                eval_episodes=3,
+                action_repeat=2,
                 settings={
                     "hidden_sizes": [64, 64],
                     "learning_rate": 1e-3,
