@@ -46,6 +46,7 @@ def make_experiment(
     name: str = "there",
     seeds: int = 2,
     per_job: int | None = None,
+    device: str = "cpu",
     compiled: bool = False,
     **protocol: Any,
 ) -> Experiment:
@@ -55,6 +56,7 @@ def make_experiment(
         tasks=tuple(tasks),
         groups=group_seeds(range(seeds), per_job or seeds),
         protocol=PROTOCOL.but(**protocol),
+        device=device,
         compiled=compiled,
     )
 

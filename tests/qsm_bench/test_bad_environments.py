@@ -299,7 +299,8 @@ for kind in (InterruptsInReset, InterruptsWhenMade, InterruptsAsPythonWould):
 def test_an_interrupt_that_a_task_raises_under_run_is_not_the_users(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: type[Good]
 ) -> None:
-    numbers = {"seeds": 2, "steps": 40, "warmup-steps": 20, "batch-size": 8, "eval-every": 20}
+    numbers = {"seeds": 2, "seeds-per-job": 2, "steps": 40, "warmup-steps": 20}
+    numbers |= {"batch-size": 8, "eval-every": 20}
     arguments = [
         *("qsm_bench", "run", "--agents=td3[hidden_sizes=[8]]", f"--tasks={name(kind)}"),
         *(f"--{option}={value}" for option, value in numbers.items()),
