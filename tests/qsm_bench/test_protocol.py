@@ -172,4 +172,4 @@ def test_the_action_repeat_stands_in_results_and_report(
     cli.app(["report", "there"], standalone_mode=False)
     report = (tmp_path / "reports" / "there" / "report.md").read_text()
     assert "| action_repeat | 2 |" in report
-    assert "held for 2 environment steps" in report
+    assert "repeated for 2 environment steps" in report
