@@ -93,7 +93,7 @@ SUITES: dict[str, Suite] = {
             " and an action repeat of 2",
             ("cartpole-balance", "Pendulum-v1"),
             Protocol(
-                steps=6_000,
+                steps=5_000,
                 warmup_steps=1_000,
                 batch_size=64,
                 eval_every=1_000,

@@ -22,7 +22,7 @@ from qsm_bench.statistics.estimates import interquartile_mean
 from qsm_bench.statistics.selection import learning_curves
 from qsm_bench.suites import SUITES
 
-REPEATS, FIRST_SEED, APART = 10, 10_000, 100
+REPEATS, FIRST_SEED, APART = 10, 20_000, 100
 """Repeat k has the seeds from FIRST_SEED + APART k on: none was used to choose the suite."""
 AGENTS = "qsm,sac,td3"
 
