@@ -474,9 +474,9 @@ FILES = (
     "checkpoint/state.pt",
     "checkpoint/previous.pt",
     "checkpoint/replay.f32",
-    "../../experiment.json",
-    "../../.holder",
-    "../../.lock",
+    "../../../experiment.json",
+    "../../../.holder",
+    "../../../.lock",
     ".lock",
 )
 
