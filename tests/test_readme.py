@@ -54,6 +54,7 @@ def test_the_program_runs(folder: Path) -> None:
 
 def test_the_example_agent_runs_beside_the_others(folder: Path) -> None:
     command = "run --agents td3[hidden_sizes=[8]],my_agents:Noise --tasks bimodal-bandit --seeds 2"
+    command += " --seeds-per-job 2"
     command += " --steps 60 --warmup-steps 20 --batch-size 8 --eval-every 30 --eval-episodes 2"
     python(folder, "-m", "qsm_bench", *command.split())
     evaluations = folder / "results" / "bimodal-bandit" / "noise" / "bimodal-bandit" / "0-1"

@@ -17,6 +17,7 @@ QSM_BENCH = (str(BIN / "qsm-bench"),)
 MODULE = (sys.executable, "-m", "qsm_bench")
 TINY: tuple[str, ...] = (
     "--seeds=2",
+    "--seeds-per-job=2",
     "--steps=240",
     "--warmup-steps=100",
     "--eval-every=120",
@@ -73,7 +74,8 @@ def check(folder: Path) -> None:
     assert "4 finished cells are skipped" in call(folder, *MODULE, "run", *options)
     for task in TASKS:
         for agent in ("td3", "mine"):
-            rows = (folder / "results/plain" / agent / task / "evaluations.csv").read_text("utf-8")
+            cell = folder / "results/plain" / agent / task
+            rows = (cell / "0-1" / "evaluations.csv").read_text("utf-8")
             assert len(rows.splitlines()) == 1 + 2 * 2, rows  # 2 evaluations of 2 seeds
 
     assert call(folder, *QSM_BENCH, "status", "plain").count("finished, step 240/240") == 4
