@@ -563,7 +563,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
 
     from qsm_bench.groups import seeds_text
     from qsm_bench.plan import calibrate, estimate_memory, makespan
-    from qsm_bench.progress import duration
+    from qsm_bench.progress import duration, line_printer
     from qsm_bench.statistics.power import sentence
 
     jobs, workers = prepared.experiment.jobs, prepared.workers
@@ -601,7 +601,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
         counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
         lines.append(sentence(*counts))
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        line_printer(console)(line)
 
 
 def _pairs(settings: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from rich.filesize import decimal as format_bytes
 
 from envs import Lockstep, Task, TaskError
-from qsm_bench.contract import rehearse
+from qsm_bench.contract import Checked, rehearse
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.memory import available_bytes, estimate_peak
@@ -205,11 +205,7 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
 
     def learn(batch_size: int) -> None:
         nonlocal state
-        sizes = observation_size, action_size
-        agent = build_agent(job, *sizes)
-        replay = ReplayBuffer(1, *sizes, job.seeds, torch.device("cpu"))
-        replay.records.zero_()
-        replay.added = 1
+        agent, replay = _ready_to_learn(job, observation_size, action_size)
         for _ in range(MEASURED_UPDATES):
             agent.update(replay.sample(batch_size))
         state = sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
@@ -217,6 +213,17 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
     # A checkpoint is first written into memory, in an array that doubles when it is full.
     update = estimate_peak(learn, job.protocol.batch_size)
     return update + 2 * state
+
+
+def _ready_to_learn(
+    job: Job, observation_size: int, action_size: int
+) -> tuple[Checked, ReplayBuffer]:
+    """A new agent of the job, and a replay buffer of one transition of zeros."""
+    sizes = observation_size, action_size
+    replay = ReplayBuffer(1, *sizes, job.seeds, torch.device(job.device))
+    replay.records.zero_()
+    replay.added = 1
+    return build_agent(job, *sizes), replay
 
 
 def _alone(job: Job) -> Job:
@@ -265,11 +272,7 @@ def _time_task(task: Task) -> tuple[float, tuple[int, int]]:
 
 def _time_update(job: Job, observation_size: int, action_size: int) -> float:
     """Measure the seconds of one update of a job."""
-    sizes = observation_size, action_size
-    agent = build_agent(job, *sizes)
-    replay = ReplayBuffer(1, *sizes, job.seeds, torch.device(job.device))
-    replay.records.zero_()
-    replay.added = 1
+    agent, replay = _ready_to_learn(job, observation_size, action_size)
     agent.update(replay.sample(job.protocol.batch_size))  # the first takes longer
     began = time.perf_counter()
     for _ in range(MEASURED_UPDATES):

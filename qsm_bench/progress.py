@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -274,6 +275,11 @@ def at_work(store: ExperimentStore) -> bool:
     return store.holder() is not None or any(
         cell_state(cell).status == "running" for cell in store.cells()
     )
+
+
+def line_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a line as it is: nothing in it is cut, colored or obeyed."""
+    return partial(console.print, soft_wrap=True, highlight=False, markup=False)
 
 
 class Display:

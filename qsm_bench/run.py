@@ -22,7 +22,7 @@ from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
 from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
 from qsm_bench.plan import Memory, estimate_memory, longest_first, refuse_what_does_not_fit
-from qsm_bench.progress import Display
+from qsm_bench.progress import Display, line_printer
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
 from qsm_bench.results import Results, load_results, read_cell
@@ -64,7 +64,7 @@ def run_experiment(
     ``agents``, ``tasks`` and ``settings`` are written as on the command line: ``"qsm,sac"``,
     ``"walker-walk,Pendulum-v1"``, ``["qsm.alpha=10"]``. Give a named ``suite`` or ``tasks``; the
     suite's ``protocol``, ``seeds`` and name hold unless others are given. Everything is written
-    below ``results``, one process for each cell at work. Ctrl-C saves every job and raises
+    below ``results``, one process for each job at work. Ctrl-C saves every job and raises
     KeyboardInterrupt. A cell that fails is told by a warning, and shown as failed by the results.
 
     Raises UserError for what cannot be run as it was asked.
@@ -227,11 +227,7 @@ def train(
     ``command`` is noted as what started the run. Raises UserError if another process runs the
     experiment, or it was begun as something else.
     """
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-    experiment = prepared.experiment
+    experiment, say = prepared.experiment, line_printer(console)
     with prepared.store.lock():
         keep = prepared.keeps_replay
         cells = prepared.store.prepare(experiment, command, keep_replay=keep)
@@ -277,7 +273,7 @@ def train_cells(
                 command=command,
                 on_poll=display.refresh,
                 stop=lambda: bool(received),
-                say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+                say=line_printer(console),
             )
         finally:
             display.show()

@@ -266,17 +266,8 @@ class ExperimentStore:
 
     def existing_cells(self, agent: str, task: str) -> list[Cell]:
         """Return the folders of a cell's jobs. Raises UserError if there is no such cell."""
-        asked = self.read()
-        for what, value, known in (
-            ("agent", agent, asked["agents"]),
-            ("task", task, asked["tasks"]),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"{self.name} has no {what} {value!r}: {did_you_mean(value, known)}"
-                )
-        groups = tuple(map(tuple, asked["groups"]))
-        return [self.cell(agent, task, group) for group in groups]
+        asked = self._read_with(agent, task)
+        return [self.cell(agent, task, tuple(group)) for group in asked["groups"]]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -341,6 +332,18 @@ class ExperimentStore:
             raise UserError(
                 f"{error}; delete this file alone, and the experiment's command writes it anew"
             ) from error
+        return asked
+
+    def _read_with(self, agent: str | None, task: str | None) -> dict[str, Any]:
+        """Return what was asked for. Raises UserError if it has no such agent or task."""
+        asked = self.read()
+        for what, value, known in (
+            ("agent", agent, asked["agents"]),
+            ("task", task, asked["tasks"]),
+        ):
+            if value is not None and value not in known:
+                advice = did_you_mean(value, known)
+                raise UserError(f"{self.name} has no {what} {value!r}: {advice}")
         return asked
 
     def _groups_on_disk(self) -> list[list[int]]:
@@ -425,11 +428,7 @@ class ExperimentStore:
         folders that they are in. Raises UserError if there is no such cell, a link or something
         else that no run makes is in the way, or a process still writes one of them.
         """
-        asked = self.read()
-        for what, value in (("agents", agent), ("tasks", task)):
-            if value is not None and value not in asked[what]:
-                advice = did_you_mean(value, asked[what])
-                raise UserError(f"{self.name} has no {what[:-1]} {value!r}: {advice}")
+        asked = self._read_with(agent, task)
         with self.lock():
             cells = [
                 cell
