@@ -115,7 +115,7 @@ class Checkpoint:
         if faults:
             raise UserError(
                 f"{'; '.join(faults)}: no checkpoint is intact, so delete {self.folder.parent} to "
-                "start the cell anew"
+                "train it again from the start"
             )
         return None
 
@@ -149,7 +149,7 @@ class Checkpoint:
                     faults.append(error)
         if faults:
             raise UserError(
-                f"{faults[0]}; delete {self.folder.parent} and run again to train this cell anew"
+                f"{faults[0]}; delete {self.folder.parent} and run again to train it from the start"
             )
         return None
 

@@ -1,4 +1,4 @@
-"""Evaluating a cell's last checkpoint, outside training."""
+"""Evaluating a job's last checkpoint, outside training."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from envs import Lockstep
 from qsm_bench.evaluation import evaluate
 from qsm_bench.film import Film
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.policy import load_agent, on_this_machine, policy_of
-from qsm_bench.store import Cell
 from qsm_bench.user_modules import refuse_unnamed_modules
 
 AT_A_TIME = 64
@@ -33,13 +33,13 @@ class Outcome:
     """The device it was trained on, where this machine has none such and the CPU took its place."""
 
 
-def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> Outcome:
+def evaluate_job(folder: JobFolder, episodes: int, modules: Collection[str] = ()) -> Outcome:
     """Play fresh episodes with each seed's policy.
 
-    ``modules`` are those that the user has named to be imported. Raises UserError if the cell
+    ``modules`` are those that the user has named to be imported. Raises UserError if the job
     needs another one, or has no checkpoint.
     """
-    manifest = cell.read_manifest()
+    manifest = folder.read_manifest()
     trained = manifest.job
     refuse_unnamed_modules(trained, modules)
     job = on_this_machine(trained)
@@ -47,7 +47,9 @@ def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> O
     together = min(episodes, max(1, AT_A_TIME // len(job.seeds)))
     environments = Lockstep(job.environment, len(job.seeds) * together)
     try:
-        agent, step = load_agent(cell, job, environments.observation_size, environments.action_size)
+        agent, step = load_agent(
+            folder, job, environments.observation_size, environments.action_size
+        )
         device = torch.device(job.device)
         returns = []
         # Keys below 0: never the episodes that training was evaluated on.
@@ -71,7 +73,7 @@ def evaluate_cell(cell: Cell, episodes: int, modules: Collection[str] = ()) -> O
     return Outcome(job.seeds, step, played_returns, failed, elsewhere)
 
 
-def film_cell(cell: Cell, film: Film) -> None:
+def film_job(folder: JobFolder, film: Film) -> None:
     """Film one episode of the first seed's policy. Raises UserError if it has diverged."""
-    job = cell.read_manifest().job
-    film.record_episode(policy_of(cell, job, job.seeds[0]), job.seeds[0])
+    job = folder.read_manifest().job
+    film.record_episode(policy_of(folder, job, job.seeds[0]), job.seeds[0])

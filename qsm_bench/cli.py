@@ -87,7 +87,9 @@ def run(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_SEEDS, help="How many seeds each cell has: 0, 1, ..."),
+        typer.Option(
+            min=1, max=MOST_SEEDS, help="How many seeds each agent has on each task: 0, 1, ..."
+        ),
     ] = None,
     first_seed: Annotated[
         int, typer.Option(min=0, max=MOST_STEPS, help="The first of these seeds.")
@@ -96,7 +98,7 @@ def run(
         str,
         typer.Option(
             metavar="auto|<int>",
-            help="Seeds of a cell that share a process; auto: so that every worker has work.",
+            help="How many seeds share a process; auto: so that every worker has work.",
         ),
     ] = "auto",
     settings: Annotated[
@@ -125,13 +127,13 @@ def run(
         bool | None,
         typer.Option(
             "--keep-replay/--drop-replay",
-            help="Whether finished cells keep their replay buffers, so that the run can be given "
+            help="Whether finished jobs keep their replay buffers, so that the run can be given "
             "more steps; default: if they are small.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the cells and what they will take; run nothing."),
+        typer.Option("--dry-run", help="Show the jobs and what they will take; run nothing."),
     ] = False,
     results: ResultsFolder = RESULTS,
     **changes: int,
@@ -173,11 +175,11 @@ def _show_outcome(
     outcome: "Outcome", prepared: "PreparedRun", results: Path, *, stopped: bool
 ) -> None:
     """Say what did not finish, and what to type next."""
-    for cell, reason in outcome.unfinished.items():
+    for folder, reason in outcome.unfinished.items():
         log = ""
-        if not stopped and cell not in outcome.damaged and cell.log_tail(1):
-            log = f"; its log: {cell.log_file}"
-        print(visible(f"not finished: {cell.folder}: {reason}{log}"), file=sys.stderr)
+        if not stopped and folder not in outcome.damaged and folder.log_tail(1):
+            log = f"; its log: {folder.log_file}"
+        print(visible(f"not finished: {folder.path}: {reason}{log}"), file=sys.stderr)
     if stopped:
         saved = "stopped" if outcome.unfinished else "stopped and saved"
         again = _command(*_with_results(sys.argv[1:], results))
@@ -242,7 +244,7 @@ def compare(
     ] = None,
     reports: ReportsFolder = REPORTS,
 ) -> None:
-    """Compare two experiments cell by cell and overall: two commits, two machines."""
+    """Compare two experiments task by task and overall: two commits, two machines."""
     from qsm_bench.report.compare import write_comparison
     from qsm_bench.results import load_results
 
@@ -284,8 +286,8 @@ def export_(
         )
         for loaded in whole:
             folder = export(loaded, to, out)
-    for cell in loaded.damaged:
-        print(visible(f"left out: {cell.agent} on {cell.task}: {cell.fault}"), file=sys.stderr)
+    for job in loaded.damaged:
+        print(visible(f"left out: {job.agent} on {job.task}: {job.fault}"), file=sys.stderr)
     print(visible(str(folder)))
 
 
@@ -335,7 +337,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it ends.")] = False,
     results: ResultsFolder = RESULTS,
 ) -> None:
-    """Show where every cell of an experiment stands."""
+    """Show where every job of an experiment stands."""
     from qsm_bench.progress import follow, read_states, states_view
     from qsm_bench.store import ExperimentStore
 
@@ -346,7 +348,7 @@ def status(
             follow(store, console, lambda: bool(received))
         received.exit_if_any()
         return
-    states = read_states(list(store.cells()), tables=True)
+    states = read_states(list(store.job_folders()), tables=True)
     if console.is_terminal:
         console.print(states_view(states, console.width))
     else:
@@ -358,12 +360,12 @@ def status(
 def remove(
     name: Annotated[str, typer.Argument(help="The experiment.")],
     agent: Annotated[
-        str | None, typer.Option(help="Only this agent's cells: its label in the report.")
+        str | None, typer.Option(help="Only this agent's runs: its label in the report.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task's cells.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task's runs.")] = None,
     results: ResultsFolder = RESULTS,
 ) -> None:
-    """Delete an experiment, or its cells of one agent, of one task or of both."""
+    """Delete an experiment, or its runs of one agent, on one task or of both."""
     from qsm_bench.store import ExperimentStore
 
     with remember_signals() as received:
@@ -457,18 +459,18 @@ def evaluate(
     ] = None,
     results: ResultsFolder = RESULTS,
 ) -> None:
-    """Evaluate the last checkpoint of a cell on fresh episodes."""
-    from qsm_bench.checkpoint_evaluation import evaluate_cell, film_cell
+    """Evaluate an agent's last checkpoint of a task on fresh episodes."""
+    from qsm_bench.checkpoint_evaluation import evaluate_job, film_job
     from qsm_bench.film import Film
     from qsm_bench.store import ExperimentStore
     from qsm_bench.user_modules import refuse_unnamed_modules
 
-    cells = ExperimentStore(results, name).existing_cells(agent, task)
-    first = cells[0].read_manifest().job
+    folders = ExperimentStore(results, name).job_folders_of(agent, task)
+    first = folders[0].read_manifest().job
     refuse_unnamed_modules(first, modules or ())
     # What would keep a film from being made is found before the episodes are played.
     film = Film(first.environment, video) if video else None
-    outcomes = [evaluate_cell(cell, episodes, modules or ()) for cell in cells]
+    outcomes = [evaluate_job(folder, episodes, modules or ()) for folder in folders]
     for elsewhere in dict.fromkeys(outcome.elsewhere for outcome in outcomes):
         if elsewhere:
             print(f"evaluated on the CPU: {elsewhere}, where it was trained, is not here")
@@ -486,7 +488,7 @@ def evaluate(
         ]
     )
     if film:
-        film_cell(cells[0], film)
+        film_job(folders[0], film)
         print(film.file)
 
 
@@ -495,7 +497,9 @@ def regress(
     seeds: Annotated[
         int | None,
         typer.Option(
-            min=2, max=MOST_SEEDS, help="Seeds of each cell; default: 8, or 24 to record."
+            min=2,
+            max=MOST_SEEDS,
+            help="Seeds of each agent on each task; default: 8, or 24 to record.",
         ),
     ] = None,
     first_seed: Annotated[
@@ -519,7 +523,9 @@ def regress(
         findings = regression.run(plan, workers or os.cpu_count() or 1, console, received)
         received.exit_if_any()
     if plan.baseline is None:
-        console.print(f"{plan.folder / 'baseline.csv'}: {len(plan.seeds)} seeds of each cell")
+        console.print(
+            f"{plan.folder / 'baseline.csv'}: {len(plan.seeds)} seeds of each agent on each task"
+        )
         return
     _show_findings(console, findings, len(plan.seeds))
     if any(finding.alarm for finding in findings):

@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 from qsm_bench.errors import UserError
 from qsm_bench.files import plain_opener
 from qsm_bench.heartbeat import process_name
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Status
 from qsm_bench.process import REFUSED
 from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
-from qsm_bench.store import Cell
 
 POLL_SECONDS = 0.2
 ORPHAN_SECONDS = 60.0
@@ -25,7 +25,7 @@ ORPHAN_SECONDS = 60.0
 
 
 def run_locally(
-    cells: Sequence[Cell],
+    folders: Sequence[JobFolder],
     *,
     workers: int,
     checkpoint_every: int,
@@ -33,49 +33,51 @@ def run_locally(
     on_poll: Callable[[], None],
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
-) -> dict[Cell, str]:
-    """Run the cells' jobs; return those that did not finish, and why.
+) -> dict[JobFolder, str]:
+    """Run the jobs of the folders; return those that did not finish, and why.
 
     A job that dies takes no other with it: it is started once more, from its checkpoint, and then
     recorded as failed. One that cannot be done as it was asked would fail again: it is recorded at
-    once. A cell that an earlier run's job still writes is waited for, and ``say`` is told.
+    once. A job that an earlier run's process still writes is waited for, and ``say`` is told.
     ``on_poll`` is called several times a second. Once ``stop()`` is true, or if anything is raised,
     the jobs are asked to stop and save themselves, and killed if they do not within
     ``GRACE_SECONDS``; those that could not be saved are among what is returned.
     """
-    waiting = list(cells)
-    running: dict[Cell, subprocess.Popen[bytes]] = {}
-    died: dict[Cell, str] = {}
-    unfinished: dict[Cell, str] = {}
+    waiting = list(folders)
+    running: dict[JobFolder, subprocess.Popen[bytes]] = {}
+    died: dict[JobFolder, str] = {}
+    unfinished: dict[JobFolder, str] = {}
     orphans = Orphans(say)
     try:
         while (waiting or running) and not stop():
-            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                process = running.pop(cell)
-                status, reason = _end(cell, process)
+            for folder in [
+                folder for folder, process in running.items() if process.poll() is not None
+            ]:
+                process = running.pop(folder)
+                status, reason = _end(folder, process)
                 again = status == "failed" and process.returncode != REFUSED
-                if again and cell not in died:
-                    died[cell] = reason
-                    waiting.insert(0, cell)
+                if again and folder not in died:
+                    died[folder] = reason
+                    waiting.insert(0, folder)
                 elif status != "finished":
-                    unfinished[cell] = reason
+                    unfinished[folder] = reason
                     if status == "failed":
                         # What was refused is said whole in its reason.
-                        tail = () if process.returncode == REFUSED else cell.log_tail()
-                        _record(cell, status="failed", reason=reason, log_tail=tail)
-            for cell in list(waiting):
+                        tail = () if process.returncode == REFUSED else folder.log_tail()
+                        _record(folder, status="failed", reason=reason, log_tail=tail)
+            for folder in list(waiting):
                 if len(running) >= workers:
                     break
                 try:
-                    if orphans.hold(cell):
+                    if orphans.hold(folder):
                         continue
-                    waiting.remove(cell)
-                    if _mark(cell, status="pending", retried=died.get(cell)):
-                        running[cell] = _start(cell, checkpoint_every, command)
+                    waiting.remove(folder)
+                    if _mark(folder, status="pending", retried=died.get(folder)):
+                        running[folder] = _start(folder, checkpoint_every, command)
                 except (OSError, UserError) as error:
-                    if cell in waiting:
-                        waiting.remove(cell)
-                    unfinished[cell] = f"it cannot be started: {error}"
+                    if folder in waiting:
+                        waiting.remove(folder)
+                    unfinished[folder] = f"it cannot be started: {error}"
             reap_adopted({process.pid for process in running.values()})
             on_poll()
             time.sleep(POLL_SECONDS)
@@ -90,35 +92,35 @@ class Orphans:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self.since: dict[Cell, float] = {}
+        self.since: dict[JobFolder, float] = {}
 
-    def hold(self, cell: Cell) -> bool:
-        """Return whether one still writes the cell. Raises UserError if it has for too long."""
+    def hold(self, folder: JobFolder) -> bool:
+        """Return whether one still writes the job. Raises UserError if it has for too long."""
         try:
-            with FileLock(cell.lock_file, timeout=0):
+            with FileLock(folder.lock_file, timeout=0):
                 return False
         except Timeout:
             now = time.monotonic()
-            who = f"{process_name(cell.read_progress())}, left behind by an earlier run"
-            if cell not in self.since:
-                self.say(f"waiting for {who}, to save {cell.folder} and end")
-            if now - self.since.setdefault(cell, now) > ORPHAN_SECONDS:
+            who = f"{process_name(folder.read_progress())}, left behind by an earlier run"
+            if folder not in self.since:
+                self.say(f"waiting for {who}, to save {folder.path} and end")
+            if now - self.since.setdefault(folder, now) > ORPHAN_SECONDS:
                 raise UserError(f"{who}, still writes it: end that process") from None
             return True
 
 
-def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[bytes]:
-    """Start a process for a cell's job; what it prints goes to the cell's log."""
+def _start(folder: JobFolder, checkpoint_every: int, command: str) -> subprocess.Popen[bytes]:
+    """Start a process for a job; what it prints goes to its log."""
     # One thread a job: as many jobs as cores beat one job on all cores.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with open(cell.log_file, "ab", opener=plain_opener) as log:
+    with open(folder.log_file, "ab", opener=plain_opener) as log:
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "qsm_bench.worker", str(cell.folder)),
+                *(sys.executable, "-m", "qsm_bench.worker", str(folder.path)),
                 f"--checkpoint-every={checkpoint_every}",
                 f"--command={command}",
                 "--lifeline",
-                *([f"--job={cell.job}"] if cell.job else []),
+                *([f"--job={folder.job}"] if folder.job else []),
             ],
             stdin=subprocess.PIPE,
             stdout=log,
@@ -129,16 +131,16 @@ def _start(cell: Cell, checkpoint_every: int, command: str) -> subprocess.Popen[
         )
 
 
-def _end(cell: Cell, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
+def _end(folder: JobFolder, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
     """Return the status of a job whose process has ended, and why it did not finish."""
     kill_group(process.pid)  # compilers and environments that a killed job has left
-    exit_status, last = process.returncode, cell.log_tail(1)
+    exit_status, last = process.returncode, folder.log_tail(1)
     how = f"exit status {exit_status}"
     if exit_status < 0:
         how = f"signal {signal.Signals(-exit_status).name}"
     ended = f"its process ended by {how}" + (f": {last[0]}" if last else "")
     try:
-        manifest = cell.read_manifest()
+        manifest = folder.read_manifest()
     except UserError as error:
         return "failed", f"{ended}; {error}"
     if manifest.status == "finished":
@@ -150,32 +152,32 @@ def _end(cell: Cell, process: subprocess.Popen[bytes]) -> tuple[Status, str]:
     return "failed", ended
 
 
-def _mark(cell: Cell, **changes: Any) -> bool:
-    """Change a cell's manifest, unless it is finished or another process has it.
+def _mark(folder: JobFolder, **changes: Any) -> bool:
+    """Change a job's manifest, unless it is finished or another process has it.
 
     Return whether it was changed.
     """
-    cell.refuse_foreign(writing=True)
-    with suppress(Timeout), FileLock(cell.lock_file, timeout=0):
-        manifest = cell.read_manifest()
+    folder.refuse_foreign(writing=True)
+    with suppress(Timeout), FileLock(folder.lock_file, timeout=0):
+        manifest = folder.read_manifest()
         if manifest.status != "finished":
-            manifest.end_stretch(cell.read_progress())
+            manifest.end_stretch(folder.read_progress())
             unsaid = {"reason": None, "log_tail": ()}
-            cell.write_manifest(manifest.model_copy(update=unsaid | changes))
+            folder.write_manifest(manifest.model_copy(update=unsaid | changes))
             return True
     return False
 
 
-def _record(cell: Cell, **changes: Any) -> None:
-    """Change a cell's manifest, if it can be written."""
+def _record(folder: JobFolder, **changes: Any) -> None:
+    """Change a job's manifest, if it can be written."""
     # Where the manifest cannot be written, as on a full disk, run_locally's answer is all there is.
     with suppress(OSError, UserError):
-        _mark(cell, **changes)
+        _mark(folder, **changes)
 
 
-def _stop(running: dict[Cell, subprocess.Popen[bytes]]) -> dict[Cell, str]:
+def _stop(running: dict[JobFolder, subprocess.Popen[bytes]]) -> dict[JobFolder, str]:
     """Have the jobs save themselves and end; return those that could not, and why."""
-    unsaved: dict[Cell, str] = {}
+    unsaved: dict[JobFolder, str] = {}
     for process in running.values():
         if process.stdin:
             process.stdin.close()
@@ -185,20 +187,20 @@ def _stop(running: dict[Cell, subprocess.Popen[bytes]]) -> dict[Cell, str]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    for cell, process in running.items():
+    for folder, process in running.items():
         if process.poll() is None:
             kill_family(process.pid)
             process.wait()
-        status, reason = _end(cell, process)
+        status, reason = _end(folder, process)
         if status == "failed" and process.returncode >= 0:
-            unsaved[cell] = reason
+            unsaved[folder] = reason
         elif status == "failed":
-            sign = cell.read_progress()
+            sign = folder.read_progress()
             lost = _lost(sign) if sign.get("pid") == process.pid else None
             kept = {"step": sign["saved"]} if lost and type(sign.get("saved")) is int else {}
-            _record(cell, status="interrupted", reason=lost, **kept)
+            _record(folder, status="interrupted", reason=lost, **kept)
             if lost:
-                unsaved[cell] = lost
+                unsaved[folder] = lost
     return unsaved
 
 

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.experiment import EXTERNAL_FOLDER
 from qsm_bench.files import MIB, read, read_json, refuse_foreign, write_atomically
+from qsm_bench.job_folder import TABLE_LIMIT
 from qsm_bench.protocol import MOST_STEPS
-from qsm_bench.store import TABLE_LIMIT, ExperimentStore, as_folder
+from qsm_bench.store import ExperimentStore, as_folder
 from qsm_bench.tables import as_csv, parse_table
 
 if TYPE_CHECKING:
@@ -180,9 +181,9 @@ def _files(name: str, source: Path, tasks: Sequence[str], task: str | None) -> d
 
 def _action_repeats(store: ExperimentStore) -> dict[str, int]:
     repeats = {}
-    for cell in store.cells():
+    for folder in store.job_folders():
         with suppress(UserError):
-            job = cell.read_manifest().job
+            job = folder.read_manifest().job
             repeats[job.task] = job.protocol.action_repeat
     return repeats
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from qsm_bench.evaluation import Episodes
 from qsm_bench.files import write_atomically
-from qsm_bench.store import Cell
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.tables import CsvLog, as_csv
 
 
 class JobTables:
-    """A cell's tables, opened for more rows; a row is of one seed at one step."""
+    """A job's tables, opened for more rows; a row is of one seed at one step."""
 
-    def __init__(self, cell: Cell, seeds: Sequence[int], state: Mapping[str, Any]) -> None:
+    def __init__(self, folder: JobFolder, seeds: Sequence[int], state: Mapping[str, Any]) -> None:
         """Cut the tables back to where the checkpoint ``state`` has them; empty without one.
 
         Raises UserError if they do not fit it.
@@ -29,10 +29,10 @@ class JobTables:
             return CsvLog(file, size, checksums.get(name), columns.get(name))
 
         self.seeds = seeds
-        self.evaluations = table("evaluations", cell.evaluations_file)
-        self.training = table("training", cell.training_file)
-        self.diagnostics = table("diagnostics", cell.diagnostics_file)
-        self.slices_file = cell.slices_file
+        self.evaluations = table("evaluations", folder.evaluations_file)
+        self.training = table("training", folder.training_file)
+        self.diagnostics = table("diagnostics", folder.diagnostics_file)
+        self.slices_file = folder.slices_file
 
     @property
     def _logs(self) -> dict[str, CsvLog]:

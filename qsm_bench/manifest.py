@@ -17,7 +17,7 @@ from qsm_bench.stretches import Stretch, from_top_level
 
 FORMAT = 2
 """The format of the folder's files. One of a later format is refused; one that names none is 1,
-and has no level of <seeds>: each cell was one job, in the folder of its task.
+and has no level of <seeds>: an agent's seeds on a task were one job, in the folder of the task.
 
 It rises when an earlier version would misread what this one writes. A field that is only added,
 with a default, leaves it as it is: an earlier version refuses the manifest in a line that names
@@ -39,7 +39,7 @@ class SeedFailure(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a cell is and how it went."""
+    """What a job is and how it went."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +71,7 @@ class Manifest(BaseModel):
     stretches: tuple[Stretch, ...] = ()
     """Every stretch of the run, in order: where it was cut off, the next one begins."""
     checksums: dict[str, int] = {}
-    """CRC-32 of a finished cell's tables, by file name."""
+    """CRC-32 of a finished job's tables, by file name."""
 
     @model_validator(mode="before")
     @classmethod

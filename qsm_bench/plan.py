@@ -28,7 +28,7 @@ MEASURED_UPDATES = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """The expected time and disk space of one cell."""
+    """The expected time and disk space of one job."""
 
     seconds: float
     disk_bytes: int
@@ -111,7 +111,7 @@ def calibrate(job: Job) -> Cost:
 
 @dataclass(frozen=True)
 class Memory:
-    """The expected memory of one cell's process, at most, in bytes."""
+    """The expected memory of one job's process, at most, in bytes."""
 
     replay: int
     """The bytes of the replay buffer."""
@@ -166,7 +166,7 @@ def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], worke
     if capacity >= 2 * job.protocol.batch_size:
         ways.insert(0, f"--replay-capacity {_rounded_down(capacity)} or less")
     several = len(order) > 1
-    together = f"{len(order)} cells at a time need about {format_bytes(total)}: " if several else ""
+    together = f"{len(order)} jobs at a time need about {format_bytes(total)}: " if several else ""
     raise UserError(
         f"not enough memory: {together}{job.agent} on {job.task} needs about "
         f"{format_bytes(need.total)}, {format_bytes(need.replay)} of it for its replay buffer, and "

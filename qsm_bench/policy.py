@@ -15,8 +15,9 @@ from qsm_bench.contract import Checked
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.experiment import Job
 from qsm_bench.groups import seeds_text
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.results import Results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.training import build_agent
 from qsm_bench.user_modules import refuse_unnamed_modules
 
@@ -78,33 +79,33 @@ class Policy:
 def load_policy(
     results: Results, agent: str, task: str, seed: int, *, modules: Collection[str] = ()
 ) -> Policy:
-    """Load the policy of a cell's last checkpoint.
+    """Load a trained policy: one seed's, of its last checkpoint.
 
     ``agent`` is the label in the report, such as ``"qsm[alpha=10]"``. An agent or task of your own
-    is imported only if its module is among ``modules``. Raises UserError if there is no such cell,
+    is imported only if its module is among ``modules``. Raises UserError if there is no such job,
     seed or checkpoint, or if the seed failed.
     """
-    cells = ExperimentStore(results.root, results.name).existing_cells(agent, task)
-    cell = next((cell for cell in cells if seed in (cell.seeds or ())), None)
-    if cell is None:
-        seeds = seeds_text([s for cell in cells for s in cell.seeds or ()])
+    folders = ExperimentStore(results.root, results.name).job_folders_of(agent, task)
+    folder = next((folder for folder in folders if seed in (folder.seeds or ())), None)
+    if folder is None:
+        seeds = seeds_text([s for folder in folders for s in folder.seeds or ()])
         raise UserError(f"{agent} on {task} has no seed {seed!r}: its seeds are {seeds}")
-    manifest = cell.read_manifest()
+    manifest = folder.read_manifest()
     refuse_unnamed_modules(manifest.job, modules)
     if seed in manifest.failed_seeds:
         reason = manifest.failed_seeds[seed].reason
         raise UserError(f"seed {seed} of {agent} on {task} failed: {reason}")
-    return policy_of(cell, manifest.job, seed)
+    return policy_of(folder, manifest.job, seed)
 
 
-def policy_of(cell: Cell, trained: Job, seed: int) -> Policy:
-    """The policy of one seed of a cell's last checkpoint."""
+def policy_of(folder: JobFolder, trained: Job, seed: int) -> Policy:
+    """The policy of one seed of a job's last checkpoint."""
     job = on_this_machine(trained)
     environment = make(job.environment)
     spaces = environment.observation_space, environment.action_space
     environment.close()
     observation_size, action_size = (int(np.prod(space.shape or ())) for space in spaces)
-    agent, step = load_agent(cell, job, observation_size, action_size)
+    agent, step = load_agent(folder, job, observation_size, action_size)
     return Policy(agent, job, observation_size, seed, step)
 
 
@@ -116,13 +117,13 @@ def on_this_machine(job: Job) -> Job:
 
 
 def load_agent(
-    cell: Cell, job: Job, observation_size: int, action_size: int
+    folder: JobFolder, job: Job, observation_size: int, action_size: int
 ) -> tuple[Checked, int]:
-    """An agent as a cell's last checkpoint has it, and the checkpoint's step.
+    """An agent as a job's last checkpoint has it, and the checkpoint's step.
 
     Raises UserError if there is no checkpoint or it does not fit the job.
     """
-    state = Checkpoint(cell.checkpoint, job.identity, job.earlier_identity).load_state()
+    state = Checkpoint(folder.checkpoint, job.identity, job.earlier_identity).load_state()
     if state is None:
         raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")
     try:
@@ -133,5 +134,5 @@ def load_agent(
         raise
     except Exception as error:  # a state, and a manifest's settings, may be anything
         raise UserError(
-            f"{cell.checkpoint} does not fit its job ({type(error).__name__}); {cell.anew}"
+            f"{folder.checkpoint} does not fit its job ({type(error).__name__}); {folder.advice}"
         ) from error

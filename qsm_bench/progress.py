@@ -1,4 +1,4 @@
-"""Where every cell stands, read from the disk alone: for ``run``, live, and for ``status``."""
+"""Where every job stands, read from the disk alone: for ``run``, live, and for ``status``."""
 
 import sys
 import time
@@ -21,8 +21,9 @@ from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
 from qsm_bench.groups import seeds_text
 from qsm_bench.heartbeat import liveness, process_name, time_of
+from qsm_bench.job_folder import GONE, JobFolder
 from qsm_bench.manifest import SeedFailure
-from qsm_bench.store import GONE, Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.visible import visible
 
 BAR, SHORTEST_NAME = 20, 8
@@ -32,17 +33,17 @@ _UNLIMITED = Console(width=1_000)
 FOLLOW_SECONDS = 2.0
 """The time between two looks at an experiment that another process runs."""
 LINE_SECONDS = 30.0
-"""In a log file, a running cell gets a line at least this often."""
+"""In a log file, a running job gets a line at least this often."""
 
 
 @dataclass(frozen=True)
-class CellState:
+class JobState:
     """One line of the display."""
 
     agent: str
     task: str
     seeds: str
-    """The seeds of the job, if its cell has other jobs; empty if not."""
+    """The seeds of the job, if its agent has other jobs on the task; empty if not."""
     status: str
     step: int
     steps: int
@@ -92,36 +93,36 @@ class CellState:
         return ", ".join([*parts, *([faults] if faults else [])])
 
 
-def read_states(cells: Sequence[Cell], *, tables: bool = False) -> list[CellState]:
-    """Read the state of every job, with its seeds where its cell has several."""
-    jobs = Counter((cell.agent, cell.task) for cell in cells)
+def read_states(folders: Sequence[JobFolder], *, tables: bool = False) -> list[JobState]:
+    """Read the state of every job, with its seeds where an agent has several on a task."""
+    jobs = Counter((folder.agent, folder.task) for folder in folders)
     return [
         replace(
-            cell_state(cell, tables=tables),
-            seeds=seeds_text(cell.seeds or ()) if jobs[cell.agent, cell.task] > 1 else "",
+            job_state(folder, tables=tables),
+            seeds=seeds_text(folder.seeds or ()) if jobs[folder.agent, folder.task] > 1 else "",
         )
-        for cell in cells
+        for folder in folders
     ]
 
 
-def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
-    """Read a cell's state: "damaged" where its manifest or, with ``tables``, one of them is."""
+def job_state(folder: JobFolder, *, tables: bool = False) -> JobState:
+    """Read a job's state: "damaged" where its manifest or, with ``tables``, one of them is."""
     try:
-        manifest = cell.read_current()
+        manifest = folder.read_current()
         if tables:
-            from qsm_bench.results import read_cell
+            from qsm_bench.results import read_job
 
-            read_cell(cell)
+            read_job(folder)
     except UserError as error:
-        return _damaged(cell, str(error))
-    progress = cell.read_progress()
+        return _damaged(folder, str(error))
+    progress = folder.read_progress()
     running = manifest.status == "running"
 
     def number(key: str) -> float | None:
         value = progress.get(key)
         return value if isinstance(value, (int, float)) and abs(value) < 1e15 else None
 
-    return CellState(
+    return JobState(
         agent=visible(manifest.job.agent),
         task=visible(manifest.job.task),
         seeds="",
@@ -144,11 +145,11 @@ def cell_state(cell: Cell, *, tables: bool = False) -> CellState:
     )
 
 
-def _damaged(cell: Cell, fault: str) -> CellState:
-    """Return the state of a cell that cannot be read, and of which only the fault is known."""
-    return CellState(
-        agent=visible(cell.agent or cell.folder.parent.name),
-        task=visible(cell.task or cell.folder.name),
+def _damaged(folder: JobFolder, fault: str) -> JobState:
+    """Return the state of a job that cannot be read, and of which only the fault is known."""
+    return JobState(
+        agent=visible(folder.agent or folder.path.parent.name),
+        task=visible(folder.task or folder.path.name),
         seeds="",
         status="damaged",
         step=0,
@@ -196,10 +197,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def states_view(states: Sequence[CellState], width: int) -> RenderableType:
+def states_view(states: Sequence[JobState], width: int) -> RenderableType:
     """Lay out the states for a terminal of ``width`` columns; no label or number is cut.
 
-    A table with a bar for each cell where it fits; without bars, and with names that go on in a
+    A table with a bar for each job where it fits; without bars, and with names that go on in a
     second line, where that fits; plain lines else.
     """
     names = max((len(s.agent) + len(s.task) for s in states), default=0)
@@ -212,8 +213,8 @@ def states_view(states: Sequence[CellState], width: int) -> RenderableType:
     return Text("\n".join(state.line for state in states), overflow="fold")
 
 
-def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
-    """Lay out the states as a table, with a bar for each cell if asked for."""
+def states_table(states: Sequence[JobState], *, bars: bool) -> Table:
+    """Lay out the states as a table, with a bar for each job if asked for."""
     table = Table(box=None, header_style="bold")
     table.add_column("agent", overflow="fold")
     table.add_column("task", overflow="fold")
@@ -248,7 +249,7 @@ def states_table(states: Sequence[CellState], *, bars: bool) -> Table:
 def summary(store: ExperimentStore) -> str:
     """How far an experiment is, in one line."""
     try:
-        asked, states = store.read(), read_states(list(store.cells()))
+        asked, states = store.read(), read_states(list(store.job_folders()))
     except UserError as error:
         return visible(str(error))
     counts = Counter(state.status for state in states)
@@ -258,8 +259,8 @@ def summary(store: ExperimentStore) -> str:
 
 
 def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -> None:
-    """Show the cells until none is at work any more, or ``stop()`` turns true."""
-    display = Display(list(store.cells()), console)
+    """Show the jobs until none is at work any more, or ``stop()`` turns true."""
+    display = Display(list(store.job_folders()), console)
     with display.context():
         while not stop():
             display.show()
@@ -273,7 +274,7 @@ def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -
 def at_work(store: ExperimentStore) -> bool:
     """Whether somebody runs the experiment, or a job of it."""
     return store.holder() is not None or any(
-        cell_state(cell).status == "running" for cell in store.cells()
+        job_state(folder).status == "running" for folder in store.job_folders()
     )
 
 
@@ -283,16 +284,16 @@ def line_printer(console: Console) -> Callable[[str], None]:
 
 
 class Display:
-    """Shows the cells while they run: bars on a terminal, plain lines in a log."""
+    """Shows the jobs while they run: bars on a terminal, plain lines in a log."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
-        self.cells = cells
+    def __init__(self, folders: Sequence[JobFolder], console: Console) -> None:
+        self.folders = folders
         self.console = console
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self.refreshed = 0.0
         self.working = False
-        """Whether a job was running when the cells were last shown."""
-        self.shown: dict[int, tuple[CellState, float]] = {}
+        """Whether a job was running when the jobs were last shown."""
+        self.shown: dict[int, tuple[JobState, float]] = {}
 
     def context(self) -> AbstractContextManager[object]:
         """Keep the terminal's bars in place while this is entered."""
@@ -307,8 +308,8 @@ class Display:
         self.show()
 
     def show(self) -> None:
-        """Show the cells as they stand now."""
-        states = read_states(self.cells)
+        """Show the jobs as they stand now."""
+        states = read_states(self.folders)
         self.working = any(state.status == "running" for state in states)
         if self.live:
             self.live.update(states_view(states, self.console.width), refresh=True)

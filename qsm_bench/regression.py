@@ -25,14 +25,15 @@ from agents.registry import built_in_trainers, find_agent
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment, Job, settings_on
 from qsm_bench.files import MIB, check_writable, read, read_json, write_atomically
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 from qsm_bench.results import load_results
-from qsm_bench.run import train_cells
+from qsm_bench.run import train_jobs
 from qsm_bench.signals import ReceivedSignal
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import parse_table
 
 FALSE_ALARMS = 0.01
@@ -151,10 +152,10 @@ def run(plan: Plan, workers: int, console: Console, received: ReceivedSignal) ->
     """
     with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
         root = Path(temporary)
-        cells = prepare(root, plan.seeds)
-        unfinished = train_cells(
-            cells,
-            cells,
+        jobs = prepare(root, plan.seeds)
+        unfinished = train_jobs(
+            jobs,
+            jobs,
             console,
             received,
             workers=workers,
@@ -164,7 +165,7 @@ def run(plan: Plan, workers: int, console: Console, received: ReceivedSignal) ->
         )
         if received:
             return []
-        failed = {_cell_key(cell.read_manifest().job): why for cell, why in unfinished.items()}
+        failed = {_cell_key(job.read_manifest().job): why for job, why in unfinished.items()}
         scores = read_scores(root, plan.seeds)
     if plan.baseline is not None:
         return find_regressions(plan.baseline, scores, failed)
@@ -174,12 +175,12 @@ def run(plan: Plan, workers: int, console: Console, received: ReceivedSignal) ->
     return []
 
 
-def prepare(root: Path, seeds: Sequence[int]) -> list[Cell]:
-    """Create the folders of all cells under ``root``."""
+def prepare(root: Path, seeds: Sequence[int]) -> list[JobFolder]:
+    """Create the folders of all jobs under ``root``."""
     return [
-        cell
+        job
         for experiment in experiments(seeds)
-        for cell in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
+        for job in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
     ]
 
 

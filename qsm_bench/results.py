@@ -1,6 +1,6 @@
 """The results of an experiment, read from its folder into tables.
 
-A folder may come from anybody, so every table is held against its cell's job. A cell with a file
+A folder may come from anybody, so every table is held against its job. A job with a file
 that its job cannot have written is damaged: it is left out, and named.
 """
 
@@ -13,9 +13,10 @@ from zlib import crc32
 from qsm_bench.errors import UserError
 from qsm_bench.external import External, load_external
 from qsm_bench.files import read
+from qsm_bench.job_folder import TABLE_LIMIT, JobFolder
 from qsm_bench.manifest import LaterFormatError, Manifest
 from qsm_bench.merging import merge_jobs
-from qsm_bench.store import TABLE_LIMIT, Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import parse_table, without_uncertain
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ SLICE_COLUMNS = ("seed", "step", "state", "action", "q", "share")
 
 @dataclass(frozen=True)
 class Damaged:
-    """A cell that cannot be read."""
+    """A job that cannot be read."""
 
     agent: str
     task: str
     seeds: tuple[int, ...]
-    """Those of the job; other groups of the cell's seeds may be readable."""
+    """Those of the job; the agent's other jobs on the task may be readable."""
     fault: str
     """One line: the file, what is wrong with it, and what to do."""
 
@@ -58,7 +59,7 @@ class Results:
     notes: tuple[str, ...] = ()
     """What of the tables cannot be trusted and is left blank, a line for each."""
     damaged: tuple[Damaged, ...] = ()
-    """The cells that cannot be read, and stand in no table."""
+    """The jobs that cannot be read, and stand in no table."""
     root: Path = Path("results")
     """The folder that holds the experiment's."""
     external: External = field(default_factory=External)
@@ -66,8 +67,8 @@ class Results:
 
 
 @dataclass(frozen=True)
-class CellResults:
-    """What one readable cell holds."""
+class JobResults:
+    """What one readable job holds."""
 
     manifest: Manifest
     evaluations: "pd.DataFrame"
@@ -82,48 +83,50 @@ def load_results(root: str | Path, name: str) -> Results:
     root = Path(root).absolute()
     store = ExperimentStore(root, name)
     experiment = store.read()
-    readable: list[CellResults] = []
+    readable: list[JobResults] = []
     damaged: list[Damaged] = []
-    for cell in store.cells():
+    for folder in store.job_folders():
         try:
-            readable.append(read_cell(cell))
+            readable.append(read_job(folder))
         except LaterFormatError:
             raise
         except UserError as error:
-            damaged.append(Damaged(cell.agent or "", cell.task or "", cell.seeds or (), str(error)))
+            damaged.append(
+                Damaged(folder.agent or "", folder.task or "", folder.seeds or (), str(error))
+            )
     return Results(
         name=name,
         experiment=experiment,
-        cells=merge_jobs([cell.manifest for cell in readable]),
-        evaluations=_together([cell.evaluations for cell in readable], EVALUATION_COLUMNS),
-        training=_together([cell.training for cell in readable], TRAINING_COLUMNS),
-        diagnostics=_together([cell.diagnostics for cell in readable], DIAGNOSTICS_COLUMNS),
-        slices=_together([cell.slices for cell in readable], SLICE_COLUMNS),
-        notes=tuple(note for cell in readable for note in cell.notes),
+        cells=merge_jobs([job.manifest for job in readable]),
+        evaluations=_together([job.evaluations for job in readable], EVALUATION_COLUMNS),
+        training=_together([job.training for job in readable], TRAINING_COLUMNS),
+        diagnostics=_together([job.diagnostics for job in readable], DIAGNOSTICS_COLUMNS),
+        slices=_together([job.slices for job in readable], SLICE_COLUMNS),
+        notes=tuple(note for job in readable for note in job.notes),
         external=load_external(store),
         damaged=tuple(damaged),
         root=root,
     )
 
 
-def read_cell(cell: Cell) -> CellResults:
-    """Read a cell's manifest and tables.
+def read_job(folder: JobFolder) -> JobResults:
+    """Read a job's manifest and tables.
 
     Raises UserError if they are not what a job writes: the line says what to do.
     """
-    manifest = cell.read_current()
+    manifest = folder.read_current()
     notes: list[str] = []
     try:
-        return CellResults(
+        return JobResults(
             manifest,
-            _table(cell.evaluations_file, manifest, EVALUATION_COLUMNS, ("episode",), more=False),
-            _table(cell.training_file, manifest, TRAINING_COLUMNS, notes=notes),
-            _table(cell.diagnostics_file, manifest, DIAGNOSTICS_COLUMNS),
-            _table(cell.slices_file, manifest, SLICE_COLUMNS, ("state", "action"), more=False),
+            _table(folder.evaluations_file, manifest, EVALUATION_COLUMNS, ("episode",), more=False),
+            _table(folder.training_file, manifest, TRAINING_COLUMNS, notes=notes),
+            _table(folder.diagnostics_file, manifest, DIAGNOSTICS_COLUMNS),
+            _table(folder.slices_file, manifest, SLICE_COLUMNS, ("state", "action"), more=False),
             tuple(notes),
         )
     except UserError as error:
-        raise UserError(f"{error}; {cell.anew}") from error
+        raise UserError(f"{error}; {folder.advice}") from error
 
 
 def _together(tables: Sequence["pd.DataFrame"], columns: Sequence[str]) -> "pd.DataFrame":
@@ -144,7 +147,7 @@ def _table(
     more: bool = True,
     notes: list[str] | None = None,
 ) -> "pd.DataFrame":
-    """Return a cell's table, with the columns agent and task before its own.
+    """Return a job's table, with the columns agent and task before its own.
 
     It has ``columns`` first and, with ``more``, further ones. A row is known by seed, step and
     ``keys``. Raises UserError if the job cannot have written it.
@@ -201,13 +204,13 @@ def note_of_uncertain(file: Path, rows: int) -> str:
     """Say that the metrics in the last ``rows`` of a training table are left out."""
     return (
         f"{file}: the metrics in its last {rows:,} rows stand under no certain name, as "
-        "qsm_bench up to November 2026 wrote them; they are left out. Run the cell anew under "
+        "qsm_bench up to November 2026 wrote them; they are left out. Run the job anew under "
         "another --name to have them."
     )
 
 
 def _rows(file: Path, manifest: Manifest) -> bytes:
-    """Return a table's text: of a cell that is not finished, up to its last whole row."""
+    """Return a table's text: of a job that is not finished, up to its last whole row."""
     finished = manifest.status == "finished"
     known = manifest.checksums.get(file.name)
     if not file.exists():

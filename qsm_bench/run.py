@@ -21,13 +21,14 @@ from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
 from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.plan import Memory, estimate_memory, longest_first, refuse_what_does_not_fit
 from qsm_bench.progress import Display, line_printer
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
-from qsm_bench.results import Results, load_results, read_cell
+from qsm_bench.results import Results, load_results, read_job
 from qsm_bench.signals import STOP_SIGNALS, ReceivedSignal, remember_signals
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.stretches import changes
 from qsm_bench.suites import SUITES, Suite, find_suite
 
@@ -65,7 +66,7 @@ def run_experiment(
     ``"walker-walk,Pendulum-v1"``, ``["qsm.alpha=10"]``. Give a named ``suite`` or ``tasks``; the
     suite's ``protocol``, ``seeds`` and name hold unless others are given. Everything is written
     below ``results``, one process for each job at work. Ctrl-C saves every job and raises
-    KeyboardInterrupt. A cell that fails is told by a warning, and shown as failed by the results.
+    KeyboardInterrupt. A job that fails is told by a warning, and shown as failed by the results.
 
     Raises UserError for what cannot be run as it was asked.
     """
@@ -87,8 +88,8 @@ def run_experiment(
     refuse_what_does_not_fit(prepared.open_jobs, prepared.memory, prepared.workers)
     with _interruptible() as received:
         outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
-    for cell, reason in outcome.unfinished.items():
-        warnings.warn(f"not finished: {cell.folder}: {reason}", stacklevel=2)
+    for folder, reason in outcome.unfinished.items():
+        warnings.warn(f"not finished: {folder.path}: {reason}", stacklevel=2)
     return load_results(prepared.store.folder.parent, prepared.experiment.name)
 
 
@@ -149,7 +150,7 @@ class PreparedRun:
         if self.keeps_replay:
             return f"{buffers} stay on the disk, so that this run can be given more --steps"
         return (
-            f"{buffers} are deleted as each cell finishes; with --keep-replay this run could be "
+            f"{buffers} are deleted as each job finishes; with --keep-replay this run could be "
             "given more --steps"
         )
 
@@ -211,11 +212,11 @@ def prepare(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the cells of a run."""
+    """What became of the jobs of a run."""
 
-    unfinished: dict[Cell, str]
+    unfinished: dict[JobFolder, str]
     """Those that did not finish, each with the reason."""
-    damaged: frozenset[Cell]
+    damaged: frozenset[JobFolder]
     """Those among them that an earlier run left in a state that cannot be resumed."""
 
 
@@ -230,19 +231,19 @@ def train(
     experiment, say = prepared.experiment, line_printer(console)
     with prepared.store.lock():
         keep = prepared.keeps_replay
-        cells = prepared.store.prepare(experiment, command, keep_replay=keep)
-        open_cells, finished, damaged = _sort(cells)
+        folders = prepared.store.prepare(experiment, command, keep_replay=keep)
+        open_jobs, finished, damaged = _sort(folders)
         if finished:
-            say(f"{len(finished)} finished cells are skipped")
-        if open_cells:
+            say(f"{len(finished)} finished jobs are skipped")
+        if open_jobs:
             if not keep:
                 say(prepared.replay_note)
             _refuse_uncompilable(experiment)
-            _say_changes(open_cells, command, say)
-            open_cells = _longest_first(open_cells, prepared.workers)
-        unfinished = train_cells(
-            cells,
-            open_cells,
+            _say_changes(open_jobs, command, say)
+            open_jobs = _longest_first(open_jobs, prepared.workers)
+        unfinished = train_jobs(
+            folders,
+            open_jobs,
             console,
             received,
             workers=prepared.workers,
@@ -252,22 +253,22 @@ def train(
     return Outcome(damaged | unfinished, frozenset(damaged))
 
 
-def train_cells(
-    cells: Sequence[Cell],
-    open_cells: Sequence[Cell],
+def train_jobs(
+    folders: Sequence[JobFolder],
+    open_jobs: Sequence[JobFolder],
     console: Console,
     received: ReceivedSignal,
     *,
     workers: int,
     checkpoint_every: int,
     command: str,
-) -> dict[Cell, str]:
-    """Run ``open_cells`` while all ``cells`` are shown; return those not finished, and why."""
-    display = Display(cells, console)
+) -> dict[JobFolder, str]:
+    """Run ``open_jobs`` while all ``folders`` are shown; return those not finished, and why."""
+    display = Display(folders, console)
     with display.context():
         try:
             return run_locally(
-                open_cells,
+                open_jobs,
                 workers=workers,
                 checkpoint_every=checkpoint_every,
                 command=command,
@@ -299,40 +300,42 @@ def _interruptible() -> Iterator[ReceivedSignal]:
         raise KeyboardInterrupt
 
 
-def _sort(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell], dict[Cell, str]]:
-    """Cells that are still to run, finished ones, and damaged ones with what is wrong of each."""
+def _sort(
+    folders: Sequence[JobFolder],
+) -> tuple[list[JobFolder], list[JobFolder], dict[JobFolder, str]]:
+    """Jobs that are still to run, finished ones, and damaged ones with what is wrong of each."""
     to_run, finished, damaged = [], [], {}
-    for cell in cells:
+    for folder in folders:
         try:
-            if cell.read_manifest().status != "finished":
-                to_run.append(cell)
+            if folder.read_manifest().status != "finished":
+                to_run.append(folder)
                 continue
-            read_cell(cell)
-            finished.append(cell)
+            read_job(folder)
+            finished.append(folder)
         except UserError as error:
-            damaged[cell] = str(error)
+            damaged[folder] = str(error)
     return to_run, finished, damaged
 
 
-def _say_changes(cells: Sequence[Cell], command: str, say: Say) -> None:
-    """Say in one line what is different now from when the cells last ran."""
-    begun = [manifest for cell in cells if (manifest := cell.read_manifest()).stretches]
+def _say_changes(folders: Sequence[JobFolder], command: str, say: Say) -> None:
+    """Say in one line what is different now from when the jobs last ran."""
+    begun = [manifest for folder in folders if (manifest := folder.read_manifest()).stretches]
     if not begun:
         return
     now = begin_stretch(begun[0].job.device, command)
     changed = [text for manifest in begun if (text := changes(manifest.stretches, now))]
     if changed:
         say(
-            f"{len(changed)} cells go on under other conditions than before "
+            f"{len(changed)} jobs go on under other conditions than before "
             f"({'; '.join(dict.fromkeys(changed))}): their numbers may differ for that"
         )
 
 
-def _longest_first(cells: Sequence[Cell], workers: int) -> list[Cell]:
-    """Order the cells for so many workers: where each has its own at once, it does not matter."""
-    if len(cells) <= workers:
-        return list(cells)
-    return [cells[number] for number in longest_first([c.read_manifest().job for c in cells])]
+def _longest_first(folders: Sequence[JobFolder], workers: int) -> list[JobFolder]:
+    """Order the jobs for so many workers: where each has its own at once, it does not matter."""
+    if len(folders) <= workers:
+        return list(folders)
+    return [folders[number] for number in longest_first([c.read_manifest().job for c in folders])]
 
 
 def _refuse_uncompilable(experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: all seeds of one (agent, task) cell in lockstep, resumable at every step."""
+"""The training loop: all seeds of one job in lockstep, resumable at every step."""
 
 import os
 import time
@@ -23,12 +23,12 @@ from qsm_bench.diagnostics import measure, slice_critic, spread_states
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.job_tables import JobTables
 from qsm_bench.metrics import Means
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.seed_status import SeedStatus
 from qsm_bench.settings import validated
-from qsm_bench.store import Cell
 from qsm_bench.training_episodes import TrainingEpisodes
 
 LOG_EVERY = 1_000
@@ -61,18 +61,18 @@ class Training:
     def __init__(
         self,
         job: Job,
-        cell: Cell,
+        folder: JobFolder,
         *,
         checkpoint_every: int,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Go on from the cell's checkpoint, if it has one.
+        """Go on from the job's checkpoint, if it has one.
 
-        Raises UserError if it cannot be gone on from, TaskError or AgentError for what the task or
+        Raises UserError if it cannot be resumed, TaskError or AgentError for what the task or
         the agent does wrong.
         """
         self.job = job
-        self.cell = cell
+        self.folder = folder
         self.stop = stop
         self.checkpoint_every = checkpoint_every
         self.device = torch.device(job.device)
@@ -109,7 +109,7 @@ class Training:
         self.warnings: tuple[str, ...] = ()
         """What the user should know of this run, a line each."""
 
-        self.checkpoint = Checkpoint(cell.checkpoint, job.identity, job.earlier_identity)
+        self.checkpoint = Checkpoint(folder.checkpoint, job.identity, job.earlier_identity)
         state = self.checkpoint.load(self.replay, self._open_tables)
         if state:
             self._resume(state)
@@ -125,7 +125,7 @@ class Training:
         return ParallelLockstep(self.job.environment, count, processes)
 
     def _open_tables(self, state: Mapping[str, Any]) -> None:
-        self.tables = JobTables(self.cell, self.job.seeds, state)
+        self.tables = JobTables(self.folder, self.job.seeds, state)
 
     def _begin(self) -> None:
         """Begin the job's first step."""
@@ -145,7 +145,7 @@ class Training:
         except Exception as error:  # a state may be anything
             raise UserError(
                 f"{self.checkpoint.folder} does not fit its job ({type(error).__name__}): delete "
-                f"{self.cell.folder} to start the cell anew"
+                f"{self.folder.path} to train it again from the start"
             ) from error
         if failure := self.status.all_failed():
             raise failure

@@ -19,11 +19,11 @@ from envs import EnvironmentDiedError
 from qsm_bench.errors import user_errors
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.process import FAILED, INTERRUPTED, REFUSED, configure_process
 from qsm_bench.provenance import begin_stretch, now
 from qsm_bench.signals import StopRequest, lifeline_of_stdin
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 from qsm_bench.user_modules import refuse_unnamed_modules
 
@@ -68,46 +68,46 @@ class Progress:
 
 
 def work(
-    folder: Annotated[Path, typer.Argument()],
+    path: Annotated[Path, typer.Argument()],
     checkpoint_every: Annotated[int, typer.Option()],
     command: Annotated[str, typer.Option()] = "",
     lifeline: Annotated[bool, typer.Option("--lifeline")] = False,
     job: Annotated[str | None, typer.Option()] = None,
 ) -> None:
-    """Run the job of a cell to its end, or until it is asked to stop.
+    """Run the job in ``path`` to its end, or until it is asked to stop.
 
     It must be the one whose identity is ``job``: that is the one that the user has asked for, and
     only that one may import modules of the user's own. With ``lifeline``, the end of standard
     input asks it to stop: see ``StopRequest``.
     """
-    cell = Cell(folder.absolute(), job=job)  # a task may change the working directory
-    cell.refuse_foreign(writing=True)
+    folder = JobFolder(path.absolute(), job=job)  # a task may change the working directory
+    folder.refuse_foreign(writing=True)
     if job is None:
-        refuse_unnamed_modules(cell.read_manifest().job, ())
+        refuse_unnamed_modules(folder.read_manifest().job, ())
     with suppress(OSError, ValueError):  # where standard error is no file
         faulthandler.enable()
     configure_process()
     with StopRequest(lifeline_of_stdin() if lifeline else None) as stop:
         try:
-            with FileLock(cell.lock_file, timeout=0):
-                _run(cell, checkpoint_every, command, stop)
+            with FileLock(folder.lock_file, timeout=0):
+                _run(folder, checkpoint_every, command, stop)
         except Timeout:
-            print(f"{folder} is being written by another process", file=sys.stderr)
+            print(f"{path} is being written by another process", file=sys.stderr)
             raise SystemExit(FAILED) from None
 
 
-def _run(cell: Cell, checkpoint_every: int, command: str, stop: StopRequest) -> None:
-    manifest = cell.read_manifest()
-    manifest.end_stretch(cell.read_progress())
+def _run(folder: JobFolder, checkpoint_every: int, command: str, stop: StopRequest) -> None:
+    manifest = folder.read_manifest()
+    manifest.end_stretch(folder.read_progress())
     progress = Progress()
-    with Heartbeat(cell.progress_file, progress) as heartbeat:
+    with Heartbeat(folder.progress_file, progress) as heartbeat:
         _begin(manifest, command)
-        cell.write_manifest(manifest)
-        _train(cell, manifest, checkpoint_every, progress, heartbeat, stop)
+        folder.write_manifest(manifest)
+        _train(folder, manifest, checkpoint_every, progress, heartbeat, stop)
 
 
 def _train(
-    cell: Cell,
+    folder: JobFolder,
     manifest: Manifest,
     checkpoint_every: int,
     progress: Progress,
@@ -116,21 +116,21 @@ def _train(
 ) -> None:
     training: Training | None = None
     try:
-        training = Training(manifest.job, cell, checkpoint_every=checkpoint_every, stop=stop)
+        training = Training(manifest.job, folder, checkpoint_every=checkpoint_every, stop=stop)
         stop.take_signals()  # whatever the environments have made of the signals
         progress.follow(training)
         manifest.stretches[-1].first_step = training.step
         if training.warnings:
             manifest.warnings = training.warnings
             print(*(f"warning: {line}" for line in training.warnings), sep="\n", file=sys.stderr)
-        cell.write_manifest(manifest)
+        folder.write_manifest(manifest)
         training.run()
         training.tables.sync()
         manifest.status = "finished"
-        manifest.checksums = cell.checksums()
+        manifest.checksums = folder.checksums()
         _note(training, manifest)
         heartbeat.write()  # whoever reads that it is finished finds its last return
-        cell.write_manifest(manifest)
+        folder.write_manifest(manifest)
         training.checkpoint.tidy(keep_replay=manifest.keep_replay)
     except Interrupted:
         manifest.status = "interrupted"
@@ -142,10 +142,10 @@ def _train(
         if expected:
             manifest.reason = str(error)
         elif isinstance(error, OSError) and error.strerror:
-            manifest.reason = f"{error.filename or cell.folder}: {error.strerror}"
+            manifest.reason = f"{error.filename or folder.path}: {error.strerror}"
         else:  # a line cannot say it all: the last lines of the log stand beside it
             manifest.reason = " ".join(f"{type(error).__name__}: {error}".split())
-            manifest.log_tail = cell.log_tail()
+            manifest.log_tail = folder.log_tail()
         again = not expected or isinstance(error, EnvironmentDiedError)
         raise SystemExit(FAILED if again else REFUSED) from None
     finally:
@@ -154,7 +154,7 @@ def _train(
             training.close()
         heartbeat.write()
         manifest.stretches[-1].ended = now()
-        cell.write_manifest(manifest)
+        folder.write_manifest(manifest)
 
 
 def _begin(manifest: Manifest, command: str) -> None:

@@ -63,7 +63,7 @@ def followed(store: ExperimentStore) -> Iterator[Results]:
 def _stamps(store: ExperimentStore) -> list[tuple[str, int, int]]:
     """When each of the experiment's files was last written, and its size."""
     stamps = []
-    for file in (f for cell in store.cells() for f in (cell.manifest_file, *cell.tables)):
+    for file in (f for job in store.job_folders() for f in (job.manifest_file, *job.tables)):
         with suppress(OSError):
             status = file.lstat()
             stamps.append((str(file), status.st_mtime_ns, status.st_size))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qsm_bench.errors import UserError, naming
 from qsm_bench.files import MIB, plain_opener, read, read_json, refuse_foreign, write_atomically
-from qsm_bench.store import TABLE_LIMIT
+from qsm_bench.job_folder import TABLE_LIMIT
 
 MARKER, LOCK = ".qsm_bench-export.json", ".qsm_bench-export.lock"
 MARKER_LIMIT = 256 * MIB

@@ -17,9 +17,9 @@ from typing import Annotated
 import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.process import configure_process
 from qsm_bench.protocol import Protocol
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
 WARMUP, BLOCK = 300, 100
@@ -35,7 +35,7 @@ def prepared(agent: str, task: str, seeds: int, first_seed: int, folder: Path) -
         protocol=Protocol(steps=100_000, warmup_steps=WARMUP, eval_every=100_000, eval_episodes=1),
     )
     folder.mkdir()
-    training = Training(experiment.jobs[0], Cell(folder), checkpoint_every=100_000)
+    training = Training(experiment.jobs[0], JobFolder(folder), checkpoint_every=100_000)
     take_steps(training, WARMUP + 10)
     return training
 

@@ -16,9 +16,9 @@ import psutil
 import typer
 
 from qsm_bench.experiment import Experiment, parse_agents
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.process import configure_process
 from qsm_bench.protocol import Protocol
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
 REPLAY_CAPACITY = 10_000
@@ -51,7 +51,7 @@ def main(
     process = psutil.Process()
     seen: list[tuple[float, int, int]] = []
     with TemporaryDirectory() as folder:
-        training = Training(job, Cell(Path(folder)), checkpoint_every=1000)
+        training = Training(job, JobFolder(Path(folder)), checkpoint_every=1000)
 
         def watch() -> None:
             if training.step >= (len(seen) + 1) * steps // 20:

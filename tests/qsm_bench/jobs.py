@@ -15,8 +15,8 @@ from agents.protocol import Batch
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.experiment import Experiment, Job, parse_agents
 from qsm_bench.groups import group_seeds
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.protocol import Protocol
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 
 STEPS, WARMUP, EVAL_EVERY = 45, 8, 20
@@ -77,7 +77,9 @@ def train(
 ) -> bool:
     """Begin or resume the job; return whether it ended before it was stopped at ``stop_at``."""
     folder.mkdir(exist_ok=True)
-    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every, stop=after(stop_at))
+    training = Training(
+        job, JobFolder(folder), checkpoint_every=checkpoint_every, stop=after(stop_at)
+    )
     try:
         training.run()
     except Interrupted:
@@ -95,7 +97,7 @@ def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int)
         if dead():
             raise Killed
 
-    training = Training(job, Cell(folder), checkpoint_every=checkpoint_every)
+    training = Training(job, JobFolder(folder), checkpoint_every=checkpoint_every)
     try:
         training.run(watch)
     except Killed:
@@ -106,15 +108,15 @@ def kill(job: Job, folder: Path, *, checkpoint_every: int = EVAL_EVERY, at: int)
 
 def written(folder: Path) -> dict[str, Any]:
     """Return what a job has written, except for times."""
-    cell = Cell(folder)
-    with cell.training_file.open(newline="") as file:
+    job_folder = JobFolder(folder)
+    with job_folder.training_file.open(newline="") as file:
         rows = [
             {key: value for key, value in row.items() if key != "wall_clock"}
             for row in csv.DictReader(file)
         ]
-    diagnostics = cell.diagnostics_file
+    diagnostics = job_folder.diagnostics_file
     return {
-        "evaluations": cell.evaluations_file.read_bytes(),
+        "evaluations": job_folder.evaluations_file.read_bytes(),
         "training": rows,
         "diagnostics": diagnostics.read_bytes() if diagnostics.exists() else b"",
     }

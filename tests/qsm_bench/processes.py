@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch._dynamo  # noqa: F401 - or each copy would import it for its first optimizer
 
 from qsm_bench import worker
-from qsm_bench.store import Cell
+from qsm_bench.job_folder import JobFolder
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -38,14 +38,14 @@ class ForkedJob:
 
     stdin = None
 
-    def __init__(self, cell: Cell, checkpoint_every: int, command: str) -> None:
+    def __init__(self, folder: JobFolder, checkpoint_every: int, command: str) -> None:
         def work() -> None:
-            with cell.log_file.open("ab") as log:
+            with folder.log_file.open("ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
             worker.work(
-                cell.folder, checkpoint_every=checkpoint_every, command=command, job=cell.job
+                folder.path, checkpoint_every=checkpoint_every, command=command, job=folder.job
             )
 
         self.pid = fork(work)

@@ -1,4 +1,4 @@
-"""Third-party tasks that misbehave: each fails its own cell, in one line that names the task."""
+"""Third-party tasks that misbehave: each fails its own job, in one line that names the task."""
 
 import csv
 import multiprocessing
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from agents.common.streams import derive_seed
 from envs import Lockstep, ParallelLockstep, TaskError
 from qsm_bench import __main__, evaluation, executor, worker
-from qsm_bench.checkpoint_evaluation import evaluate_cell
+from qsm_bench.checkpoint_evaluation import evaluate_job
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import SeedFailure
-from qsm_bench.progress import cell_state
+from qsm_bench.progress import job_state
 from qsm_bench.results import load_results
 from qsm_bench.statistics.selection import select_runs
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.envs.made_up import register
 from tests.qsm_bench.jobs import AGENTS, after, make_experiment, make_job, train, uncut, written
@@ -241,7 +242,7 @@ for kind in (*GOOD, *BAD):
     register(name(kind), kind)
 
 
-def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Path) -> None:
+def test_each_bad_task_fails_its_own_job_in_one_line_that_names_it(tmp_path: Path) -> None:
     experiment = make_experiment(
         "td3[hidden_sizes=[8]]",
         tuple(map(name, (*BAD, *GOOD))),
@@ -250,15 +251,15 @@ def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Pa
         warmup_steps=20,
         eval_episodes=1,
     )
-    cells = ExperimentStore(tmp_path, "bad").prepare(experiment, "")
+    folders = ExperimentStore(tmp_path, "bad").prepare(experiment, "")
     with (
         patch.object(executor, "_start", ForkedJob),
         patch.object(evaluation, "LONGEST_EPISODE", 50),
     ):
         unfinished = run_locally(
-            cells, workers=2, checkpoint_every=10, command="", on_poll=lambda: None
+            folders, workers=2, checkpoint_every=10, command="", on_poll=lambda: None
         )
-    manifests = [cell.read_manifest() for cell in cells]
+    manifests = [folder.read_manifest() for folder in folders]
     for manifest, (kind, fault) in zip(manifests, BAD.items(), strict=False):
         assert manifest.status == "failed"
         assert manifest.reason is not None
@@ -268,7 +269,7 @@ def test_each_bad_task_fails_its_own_cell_in_one_line_that_names_it(tmp_path: Pa
         assert manifest.log_tail == ()  # the reason says it all
     assert {manifest.status for manifest in manifests[len(BAD) :]} == {"finished"}
     reasons = [manifest.reason for manifest in manifests[: len(BAD)]]
-    assert unfinished == dict(zip(cells, reasons, strict=False))
+    assert unfinished == dict(zip(folders, reasons, strict=False))
 
 
 class InterruptsInReset(Good):
@@ -321,8 +322,8 @@ def test_an_interrupt_that_a_task_raises_under_run_is_not_the_users(
         assert told.startswith(f"error: task {name(kind)!r}")
         return
     assert ended.value.code == 1
-    (cell,) = ExperimentStore(tmp_path, "own").cells()
-    manifest = cell.read_manifest()
+    (folder,) = ExperimentStore(tmp_path, "own").job_folders()
+    manifest = folder.read_manifest()
     assert manifest.status == "failed"
     assert manifest.reason is not None
     if kind is InterruptsAsPythonWould:  # nobody can tell any more than the job that has failed
@@ -419,7 +420,7 @@ def test_a_seed_whose_environment_fails_is_shown_and_the_others_go_on_bit_for_bi
             "_environments",
             lambda self, count: ParallelLockstep(JOB.task, count, processes),
         )
-    training = Training(JOB, Cell(ill), checkpoint_every=7)
+    training = Training(JOB, JobFolder(ill), checkpoint_every=7)
     training.run()
     training.close()
     assert [(seed, failure.step) for seed, failure in training.status.failed.items()] == [(1, step)]
@@ -447,7 +448,7 @@ def test_once_failed_a_seed_stays_so_though_its_environment_would_work_again(
     monkeypatch.setattr(OneSeed, "fault", fault)
     assert not train(JOB, tmp_path, stop_at=75)
     monkeypatch.setattr(OneSeed, "fault", staticmethod(lambda seed, steps: None))
-    again = Training(JOB, Cell(tmp_path), checkpoint_every=7)
+    again = Training(JOB, JobFolder(tmp_path), checkpoint_every=7)
     again.run()
     again.close()
     assert list(again.status.failed) == [1]
@@ -484,16 +485,16 @@ def test_a_failed_seed_is_in_manifest_status_and_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ExperimentStore(tmp_path, "x")
-    (cell,) = store.prepare(make_experiment(AGENTS[-1], (JOB.task,), name="x", seeds=3), "")
+    (folder,) = store.prepare(make_experiment(AGENTS[-1], (JOB.task,), name="x", seeds=3), "")
     monkeypatch.setattr(OneSeed, "fault", failing(OSError("gone"), IN_TRAINING, 4))
-    worker.work(cell.folder, checkpoint_every=7)
-    manifest = cell.read_manifest()
+    worker.work(folder.path, checkpoint_every=7)
+    manifest = folder.read_manifest()
     assert manifest.status == "finished"
     reason = f"task {JOB.task!r} raised OSError: gone"
     assert manifest.failed_seeds == {1: SeedFailure(step=24, reason=reason)}
-    assert cell.read_progress()["failed_seeds"] == {"1": {"step": 24, "reason": reason}}
-    assert cell_state(cell).line.endswith(f"seed 1 failed at step 24: {reason}")
-    outcome = evaluate_cell(cell, 2)
+    assert folder.read_progress()["failed_seeds"] == {"1": {"step": 24, "reason": reason}}
+    assert job_state(folder).line.endswith(f"seed 1 failed at step 24: {reason}")
+    outcome = evaluate_job(folder, 2)
     assert outcome.failed == {1: reason}
     assert np.isfinite(outcome.returns).all(axis=1).tolist() == [True, False, True]
     left_out = select_runs(load_results(tmp_path, "x")).left_out
@@ -537,7 +538,7 @@ def test_a_task_that_does_not_repeat_itself_is_told_at_the_start_and_refused_whe
     job = make_job(task=name(Forgetful))
     monkeypatch.setattr(Forgetful, "part", part)
     monkeypatch.setattr(Forgetful, "length", length)
-    training = Training(job, Cell(tmp_path), checkpoint_every=1000, stop=after(10))
+    training = Training(job, JobFolder(tmp_path), checkpoint_every=1000, stop=after(10))
     with pytest.raises(Interrupted):
         training.run()
     training.close()

@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from qsm_bench import cli, executor
 from qsm_bench.checkpoint import FORMAT, read_state
 from qsm_bench.experiment import Experiment
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from tests.envs.made_up import register
 from tests.qsm_bench.jobs import make_experiment
 from tests.qsm_bench.processes import ForkedJob, crowding
@@ -295,7 +296,7 @@ def test_another_configuration_under_a_name_is_refused_with_the_difference(
         ),
     ],
 )
-def test_a_cell_that_is_not_there_is_refused(
+def test_a_job_that_is_not_there_is_refused(
     laid_out: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     assert_refused(call(*arguments), message)
@@ -307,29 +308,29 @@ def test_a_cell_that_is_not_there_is_refused(
 def test_evaluating_what_is_no_longer_installed_is_one_line(
     laid_out: Path, field: str, value: str
 ) -> None:
-    (cell, _) = ExperimentStore(laid_out.parent, "there").cells()
-    manifest = json.loads(cell.manifest_file.read_text())
+    (job_folder, _) = ExperimentStore(laid_out.parent, "there").job_folders()
+    manifest = json.loads(job_folder.manifest_file.read_text())
     manifest["job"][field] = value
     if field == "gymnasium_id":
         manifest["job"]["task"] = value
     else:
-        cell.checkpoint.mkdir()
-        torch.save({"format": FORMAT, "agent": {}, "step": 0}, cell.checkpoint / "state.pt")
-    cell.manifest_file.write_text(json.dumps(manifest))
+        job_folder.checkpoint.mkdir()
+        torch.save({"format": FORMAT, "agent": {}, "step": 0}, job_folder.checkpoint / "state.pt")
+    job_folder.manifest_file.write_text(json.dumps(manifest))
     arguments = (f"--agent={manifest['job']['agent']}", "--task=bimodal-bandit")
     assert_refused(call("evaluate", "there", *arguments), "nowhere")
 
 
 def test_a_checkpoint_that_is_cut_off_is_one_line(laid_out: Path) -> None:
-    (cell, _) = ExperimentStore(laid_out.parent, "there").cells()
-    cell.checkpoint.mkdir()
-    (cell.checkpoint / "state.pt").write_bytes(b"PK\x03\x04")
-    agent = cell.read_manifest().job.agent
+    (job_folder, _) = ExperimentStore(laid_out.parent, "there").job_folders()
+    job_folder.checkpoint.mkdir()
+    (job_folder.checkpoint / "state.pt").write_bytes(b"PK\x03\x04")
+    agent = job_folder.read_manifest().job.agent
     outcome = call("evaluate", "there", f"--agent={agent}", "--task=bimodal-bandit")
     assert_refused(outcome, "state.pt")
 
 
-def test_a_dry_run_shows_the_cells_and_writes_nothing(folder: Path) -> None:
+def test_a_dry_run_shows_the_jobs_and_writes_nothing(folder: Path) -> None:
     outcome = call(*run("--dry-run", "--workers=1", agents=AGENTS, tasks="four-goals"))
     assert outcome.status == 0
     assert list(folder.iterdir()) == []
@@ -363,7 +364,7 @@ def test_a_description_has_every_setting_with_its_default() -> None:
         assert line in outcome.out
 
 
-def test_status_shows_cells_that_wait(laid_out: Path) -> None:
+def test_status_shows_jobs_that_wait(laid_out: Path) -> None:
     outcome = call("status", "there")
     assert outcome.status == 0
     assert outcome.out.splitlines() == [
@@ -404,8 +405,8 @@ class Real(NamedTuple):
     out: str
 
     @property
-    def cells(self) -> list[Cell]:
-        return list(ExperimentStore(self.folder / "results", "real").cells())
+    def job_folders(self) -> list[JobFolder]:
+        return list(ExperimentStore(self.folder / "results", "real").job_folders())
 
 
 @pytest.fixture(scope="module")
@@ -437,8 +438,8 @@ def test_a_run_leaves_an_evaluation_for_every_seed_step_and_episode(real: Real) 
 
 
 def test_a_manifest_says_what_ran_and_on_what(real: Real) -> None:
-    for cell, agent in zip(real.cells, REAL_AGENTS, strict=True):
-        manifest = cell.read_manifest()
+    for job_folder, agent in zip(real.job_folders, REAL_AGENTS, strict=True):
+        manifest = job_folder.read_manifest()
         assert manifest.status == "finished"
         assert manifest.reason is None
         assert manifest.job.agent == agent
@@ -456,35 +457,41 @@ def test_a_manifest_says_what_ran_and_on_what(real: Real) -> None:
         assert "--steps=240" in stretch.command
 
 
-def test_a_finished_cell_keeps_its_policy_and_its_replay_buffer(real: Real) -> None:
-    for cell in real.cells:
-        left = sorted(file.name for file in cell.checkpoint.iterdir())
+def test_a_finished_job_keeps_its_policy_and_its_replay_buffer(real: Real) -> None:
+    for job_folder in real.job_folders:
+        left = sorted(file.name for file in job_folder.checkpoint.iterdir())
         assert left == ["replay.f32", "state.pt"]
-        assert not list(cell.folder.rglob("*.tmp"))
+        assert not list(job_folder.path.rglob("*.tmp"))
 
 
-def test_a_log_has_plain_lines_of_every_cell(real: Real) -> None:
+def test_a_log_has_plain_lines_of_every_job(real: Real) -> None:
     assert "\x1b" not in real.out
     assert real.out.isascii()
     *lines, last = real.out.splitlines()
     assert shlex.join([sys.executable, "-m", "qsm_bench", "report", "real"]) in last
     for agent in REAL_AGENTS:
-        cell = f"{agent} on linear-quadratic: "
+        job_folder = f"{agent} on linear-quadratic: "
         # A job may be over before anybody looked, so that none of its lines need say "running".
-        *earlier, end = [line.removeprefix(cell) for line in lines if line.startswith(cell)]
+        *earlier, end = [
+            line.removeprefix(job_folder) for line in lines if line.startswith(job_folder)
+        ]
         assert all(line.startswith("running, step ") for line in earlier)
         assert end.startswith("finished, step 240/240, return ")
 
 
 def test_a_second_run_skips_what_is_finished(in_real: Real) -> None:
-    before = {cell.folder: cell.manifest_file.read_bytes() for cell in in_real.cells}
+    before = {
+        job_folder.path: job_folder.manifest_file.read_bytes() for job_folder in in_real.job_folders
+    }
     outcome = call(*REAL)
     assert outcome.status == 0, outcome.err
-    assert "2 finished cells are skipped" in outcome.out
-    assert {cell.folder: cell.manifest_file.read_bytes() for cell in in_real.cells} == before
+    assert "2 finished jobs are skipped" in outcome.out
+    assert {
+        job_folder.path: job_folder.manifest_file.read_bytes() for job_folder in in_real.job_folders
+    } == before
 
 
-def test_status_shows_cells_that_finished(in_real: Real) -> None:
+def test_status_shows_jobs_that_finished(in_real: Real) -> None:
     outcome = call("status", "real")
     assert outcome.status == 0
     for agent, line in zip(REAL_AGENTS, outcome.out.splitlines(), strict=True):
@@ -503,10 +510,10 @@ def test_evaluate_plays_every_seed_on_fresh_episodes(in_real: Real) -> None:
 
 def test_what_was_trained_on_a_gpu_is_evaluated_without_one(real: Real, folder: Path) -> None:
     shutil.copytree(real.folder / "results", folder / "results")
-    (cell, _) = ExperimentStore(folder / "results", "real").cells()
-    manifest = json.loads(cell.manifest_file.read_text("utf-8"))
+    (job_folder, _) = ExperimentStore(folder / "results", "real").job_folders()
+    manifest = json.loads(job_folder.manifest_file.read_text("utf-8"))
     manifest["job"]["device"] = "cuda:7"
-    cell.manifest_file.write_text(json.dumps(manifest), "utf-8")
+    job_folder.manifest_file.write_text(json.dumps(manifest), "utf-8")
     arguments = (f"--agent={REAL_AGENTS[0]}", "--task=linear-quadratic", "--episodes=1")
     outcome = call("evaluate", "real", *arguments)
     assert (outcome.status, outcome.err) == (0, "")
@@ -549,22 +556,22 @@ def test_ctrl_c_stops_soon_and_going_on_leaves_what_an_uncut_run_leaves(folder: 
     assert process.returncode == 130
     assert "Traceback" not in err
     assert f"to go on: {sys.executable} -m qsm_bench {shlex.join(long)}\n" in err
-    (cell,) = ExperimentStore(folder / "results", "long").cells()
-    manifest = cell.read_manifest()
+    (job_folder,) = ExperimentStore(folder / "results", "long").job_folders()
+    manifest = job_folder.read_manifest()
     assert manifest.status == "interrupted"
     assert 0 < manifest.step < 2000
 
     with patch.object(executor, "_start", ForkedJob):
         outcomes = call(*long), call(*long, "--name=uncut")
     assert all(outcome.status == 0 for outcome in outcomes), outcomes
-    (uncut,) = ExperimentStore(folder / "results", "uncut").cells()
-    assert cell.evaluations_file.read_bytes() == uncut.evaluations_file.read_bytes()
-    assert cell.read_manifest().status == "finished"
-    own, other = (read_state(c.checkpoint / "state.pt")["agent"] for c in (cell, uncut))
+    (uncut,) = ExperimentStore(folder / "results", "uncut").job_folders()
+    assert job_folder.evaluations_file.read_bytes() == uncut.evaluations_file.read_bytes()
+    assert job_folder.read_manifest().status == "finished"
+    own, other = (read_state(c.checkpoint / "state.pt")["agent"] for c in (job_folder, uncut))
     torch.testing.assert_close(own, other, rtol=0, atol=0)
 
 
-def test_a_cell_that_fails_is_named_with_its_log(
+def test_a_job_that_fails_is_named_with_its_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task can be built by one process, for the checks before the run, and by no other."""

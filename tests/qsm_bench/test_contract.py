@@ -15,7 +15,7 @@ import torch
 from agents.protocol import Batch
 from agents.registry import AgentError
 from qsm_bench.contract import Checked, checked, rehearse
-from qsm_bench.store import Cell
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import make_job, train, uncut, written
 from tests.qsm_bench.plain_agents import Plain, PlainConfig
@@ -263,7 +263,7 @@ def test_a_state_that_never_ends_is_refused() -> None:
 
 def test_a_breach_after_the_rehearsal_is_found_at_the_step_it_comes(tmp_path: Path) -> None:
     training = Training(
-        make_job("tests.qsm_bench.plain_agents:Plain"), Cell(tmp_path), checkpoint_every=1000
+        make_job("tests.qsm_bench.plain_agents:Plain"), JobFolder(tmp_path), checkpoint_every=1000
     )
     act = training.agent.bare.act
 

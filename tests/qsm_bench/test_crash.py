@@ -17,8 +17,9 @@ import pytest
 
 from qsm_bench import checkpoint, evaluation, store, training, worker
 from qsm_bench.checkpoint import read_state
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import AGENTS, make_job, uncut, written
 from tests.qsm_bench.processes import exit_status, fork
 
@@ -43,27 +44,27 @@ def die_at_line(number: int, module: ModuleType) -> None:
     sys.settrace(trace)
 
 
-def start(cell: Cell, line: int = 0, module: ModuleType = training) -> int:
+def start(job_folder: JobFolder, line: int = 0, module: ModuleType = training) -> int:
     """Run a job in a process that dies at that line of the module; return its exit status."""
 
     def work() -> None:
         if line:
             die_at_line(line, module)
-        worker.work(cell.folder, checkpoint_every=CHECKPOINT_EVERY)
+        worker.work(job_folder.path, checkpoint_every=CHECKPOINT_EVERY)
 
     return exit_status(fork(work))
 
 
-def tear(cell: Cell, rng: random.Random) -> None:
+def tear(job_folder: JobFolder, rng: random.Random) -> None:
     """Lose bytes that had not been synced to disk, as a machine that loses its power may."""
-    if cell.read_manifest().status == "finished":
+    if job_folder.read_manifest().status == "finished":
         return  # which is said once they have been waited for
-    file = cell.checkpoint / "state.pt"
+    file = job_folder.checkpoint / "state.pt"
     if not file.exists():
-        file = cell.checkpoint / "previous.pt"
+        file = job_folder.checkpoint / "previous.pt"
     state = read_state(file) if file.exists() else {}
     for name in ("evaluations", "training", "diagnostics"):
-        table = cell.folder / f"{name}.csv"
+        table = job_folder.path / f"{name}.csv"
         if table.exists():
             os.truncate(table, rng.randint(state.get(f"{name}_size", 0), table.stat().st_size))
 
@@ -75,18 +76,18 @@ def die_often(agent: str, folder: Path, deaths: int) -> None:
     for run in itertools.count():
         if died == deaths:
             break
-        cell = Cell(folder / str(run))
-        cell.write_manifest(Manifest(job=job))
-        while died < deaths and cell.read_manifest().status != "finished":
+        job_folder = JobFolder(folder / str(run))
+        job_folder.write_manifest(Manifest(job=job))
+        while died < deaths and job_folder.read_manifest().status != "finished":
             line, module = int(10 ** rng.uniform(1, 3.5)), MODULES[died % len(MODULES)]
-            status = start(cell, line, module)
+            status = start(job_folder, line, module)
             if status != 0:
                 assert status == -signal.SIGKILL
                 died += 1
-                tear(cell, rng)
+                tear(job_folder, rng)
         # A job that is known to be finished can still be killed; nobody starts it again.
-        assert cell.read_manifest().status == "finished" or start(cell) == 0
-        assert written(cell.folder) == whole
+        assert job_folder.read_manifest().status == "finished" or start(job_folder) == 0
+        assert written(job_folder.path) == whole
 
 
 def test_killed_at_random_lines_it_is_uncut(tmp_path: Path) -> None:
@@ -121,8 +122,8 @@ def test_a_run_killed_with_its_jobs_at_random_times_is_uncut(tmp_path: Path) -> 
         )
 
     def evaluations(folder: Path) -> list[bytes]:
-        cells = ExperimentStore(folder / "results", "real").cells()
-        return [cell.evaluations_file.read_bytes() for cell in cells]
+        job_folders = ExperimentStore(folder / "results", "real").job_folders()
+        return [job_folder.evaluations_file.read_bytes() for job_folder in job_folders]
 
     whole, cut, rng = tmp_path / "whole", tmp_path / "cut", random.Random(0)
     assert run(whole).wait() == 0

@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 
 from envs.linear_quadratic import RANDOM_RETURN
 from qsm_bench.experiment import Job
-from qsm_bench.store import Cell
+from qsm_bench.job_folder import JobFolder
 from tests.qsm_bench.jobs import AGENTS, make_job, train, uncut, written
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +46,10 @@ def final_returns(groups: list[tuple[int, ...]], folder: Path, device: str = "cp
     """Train each group of seeds in one job; return every seed's mean return."""
     tables = []
     for number, seeds in enumerate(groups):
-        cell = Cell(folder / f"{device} {len(groups)} {number}")
-        cell.folder.mkdir()
-        assert train(learner(seeds, device), cell.folder)
-        tables.append(pd.read_csv(cell.evaluations_file))
+        job_folder = JobFolder(folder / f"{device} {len(groups)} {number}")
+        job_folder.path.mkdir()
+        assert train(learner(seeds, device), job_folder.path)
+        tables.append(pd.read_csv(job_folder.evaluations_file))
     returns: np.ndarray = pd.concat(tables).groupby("seed")["return"].mean().to_numpy()
     return returns
 

@@ -17,7 +17,7 @@ from agents.registry import built_in_trainers, find_agent
 from qsm_bench import diagnostics
 from qsm_bench.contract import Checked
 from qsm_bench.diagnostics import measure, slice_critic
-from qsm_bench.store import Cell
+from qsm_bench.job_folder import JobFolder
 from tests.qsm_bench.jobs import AGENTS, make_job, train, uncut, written
 from tests.qsm_bench.plain_agents import Plain, PlainConfig
 
@@ -196,10 +196,10 @@ def test_looking_changes_nothing_that_is_learned(
     assert unseen["evaluations"] == looked_at["evaluations"]
     assert unseen["training"] == looked_at["training"]
     assert unseen["diagnostics"] == b""
-    assert not Cell(tmp_path).slices_file.exists()
+    assert not JobFolder(tmp_path).slices_file.exists()
 
 
 def test_an_agent_that_shows_nothing_is_trained_and_not_measured(tmp_path: Path) -> None:
     assert train(make_job("tests.qsm_bench.plain_agents:Plain"), tmp_path)
     assert written(tmp_path)["diagnostics"] == b""
-    assert not Cell(tmp_path).slices_file.exists()
+    assert not JobFolder(tmp_path).slices_file.exists()

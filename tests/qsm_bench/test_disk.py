@@ -26,11 +26,12 @@ from qsm_bench.checkpoint import FORMAT, Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import FORMAT as STORE_FORMAT
 from qsm_bench.manifest import Manifest
-from qsm_bench.progress import cell_state
+from qsm_bench.progress import job_state
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.suites import find_suite
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import (
@@ -57,9 +58,9 @@ def assert_one_line(error: BaseException, *parts: str) -> None:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a cell that was interrupted after two checkpoints."""
+    """Make a job that was interrupted after two checkpoints."""
     folder = tmp_path_factory.mktemp("begun")
-    Cell(folder).write_manifest(Manifest(job=make_job(TD3)))
+    JobFolder(folder).write_manifest(Manifest(job=make_job(TD3)))
     kill(make_job(TD3), folder, checkpoint_every=7, at=60)
     assert {file.name for file in (folder / "checkpoint").iterdir()} == {
         "state.pt",
@@ -70,14 +71,14 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cell(begun: Path, tmp_path: Path) -> Cell:
-    shutil.copytree(begun, tmp_path / "cell")
-    return Cell(tmp_path / "cell")
+def job_folder(begun: Path, tmp_path: Path) -> JobFolder:
+    shutil.copytree(begun, tmp_path / "job")
+    return JobFolder(tmp_path / "job")
 
 
-def assert_goes_on(cell: Cell) -> None:
-    assert train(make_job(TD3), cell.folder)
-    assert written(cell.folder) == uncut(make_job(TD3).model_dump_json())
+def assert_goes_on(job_folder: JobFolder) -> None:
+    assert train(make_job(TD3), job_folder.path)
+    assert written(job_folder.path) == uncut(make_job(TD3).model_dump_json())
 
 
 # Damage.
@@ -102,7 +103,7 @@ def loaded(folder: Path) -> tuple[int, bytes]:
     """Return the step and all else of the checkpoint from which a run would resume."""
     with TemporaryDirectory() as name:
         shutil.copytree(folder, name, dirs_exist_ok=True)
-        training = Training(make_job(TD3), Cell(Path(name)), checkpoint_every=1000)
+        training = Training(make_job(TD3), JobFolder(Path(name)), checkpoint_every=1000)
         training.close()
         out = io.BytesIO()
         replay = training.replay.records[: training.replay.added]
@@ -173,57 +174,61 @@ def test_a_checkpoint_of_another_format_says_which_it_needs(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["state.pt", "replay.f32"])
 def test_a_job_goes_on_from_the_checkpoint_before_and_is_uncut(
-    cell: Cell, name: str, capsys: pytest.CaptureFixture[str]
+    job_folder: JobFolder, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = cell.checkpoint / name
+    file = job_folder.checkpoint / name
     file.write_bytes(file.read_bytes()[:-1] if name != "state.pt" else b"nonsense")
-    assert_goes_on(cell)
+    assert_goes_on(job_folder)
     (line,) = capsys.readouterr().err.splitlines()
     assert "going on from the checkpoint before it" in line
 
 
 def test_killed_between_one_state_and_the_next_it_is_uncut(
-    cell: Cell, capsys: pytest.CaptureFixture[str]
+    job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (cell.checkpoint / "state.pt").unlink()
-    assert_goes_on(cell)
+    (job_folder.checkpoint / "state.pt").unlink()
+    assert_goes_on(job_folder)
     assert capsys.readouterr().err == ""
 
 
-def test_a_damaged_state_never_takes_the_place_of_the_one_before(cell: Cell) -> None:
-    (cell.checkpoint / "state.pt").write_bytes(b"nonsense")
-    kill(make_job(TD3), cell.folder, checkpoint_every=1000, at=1)
-    assert Checkpoint(cell.checkpoint).load_state() is not None
-    assert_goes_on(cell)
+def test_a_damaged_state_never_takes_the_place_of_the_one_before(job_folder: JobFolder) -> None:
+    (job_folder.checkpoint / "state.pt").write_bytes(b"nonsense")
+    kill(make_job(TD3), job_folder.path, checkpoint_every=1000, at=1)
+    assert Checkpoint(job_folder.checkpoint).load_state() is not None
+    assert_goes_on(job_folder)
 
 
-def test_where_no_checkpoint_is_intact_one_line_names_both(cell: Cell) -> None:
+def test_where_no_checkpoint_is_intact_one_line_names_both(job_folder: JobFolder) -> None:
     for name in ("state.pt", "previous.pt"):
-        (cell.checkpoint / name).write_bytes(b"nonsense")
+        (job_folder.checkpoint / name).write_bytes(b"nonsense")
     with pytest.raises(UserError) as refused:
-        train(make_job(TD3), cell.folder)
-    assert_one_line(refused.value, "state.pt", "previous.pt", f"delete {cell.folder} to start")
+        train(make_job(TD3), job_folder.path)
+    assert_one_line(refused.value, "state.pt", "previous.pt", f"delete {job_folder.path} to train it")
 
 
-def test_a_checkpoint_of_another_job_is_one_line(cell: Cell) -> None:
+def test_a_checkpoint_of_another_job_is_one_line(job_folder: JobFolder) -> None:
     with pytest.raises(UserError) as refused:
-        train(make_job("td3[hidden_sizes=[9]]"), cell.folder)
-    assert_one_line(refused.value, "state.pt is another job's", f"delete {cell.folder} to start")
+        train(make_job("td3[hidden_sizes=[9]]"), job_folder.path)
+    assert_one_line(
+        refused.value, "state.pt is another job's", f"delete {job_folder.path} to train it"
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> ExperimentStore:
-    """Run an experiment of one cell to its end."""
+    """Run an experiment of one job to its end."""
     store = ExperimentStore(tmp_path_factory.mktemp("finished"), "there")
     experiment = make_experiment(QSM, steps=30, eval_every=10, eval_episodes=1)
-    (cell,) = store.prepare(experiment, "a command")
-    assert run_forked([cell]) == {}
+    (job_folder,) = store.prepare(experiment, "a command")
+    assert run_forked([job_folder]) == {}
     return store
 
 
-def run_forked(cells: list[Cell]) -> dict[Cell, str]:
+def run_forked(job_folders: list[JobFolder]) -> dict[JobFolder, str]:
     with patch.object(executor, "_start", ForkedJob):
-        return run_locally(cells, workers=1, checkpoint_every=5, command="", on_poll=lambda: None)
+        return run_locally(
+            job_folders, workers=1, checkpoint_every=5, command="", on_poll=lambda: None
+        )
 
 
 def restored(file: Path) -> Iterator[bytes]:
@@ -236,7 +241,7 @@ def restored(file: Path) -> Iterator[bytes]:
 
 
 def found_damaged(store: ExperimentStore) -> str:
-    """Return the line that says what is wrong with an experiment of one cell."""
+    """Return the line that says what is wrong with an experiment of one job."""
     try:
         (damaged,) = load_results(store.folder.parent, store.folder.name).damaged
         fault = damaged.fault
@@ -258,11 +263,11 @@ def test_a_small_file_cut_off_anywhere_is_one_line(finished: ExperimentStore, na
 
 def test_progress_cut_off_anywhere_is_no_progress(finished: ExperimentStore) -> None:
     (file,) = finished.folder.rglob("progress.json")
-    (cell,) = finished.cells()
+    (job_folder,) = finished.job_folders()
     for data in restored(file):
         for length in range(len(data)):
             file.write_bytes(data[:length])
-            assert "finished, step 30/30" in cell_state(cell).line
+            assert "finished, step 30/30" in job_state(job_folder).line
 
 
 @given(
@@ -282,16 +287,16 @@ def test_a_finished_table_that_is_not_what_its_job_wrote_is_refused(
         assert "damaged" in fault
 
 
-def test_a_row_that_is_being_written_is_not_read_yet(cell: Cell) -> None:
-    store = ExperimentStore(cell.folder.parent, "live")
-    own = store.cell("td3", "four-goals", (0, 1))
-    shutil.copytree(cell.folder, own.folder)
+def test_a_row_that_is_being_written_is_not_read_yet(job_folder: JobFolder) -> None:
+    store = ExperimentStore(job_folder.path.parent, "live")
+    own = store.job_folder("td3", "four-goals", (0, 1))
+    shutil.copytree(job_folder.path, own.path)
     asked = {"agents": ["td3"], "tasks": ["four-goals"]}
     store.file.write_text(json.dumps(asked))
-    whole = load_results(cell.folder.parent, "live").evaluations
+    whole = load_results(job_folder.path.parent, "live").evaluations
     with own.evaluations_file.open("a") as file:
         file.write("0,40,0,-3.1")
-    assert load_results(cell.folder.parent, "live").evaluations.equals(whole)
+    assert load_results(job_folder.path.parent, "live").evaluations.equals(whole)
 
 
 # Versions.
@@ -339,7 +344,7 @@ def test_wherever_the_disk_is_full_the_job_can_go_on(number: int) -> None:
     with TemporaryDirectory() as name:
         with patch.object(os, "fsync", full), suppress(OSError):
             train(make_job(TD3), Path(name), checkpoint_every=7)
-        assert_goes_on(Cell(Path(name)))
+        assert_goes_on(JobFolder(Path(name)))
 
 
 @pytest.fixture
@@ -376,20 +381,20 @@ def test_a_full_disk_is_one_line_and_with_room_the_job_goes_on(
     begun: Path, small_disk: Callable[..., Path], leave: int
 ) -> None:
     """With nothing left it cannot even be started; with a little, its checkpoint does not fit."""
-    folder = small_disk("2m") / "cell"
+    folder = small_disk("2m") / "job"
     shutil.copytree(begun, folder)
-    cell = Cell(folder)
+    job_folder = JobFolder(folder)
     ballast = fill(folder.parent, leave)
-    (reason,) = run_forked([cell]).values()
+    (reason,) = run_forked([job_folder]).values()
     assert "No space left on device" in reason
     assert "\n" not in reason
     assert not list(folder.rglob("*.tmp"))
     if leave:
-        assert cell.read_manifest().status == "failed"
-        assert "No space left on device" in (cell.read_manifest().reason or "")
+        assert job_folder.read_manifest().status == "failed"
+        assert "No space left on device" in (job_folder.read_manifest().reason or "")
     ballast.unlink()
-    assert run_forked([cell]) == {}
-    assert cell.read_manifest().status == "finished"
+    assert run_forked([job_folder]) == {}
+    assert job_folder.read_manifest().status == "finished"
     assert written(folder) == uncut(make_job(TD3).model_dump_json())
 
 
@@ -453,7 +458,7 @@ def test_checkpoints_cost_under_two_percent_of_the_time_at_the_defaults(tmp_path
         batch_size=256,
         eval_every=10**9,
     )
-    training = Training(job, Cell(tmp_path), checkpoint_every=10**9)
+    training = Training(job, JobFolder(tmp_path), checkpoint_every=10**9)
     while training.step < every:
         training._take_step()
     began = time.perf_counter()

@@ -149,7 +149,7 @@ def test_a_number_that_is_none_or_cannot_be_meant_is_refused(
     laid_out: Path, option: str, text: str
 ) -> None:
     if "--workers" in option and text.isdigit():
-        return  # no more are started than there are cells
+        return  # no more are started than there are jobs
     command, name = option.split()
     rest = {
         "run": ("--agents=sac", "--tasks=four-goals", "--dry-run"),

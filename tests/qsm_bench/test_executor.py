@@ -25,9 +25,10 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.executor import run_locally
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
-from qsm_bench.progress import cell_state
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.progress import job_state
+from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_experiment, make_job, poison
 from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork
@@ -35,7 +36,7 @@ from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork
 ROOT = Path(__file__).parents[2]
 
 
-def lay_out(folder: Path, agents: str = "sac,td3,qsm", steps: int = 30) -> list[Cell]:
+def lay_out(folder: Path, agents: str = "sac,td3,qsm", steps: int = 30) -> list[JobFolder]:
     experiment = make_experiment(
         agents, name="test", seeds=1, steps=steps, warmup_steps=10, eval_episodes=1
     )
@@ -43,7 +44,7 @@ def lay_out(folder: Path, agents: str = "sac,td3,qsm", steps: int = 30) -> list[
 
 
 @pytest.fixture
-def cells(tmp_path: Path) -> list[Cell]:
+def folders(tmp_path: Path) -> list[JobFolder]:
     return lay_out(tmp_path)
 
 
@@ -64,29 +65,29 @@ time.sleep(60)
 
 
 def run_scripts(
-    cells: Sequence[Cell],
+    folders: Sequence[JobFolder],
     scripts: Sequence[str],
     workers: int = 8,
     on_poll: Callable[[], None] = lambda: None,
 ) -> list[subprocess.Popen[bytes]]:
-    """Run the cells' jobs, each a small script in place of training."""
-    with started(cells, scripts) as processes, patch.object(executor, "POLL_SECONDS", 0.01):
-        run_locally(cells, workers=workers, checkpoint_every=10, command="", on_poll=on_poll)
+    """Run the jobs' jobs, each a small script in place of training."""
+    with started(folders, scripts) as processes, patch.object(executor, "POLL_SECONDS", 0.01):
+        run_locally(folders, workers=workers, checkpoint_every=10, command="", on_poll=on_poll)
     return processes
 
 
 @contextmanager
 def started(
-    cells: Sequence[Cell], scripts: Sequence[str]
+    folders: Sequence[JobFolder], scripts: Sequence[str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Let the cells' jobs be small scripts; return the processes that were started."""
-    script = dict(zip(cells, scripts, strict=True))
+    """Let the jobs' jobs be small scripts; return the processes that were started."""
+    script = dict(zip(folders, scripts, strict=True))
     processes = []
 
-    def start(cell: Cell, *_: Any) -> subprocess.Popen[bytes]:
-        with cell.log_file.open("ab") as log:
+    def start(folder: JobFolder, *_: Any) -> subprocess.Popen[bytes]:
+        with folder.log_file.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-S", "-c", script[cell], str(cell.manifest_file)],
+                [sys.executable, "-S", "-c", script[folder], str(folder.manifest_file)],
                 stdout=log,
                 stderr=log,
             )
@@ -97,21 +98,21 @@ def started(
         yield processes
 
 
-def test_a_job_that_is_killed_takes_no_other_with_it(cells: list[Cell]) -> None:
-    run_scripts(cells, [FINISH, KILL_ITSELF, FINISH])
-    manifests = [cell.read_manifest() for cell in cells]
+def test_a_job_that_is_killed_takes_no_other_with_it(folders: list[JobFolder]) -> None:
+    run_scripts(folders, [FINISH, KILL_ITSELF, FINISH])
+    manifests = [folder.read_manifest() for folder in folders]
     assert [manifest.status for manifest in manifests] == ["finished", "failed", "finished"]
     assert manifests[1].reason is not None
     assert "signal SIGKILL" in manifests[1].reason
 
 
-def test_a_job_that_ends_without_a_word_is_quoted(cells: list[Cell]) -> None:
-    run_scripts(cells[:1], ["print('first'); print('the last word'); raise SystemExit(5)"])
-    manifest = cells[0].read_manifest()
+def test_a_job_that_ends_without_a_word_is_quoted(folders: list[JobFolder]) -> None:
+    run_scripts(folders[:1], ["print('first'); print('the last word'); raise SystemExit(5)"])
+    manifest = folders[0].read_manifest()
     assert manifest.status == "failed"
     assert manifest.reason == "its process ended by exit status 5: the last word"
     assert manifest.log_tail == ("first", "the last word") * 2
-    assert cell_state(cells[0]).line.splitlines()[1:] == [f"  | {x}" for x in manifest.log_tail]
+    assert job_state(folders[0]).line.splitlines()[1:] == [f"  | {x}" for x in manifest.log_tail]
 
 
 DIE_ONCE = """
@@ -123,9 +124,11 @@ if not died.exists():
 """
 
 
-def test_a_job_that_dies_is_tried_once_more_and_its_manifest_says_so(cells: list[Cell]) -> None:
-    run_scripts(cells, [FINISH, DIE_ONCE + FINISH, KILL_ITSELF], workers=1)
-    manifests = [cell.read_manifest() for cell in cells]
+def test_a_job_that_dies_is_tried_once_more_and_its_manifest_says_so(
+    folders: list[JobFolder],
+) -> None:
+    run_scripts(folders, [FINISH, DIE_ONCE + FINISH, KILL_ITSELF], workers=1)
+    manifests = [folder.read_manifest() for folder in folders]
     assert [manifest.status for manifest in manifests] == ["finished", "finished", "failed"]
     assert [manifest.retried for manifest in manifests] == [
         None,
@@ -136,8 +139,8 @@ def test_a_job_that_dies_is_tried_once_more_and_its_manifest_says_so(cells: list
 
 
 @pytest.mark.parametrize(("script", "starts"), [(FINISH, 1), (DIE_ONCE, 2), (KILL_ITSELF, 2)])
-def test_a_job_is_started_at_most_twice(cells: list[Cell], script: str, starts: int) -> None:
-    assert len(run_scripts(cells[:1], [script])) == starts
+def test_a_job_is_started_at_most_twice(folders: list[JobFolder], script: str, starts: int) -> None:
+    assert len(run_scripts(folders[:1], [script])) == starts
 
 
 @pytest.mark.parametrize(
@@ -152,13 +155,13 @@ def test_a_job_is_started_at_most_twice(cells: list[Cell], script: str, starts: 
     ],
 )
 def test_what_would_fail_again_is_not_tried_again(
-    cells: list[Cell], error: Exception, starts: int
+    folders: list[JobFolder], error: Exception, starts: int
 ) -> None:
     begun = []
 
-    def start(cell: Cell, *arguments: Any) -> ForkedJob:
-        begun.append(cell)
-        return ForkedJob(cell, 10, "")
+    def start(folder: JobFolder, *arguments: Any) -> ForkedJob:
+        begun.append(folder)
+        return ForkedJob(folder, 10, "")
 
     with (
         patch.object(Training, "run", side_effect=error),
@@ -166,37 +169,37 @@ def test_what_would_fail_again_is_not_tried_again(
         patch.object(executor, "POLL_SECONDS", 0.01),
     ):
         unfinished = run_locally(
-            cells[:1], workers=1, checkpoint_every=10, command="", on_poll=lambda: None
+            folders[:1], workers=1, checkpoint_every=10, command="", on_poll=lambda: None
         )
     assert len(begun) == starts
-    assert (cells[0].read_manifest().retried is None) == (starts == 1)
-    assert list(unfinished) == cells[:1]
+    assert (folders[0].read_manifest().retried is None) == (starts == 1)
+    assert list(unfinished) == folders[:1]
 
 
-def test_what_did_not_finish_is_returned_with_its_reason(cells: list[Cell]) -> None:
+def test_what_did_not_finish_is_returned_with_its_reason(folders: list[JobFolder]) -> None:
     interrupt = FINISH.replace("finished", "interrupted")
     with (
         patch.object(executor, "POLL_SECONDS", 0.01),
-        started(cells, [FINISH, KILL_ITSELF, interrupt]),
+        started(folders, [FINISH, KILL_ITSELF, interrupt]),
     ):
         unfinished = run_locally(
-            cells, workers=3, checkpoint_every=10, command="", on_poll=lambda: None
+            folders, workers=3, checkpoint_every=10, command="", on_poll=lambda: None
         )
     assert unfinished == {
-        cells[1]: "its process ended by signal SIGKILL",
-        cells[2]: "it was asked to stop, and is saved",
+        folders[1]: "its process ended by signal SIGKILL",
+        folders[2]: "it was asked to stop, and is saved",
     }
 
 
 @pytest.mark.parametrize("before", ["interrupted", "failed"])
 def test_a_job_that_dies_on_its_second_start_is_recorded_anew(
-    cells: list[Cell], before: Any
+    folders: list[JobFolder], before: Any
 ) -> None:
-    manifest = cells[0].read_manifest()
+    manifest = folders[0].read_manifest()
     manifest.status, manifest.reason = before, "of old"
-    cells[0].write_manifest(manifest)
-    run_scripts(cells[:1], [KILL_ITSELF])
-    manifest = cells[0].read_manifest()
+    folders[0].write_manifest(manifest)
+    run_scripts(folders[:1], [KILL_ITSELF])
+    manifest = folders[0].read_manifest()
     assert manifest.status == "failed"
     assert manifest.reason is not None
     assert "signal SIGKILL" in manifest.reason
@@ -223,7 +226,7 @@ while not pathlib.Path(sys.argv[1] + ".go").exists():
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_jobs_run_as_many_at_a_time_as_there_are_workers(
-    cells: list[Cell], workers: int, jobs: Callable[[], list[psutil.Process]]
+    folders: list[JobFolder], workers: int, jobs: Callable[[], list[psutil.Process]]
 ) -> None:
     most, deadline = 0, time.monotonic() + 60
 
@@ -231,55 +234,57 @@ def test_jobs_run_as_many_at_a_time_as_there_are_workers(
         nonlocal most
         most = max(most, len(jobs()))
         if most >= workers:
-            for cell in cells:
-                Path(f"{cell.manifest_file}.go").touch()
+            for folder in folders:
+                Path(f"{folder.manifest_file}.go").touch()
         assert time.monotonic() < deadline, f"never more than {most} at a time"
 
-    run_scripts(cells, [WAIT + FINISH] * 3, workers, watch)
+    run_scripts(folders, [WAIT + FINISH] * 3, workers, watch)
     assert most == workers
-    assert [cell.read_manifest().status for cell in cells] == ["finished"] * 3
+    assert [folder.read_manifest().status for folder in folders] == ["finished"] * 3
 
 
 def test_an_interrupt_ends_every_job_even_a_stubborn_one(
-    cells: list[Cell],
+    folders: list[JobFolder],
     monkeypatch: pytest.MonkeyPatch,
     jobs: Callable[[], list[psutil.Process]],
 ) -> None:
     monkeypatch.setattr(executor, "GRACE_SECONDS", 0.5)
 
     def watch() -> None:
-        if all(cell.log_file.exists() and cell.log_tail(1) == ("ready",) for cell in cells[:2]):
+        if all(
+            folder.log_file.exists() and folder.log_tail(1) == ("ready",) for folder in folders[:2]
+        ):
             raise KeyboardInterrupt
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_scripts(cells, [STUBBORN] * 3, workers=2, on_poll=watch)
+        run_scripts(folders, [STUBBORN] * 3, workers=2, on_poll=watch)
     assert time.monotonic() - began < 10
     assert jobs() == []
-    assert cells[2].read_manifest().status == "pending"
+    assert folders[2].read_manifest().status == "pending"
 
 
 def test_a_job_that_had_to_be_killed_is_not_left_running(
-    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+    folders: list[JobFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "GRACE_SECONDS", 0.1)
-    manifest = cells[0].read_manifest()
+    manifest = folders[0].read_manifest()
     manifest.status = "running"
-    cells[0].write_manifest(manifest)
+    folders[0].write_manifest(manifest)
 
     def watch() -> None:
-        if cells[0].log_tail(1) == ("ready",):
+        if folders[0].log_tail(1) == ("ready",):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_scripts(cells[:1], [STUBBORN], on_poll=watch)
-    assert cells[0].read_manifest().status != "running"
+        run_scripts(folders[:1], [STUBBORN], on_poll=watch)
+    assert folders[0].read_manifest().status != "running"
 
 
-def work(cell: Cell) -> int:
+def work(folder: JobFolder) -> int:
     """Run the job in this process, and return its exit status."""
     try:
-        worker.work(cell.folder, checkpoint_every=20, command="a command")
+        worker.work(folder.path, checkpoint_every=20, command="a command")
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
@@ -293,31 +298,31 @@ def work(cell: Cell) -> int:
     ],
 )
 def test_a_job_that_raises_says_why_and_logs_where(
-    cells: list[Cell],
+    folders: list[JobFolder],
     capsys: pytest.CaptureFixture[str],
     error: Exception,
     status: int,
     reason: str,
 ) -> None:
     with patch.object(Training, "run", side_effect=error):
-        assert work(cells[0]) == status
-    manifest = cells[0].read_manifest()
+        assert work(folders[0]) == status
+    manifest = folders[0].read_manifest()
     assert (manifest.status, manifest.reason) == ("failed", reason)
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_job_that_failed_may_be_run_again(cells: list[Cell]) -> None:
+def test_a_job_that_failed_may_be_run_again(folders: list[JobFolder]) -> None:
     with patch.object(Training, "run", side_effect=ValueError):
-        work(cells[0])
-    assert work(cells[0]) == 0
-    manifest = cells[0].read_manifest()
+        work(folders[0])
+    assert work(folders[0]) == 0
+    manifest = folders[0].read_manifest()
     assert (manifest.status, manifest.reason, manifest.step) == ("finished", None, 30)
     assert manifest.updates == 20
 
 
 def test_a_seed_that_diverged_is_in_the_manifest_and_in_what_status_tells(tmp_path: Path) -> None:
-    cell = Cell(tmp_path / "cell")
-    cell.write_manifest(Manifest(job=make_job()))
+    folder = JobFolder(tmp_path / "job")
+    folder.write_manifest(Manifest(job=make_job()))
     run = Training.run
 
     def run_poisoned(self: Training) -> None:
@@ -325,29 +330,29 @@ def test_a_seed_that_diverged_is_in_the_manifest_and_in_what_status_tells(tmp_pa
         run(self)
 
     with patch.object(Training, "run", run_poisoned):
-        assert work(cell) == 0
-    assert cell.read_manifest().diverged == {POISONED: POISONED_AT}
-    assert cell_state(cell).line.endswith(f"seed {POISONED} diverged at step {POISONED_AT}")
-    assert cell.read_progress()["diverged"] == {str(POISONED): POISONED_AT}
+        assert work(folder) == 0
+    assert folder.read_manifest().diverged == {POISONED: POISONED_AT}
+    assert job_state(folder).line.endswith(f"seed {POISONED} diverged at step {POISONED_AT}")
+    assert folder.read_progress()["diverged"] == {str(POISONED): POISONED_AT}
 
 
 def test_a_finished_job_says_what_its_checkpoints_took_and_what_its_tables_are(
-    cells: list[Cell],
+    folders: list[JobFolder],
 ) -> None:
-    assert work(cells[0]) == 0
-    manifest = cells[0].read_manifest()
+    assert work(folders[0]) == 0
+    manifest = folders[0].read_manifest()
     assert manifest.checkpoint_seconds > 0
-    assert manifest.checksums == cells[0].checksums()
+    assert manifest.checksums == folders[0].checksums()
     assert {"evaluations.csv", "training.csv"} <= manifest.checksums.keys()
 
 
-def test_a_job_that_is_asked_to_stop_is_interrupted(cells: list[Cell]) -> None:
+def test_a_job_that_is_asked_to_stop_is_interrupted(folders: list[JobFolder]) -> None:
     with patch.object(Training, "run", side_effect=Interrupted):
-        assert work(cells[0]) == process.INTERRUPTED
-    assert cells[0].read_manifest().status == "interrupted"
+        assert work(folders[0]) == process.INTERRUPTED
+    assert folders[0].read_manifest().status == "interrupted"
 
 
-def test_sigterm_stops_a_job_which_then_goes_on(cells: list[Cell]) -> None:
+def test_sigterm_stops_a_job_which_then_goes_on(folders: list[JobFolder]) -> None:
     take_step = Training._take_step
     count = itertools.count(1)
 
@@ -357,58 +362,60 @@ def test_sigterm_stops_a_job_which_then_goes_on(cells: list[Cell]) -> None:
         take_step(self)
 
     with patch.object(Training, "_take_step", step):
-        assert work(cells[0]) == process.INTERRUPTED
-        assert cells[0].read_manifest().step == 15
-        assert work(cells[0]) == 0
+        assert work(folders[0]) == process.INTERRUPTED
+        assert folders[0].read_manifest().step == 15
+        assert work(folders[0]) == 0
     assert next(count) == 31, "no step was taken twice"
 
 
-def test_a_replay_log_goes_only_after_the_job_is_known_to_be_finished(cells: list[Cell]) -> None:
+def test_a_replay_log_goes_only_after_the_job_is_known_to_be_finished(
+    folders: list[JobFolder],
+) -> None:
     """Or a death in between would leave a job that can neither go on nor be skipped."""
     status = []
     tidy = Checkpoint.tidy
 
     def dropping(self: Checkpoint, *, keep_replay: bool) -> None:
-        status.append(cells[0].read_manifest().status)
+        status.append(folders[0].read_manifest().status)
         tidy(self, keep_replay=keep_replay)
 
     with patch.object(Checkpoint, "tidy", dropping):
-        assert work(cells[0]) == 0
+        assert work(folders[0]) == 0
     assert status == ["finished"]
-    assert not cells[0].replay_file.exists()
+    assert not folders[0].replay_file.exists()
 
 
-def test_a_cell_has_one_writer(cells: list[Cell], capsys: pytest.CaptureFixture[str]) -> None:
-    before = cells[0].manifest_file.read_bytes()
-    with FileLock(cells[0].lock_file):
-        assert work(cells[0]) == process.FAILED
-    assert cells[0].manifest_file.read_bytes() == before
+def test_a_job_has_one_writer(folders: list[JobFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    before = folders[0].manifest_file.read_bytes()
+    with FileLock(folders[0].lock_file):
+        assert work(folders[0]) == process.FAILED
+    assert folders[0].manifest_file.read_bytes() == before
     assert "being written by another process" in capsys.readouterr().err
 
 
-def test_a_job_that_another_process_has_is_left_to_it(cells: list[Cell]) -> None:
+def test_a_job_that_another_process_has_is_left_to_it(folders: list[JobFolder]) -> None:
     """An orphan of an earlier run may still be saving itself: its manifest is its own."""
-    manifest = cells[0].read_manifest()
+    manifest = folders[0].read_manifest()
     manifest.status = "running"
-    cells[0].write_manifest(manifest)
-    with patch.object(executor, "ORPHAN_SECONDS", 0.1), FileLock(cells[0].lock_file):
-        assert run_scripts(cells[:1], ["raise SystemExit(1)"]) == []
-    assert cells[0].read_manifest().status == "running"
+    folders[0].write_manifest(manifest)
+    with patch.object(executor, "ORPHAN_SECONDS", 0.1), FileLock(folders[0].lock_file):
+        assert run_scripts(folders[:1], ["raise SystemExit(1)"]) == []
+    assert folders[0].read_manifest().status == "running"
 
 
-def test_progress_says_where_a_job_ended(cells: list[Cell]) -> None:
-    assert work(cells[0]) == 0
-    progress = json.loads(cells[0].progress_file.read_text())
+def test_progress_says_where_a_job_ended(folders: list[JobFolder]) -> None:
+    assert work(folders[0]) == 0
+    progress = json.loads(folders[0].progress_file.read_text())
     assert (progress["step"], progress["steps"]) == (30, 30)
     assert progress["updates_per_second"] > 0
     assert progress["seconds_left"] == 0
 
 
-def start_and_leave(cell: Cell, parent_leaves: str) -> None:
+def start_and_leave(folder: JobFolder, parent_leaves: str) -> None:
     """Be the parent of a job, and end before it does."""
-    (cell.folder / "orphan").write_text(str(executor._start(cell, 10**6, "").pid))
+    (folder.path / "orphan").write_text(str(executor._start(folder, 10**6, "").pid))
     deadline = time.monotonic() + 60
-    while parent_leaves == "later" and not cell.progress_file.exists():
+    while parent_leaves == "later" and not folder.progress_file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -419,11 +426,11 @@ def start_and_leave(cell: Cell, parent_leaves: str) -> None:
 def test_an_orphan_stops(
     tmp_path: Path, parent_leaves: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (cell,) = lay_out(tmp_path, "td3[hidden_sizes=[8]]", steps=10**6)
+    (folder,) = lay_out(tmp_path, "td3[hidden_sizes=[8]]", steps=10**6)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert exit_status(fork(lambda: start_and_leave(cell, parent_leaves))) == 0
+    assert exit_status(fork(lambda: start_and_leave(folder, parent_leaves))) == 0
     try:
-        orphan = psutil.Process(int((cell.folder / "orphan").read_text()))
+        orphan = psutil.Process(int((folder.path / "orphan").read_text()))
     except psutil.NoSuchProcess:
         return
     try:
@@ -435,7 +442,7 @@ def test_an_orphan_stops(
         if orphan.is_running():
             orphan.kill()
     if parent_leaves == "later":
-        assert cell.read_manifest().status == "interrupted"
+        assert folder.read_manifest().status == "interrupted"
 
 
 @given(
@@ -453,9 +460,9 @@ def test_all_workers_are_busy_until_fewer_jobs_than_workers_are_left(
     class Job:
         stdin, returncode, pid = None, 0, 0
 
-        def __init__(self, cell: Cell, *_: object) -> None:
-            self.folder = cell.folder
-            running[cell.folder] = jobs[cell.folder]
+        def __init__(self, folder: JobFolder, *_: object) -> None:
+            self.folder = folder.path
+            running[folder.path] = jobs[folder.path]
 
         def poll(self) -> int | None:
             if running[self.folder] > 0:
@@ -479,9 +486,10 @@ def test_all_workers_are_busy_until_fewer_jobs_than_workers_are_left(
         patch.object(executor.Orphans, "hold", lambda *_: False),
         patch.object(executor, "POLL_SECONDS", 0),
     ):
-        cells = [Cell(folder) for folder in jobs]
+        folders = [JobFolder(folder) for folder in jobs]
         assert (
-            run_locally(cells, workers=workers, checkpoint_every=1, command="", on_poll=tick) == {}
+            run_locally(folders, workers=workers, checkpoint_every=1, command="", on_poll=tick)
+            == {}
         )
     tail = next((at for at, count in enumerate(busy) if count < workers), len(busy))
     # From the first idle worker on, no job was left to be begun: the number only falls.

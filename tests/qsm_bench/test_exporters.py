@@ -22,8 +22,9 @@ from qsm_bench.exporters import FORMATS, export, folder, followed
 from qsm_bench.exporters.runs import RETURN, runs_of
 from qsm_bench.files import write_atomically
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.results import Results, load_results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import as_csv
 from tests.qsm_bench.jobs import make_experiment
 from tests.qsm_bench.synthetic import make_results, with_diagnostics
@@ -469,7 +470,7 @@ def test_what_was_cut_off_or_damaged_is_mended_by_the_next_export(
 # The command.
 
 
-def on_disk(root: Path) -> tuple[ExperimentStore, Experiment, Cell]:
+def on_disk(root: Path) -> tuple[ExperimentStore, Experiment, JobFolder]:
     """Lay out an experiment of one cell, which nobody runs."""
     experiment = make_experiment(steps=80)
     store = ExperimentStore(root, experiment.name)
@@ -478,7 +479,7 @@ def on_disk(root: Path) -> tuple[ExperimentStore, Experiment, Cell]:
     return store, experiment, cell
 
 
-def write_rows(cell: Cell, steps: list[int], status: str = "interrupted") -> None:
+def write_rows(cell: JobFolder, steps: list[int], status: str = "interrupted") -> None:
     """Let the cell have been evaluated at ``steps``."""
     rows = [
         {"seed": seed, "step": step, "episode": k, "return": step + seed, "length": 9}
@@ -491,7 +492,7 @@ def write_rows(cell: Cell, steps: list[int], status: str = "interrupted") -> Non
     set_status(cell, status)
 
 
-def set_status(cell: Cell, status: str) -> None:
+def set_status(cell: JobFolder, status: str) -> None:
     """Write the cell's manifest, if it is to say anything new."""
     manifest = cell.read_manifest()
     if manifest.status != status:

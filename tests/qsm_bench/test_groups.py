@@ -47,15 +47,15 @@ def test_groups_of_different_seeds_have_different_folders(a: list[int], b: list[
 
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 64))
 def test_every_worker_has_work_as_far_as_there_are_seeds(
-    seeds: int, cells: int, workers: int
+    seeds: int, folders: int, workers: int
 ) -> None:
-    size = choose_seeds_per_job(seeds, cells, workers, device="cpu", compiled=False)
-    jobs = cells * -(-seeds // size)
-    assert jobs >= min(workers, cells * seeds) * 0.5
-    if cells >= workers:
+    size = choose_seeds_per_job(seeds, folders, workers, device="cpu", compiled=False)
+    jobs = folders * -(-seeds // size)
+    assert jobs >= min(workers, folders * seeds) * 0.5
+    if folders >= workers:
         assert size == seeds
-    assert choose_seeds_per_job(seeds, cells, workers, device="cpu", compiled=True) == 1
-    assert choose_seeds_per_job(seeds, cells, workers, device="cuda", compiled=True) == seeds
+    assert choose_seeds_per_job(seeds, folders, workers, device="cpu", compiled=True) == 1
+    assert choose_seeds_per_job(seeds, folders, workers, device="cuda", compiled=True) == seeds
 
 
 def run(
@@ -101,17 +101,17 @@ def test_results_read_as_if_there_were_no_groups(grouped: Results, tmp_path: Pat
 
 
 def test_a_job_leaves_the_bytes_it_leaves_alone(grouped: Results, tmp_path: Path) -> None:
-    cells = list(ExperimentStore(grouped.root, "there").cells())
-    assert [cell.folder.name for cell in cells] == ["0-1", "2-3"]
+    folders = list(ExperimentStore(grouped.root, "there").job_folders())
+    assert [folder.path.name for folder in folders] == ["0-1", "2-3"]
     alone = make_experiment(TD3, seeds=4, per_job=2).jobs[1]
     assert train(alone, tmp_path)
-    assert written(tmp_path) == written(cells[1].folder)
+    assert written(tmp_path) == written(folders[1].path)
 
 
 def test_an_experiment_is_given_more_seeds(tmp_path: Path) -> None:
     run(tmp_path, range(2))
     store = ExperimentStore(tmp_path, "there")
-    (first,) = store.cells()
+    (first,) = store.job_folders()
     before = first.evaluations_file.stat().st_mtime_ns
     results = run(tmp_path, range(5), per_job=2)
     assert store.groups == ((0, 1), (2, 3), (4,))
@@ -134,9 +134,9 @@ def test_seeds_and_steps_grow_together_and_agents_join(tmp_path: Path) -> None:
 def test_a_store_of_format_1_is_read_and_grows(tmp_path: Path) -> None:
     run(tmp_path, range(2))
     store = ExperimentStore(tmp_path, "there")
-    (cell,) = store.cells()
+    (folder,) = store.job_folders()
     # As it was before: no level of seeds, and a list of them in experiment.json.
-    above, moved = cell.folder.parent, cell.folder.rename(tmp_path / "moved")
+    above, moved = folder.path.parent, folder.path.rename(tmp_path / "moved")
     for part in moved.iterdir():
         part.rename(above / part.name)
     asked = store.file.read_text().replace('"format": 2', '"format": 1')
@@ -144,21 +144,21 @@ def test_a_store_of_format_1_is_read_and_grows(tmp_path: Path) -> None:
         asked.replace('"groups"', '"seeds"').replace("[\n    [", "[").replace("]\n  ]", "]")
     )
     results = load_results(tmp_path, "there")
-    assert [c.folder for c in store.cells()] == [above]
+    assert [c.path for c in store.job_folders()] == [above]
     assert not results.damaged
     assert len(results.evaluations)
     assert load_policy(results, TD3, "four-goals", 1).seed == 1
     grown = run(tmp_path, range(3))
-    assert [c.folder.name for c in store.cells()] == ["four-goals", "2"]
+    assert [c.path.name for c in store.job_folders()] == ["four-goals", "2"]
     assert sorted(set(grown.evaluations["seed"])) == [0, 1, 2]
 
 
 def test_a_job_that_fails_leaves_out_its_own_seeds(grouped: Results, tmp_path: Path) -> None:
     results = run(tmp_path)
-    cell = list(ExperimentStore(tmp_path, "there").cells())[1]
-    manifest = cell.read_manifest()
+    folder = list(ExperimentStore(tmp_path, "there").job_folders())[1]
+    manifest = folder.read_manifest()
     failed = {"status": "failed", "reason": "the disk is full", "step": 20}
-    cell.write_manifest(manifest.model_copy(update=failed))
+    folder.write_manifest(manifest.model_copy(update=failed))
     results = load_results(tmp_path, "there")
     assert results.cells[0]["status"] == "failed"
     comparison = select_runs(results)
@@ -172,8 +172,8 @@ def test_a_job_that_fails_leaves_out_its_own_seeds(grouped: Results, tmp_path: P
 
 def test_a_damaged_job_leaves_out_its_own_seeds(tmp_path: Path) -> None:
     run(tmp_path)
-    cell = next(ExperimentStore(tmp_path, "there").cells())
-    cell.evaluations_file.write_text("nothing\n")
+    folder = next(ExperimentStore(tmp_path, "there").job_folders())
+    folder.evaluations_file.write_text("nothing\n")
     results = load_results(tmp_path, "there")
     assert [damaged.seeds for damaged in results.damaged] == [(0, 1)]
     comparison = select_runs(results)
@@ -192,13 +192,13 @@ def test_a_link_above_a_group_is_refused(tmp_path: Path) -> None:
     assert not len(results.evaluations)
 
 
-def test_states_name_the_seeds_where_a_cell_has_several_jobs(grouped: Results) -> None:
-    cells = list(ExperimentStore(grouped.root, "there").cells())
-    assert [state.name for state in read_states(cells)] == [
+def test_states_name_the_seeds_where_a_job_has_several_jobs(grouped: Results) -> None:
+    folders = list(ExperimentStore(grouped.root, "there").job_folders())
+    assert [state.name for state in read_states(folders)] == [
         f"{TD3} on four-goals, seeds 0-1",
         f"{TD3} on four-goals, seeds 2-3",
     ]
-    assert [state.name for state in read_states(cells[:1])] == [f"{TD3} on four-goals"]
+    assert [state.name for state in read_states(folders[:1])] == [f"{TD3} on four-goals"]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "many", "1.5"])

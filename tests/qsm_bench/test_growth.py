@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from qsm_bench import UserError, executor, load_results, run_experiment
 from qsm_bench.checkpoint import read_state
 from qsm_bench.experiment import Job
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.results import Results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import (
     AGENTS,
     EVAL_EVERY,
@@ -79,16 +80,16 @@ def run(folder: Path, steps: int, *, keep_replay: bool | None = None) -> Results
         )
 
 
-def cell_in(folder: Path) -> Cell:
-    return next(ExperimentStore(folder, "there").cells())
+def folder_in(folder: Path) -> JobFolder:
+    return next(ExperimentStore(folder, "there").job_folders())
 
 
 def test_an_experiment_is_given_more_steps(tmp_path: Path) -> None:
     run(tmp_path / "grown", SHORT)
     results = run(tmp_path / "grown", STEPS)
     run(tmp_path / "whole", STEPS)
-    grown, whole = cell_in(tmp_path / "grown"), cell_in(tmp_path / "whole")
-    assert written(grown.folder) == written(whole.folder)
+    grown, whole = folder_in(tmp_path / "grown"), folder_in(tmp_path / "whole")
+    assert written(grown.path) == written(whole.path)
     manifest = grown.read_manifest()
     assert (manifest.status, manifest.step, manifest.lengths) == ("finished", STEPS, (SHORT,))
     assert [(s.first_step, s.last_step) for s in manifest.stretches] == [(0, SHORT), (SHORT, STEPS)]
@@ -107,10 +108,10 @@ def test_what_has_not_begun_to_train_on_is_read_as_it_is(tmp_path: Path) -> None
 
 def test_without_its_replay_buffer_a_finished_run_cannot_train_on(tmp_path: Path) -> None:
     run(tmp_path, SHORT, keep_replay=False)
-    before = cell_in(tmp_path).manifest_file.read_bytes()
+    before = folder_in(tmp_path).manifest_file.read_bytes()
     with pytest.raises(UserError, match="has finished its 30 steps and its replay buffer was not"):
         run(tmp_path, STEPS)
-    assert cell_in(tmp_path).manifest_file.read_bytes() == before
+    assert folder_in(tmp_path).manifest_file.read_bytes() == before
     run(tmp_path, SHORT, keep_replay=False)  # as long as it is: nothing is to be done
 
 
@@ -123,17 +124,17 @@ def test_fewer_steps_are_another_configuration(tmp_path: Path) -> None:
 def test_large_replay_buffers_are_kept_only_if_asked(tmp_path: Path) -> None:
     with patch("qsm_bench.run.KEPT_BYTES", 10):
         run(tmp_path, SHORT)
-        assert not cell_in(tmp_path).replay_file.exists()
+        assert not folder_in(tmp_path).replay_file.exists()
         run(tmp_path / "asked", SHORT, keep_replay=True)
-    assert cell_in(tmp_path / "asked").replay_file.exists()
+    assert folder_in(tmp_path / "asked").replay_file.exists()
 
 
-def test_a_cell_that_another_process_writes_is_not_changed(tmp_path: Path) -> None:
+def test_a_job_that_another_process_writes_is_not_changed(tmp_path: Path) -> None:
     run(tmp_path, SHORT)
-    cell = cell_in(tmp_path)
-    with FileLock(cell.lock_file), pytest.raises(UserError, match="is still written by"):
+    job_folder = folder_in(tmp_path)
+    with FileLock(job_folder.lock_file), pytest.raises(UserError, match="is still written by"):
         run(tmp_path, STEPS)
-    assert cell.read_manifest().job.protocol.steps == SHORT
+    assert job_folder.read_manifest().job.protocol.steps == SHORT
 
 
 def test_a_checkpoint_that_names_the_earlier_identity_is_resumed(tmp_path: Path) -> None:

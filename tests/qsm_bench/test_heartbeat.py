@@ -22,9 +22,10 @@ from qsm_bench.heartbeat import (
     this_machine,
     time_of,
 )
+from qsm_bench.job_folder import JobFolder, read_sign
 from qsm_bench.manifest import Manifest
-from qsm_bench.progress import cell_state
-from qsm_bench.store import Cell, ExperimentStore, read_sign
+from qsm_bench.progress import job_state
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import make_job
 from tests.qsm_bench.processes import exit_status, fork
 
@@ -117,23 +118,23 @@ def test_a_sign_is_given_again_and_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("status", ["running", "pending", "finished", "failed", "interrupted"])
 def test_only_what_ran_is_cut_off_by_its_process_going(tmp_path: Path, status: Any) -> None:
-    cell = Cell(tmp_path)
-    cell.write_manifest(Manifest(job=make_job(), status=status))
-    cell.progress_file.write_text(json.dumps(sign(pid=2**22 + 1, step=7)))
-    line = cell_state(cell).line
+    folder = JobFolder(tmp_path)
+    folder.write_manifest(Manifest(job=make_job(), status=status))
+    folder.progress_file.write_text(json.dumps(sign(pid=2**22 + 1, step=7)))
+    line = job_state(folder).line
     assert ("interrupted (its process is gone)" in line) == (status == "running")
     assert "left" not in line
-    assert cell.read_manifest().status == status, "who only looks writes nothing"
+    assert folder.read_manifest().status == status, "who only looks writes nothing"
 
 
 def test_a_suspended_job_is_told(tmp_path: Path, other: int) -> None:
-    cell = Cell(tmp_path)
-    cell.write_manifest(Manifest(job=make_job(), status="running"))
-    cell.progress_file.write_text(json.dumps(sign(pid=other, born=start_of(other), step=7)))
-    assert "suspended" not in cell_state(cell).line
+    folder = JobFolder(tmp_path)
+    folder.write_manifest(Manifest(job=make_job(), status="running"))
+    folder.progress_file.write_text(json.dumps(sign(pid=other, born=start_of(other), step=7)))
+    assert "suspended" not in job_state(folder).line
     os.kill(other, signal.SIGSTOP)
     os.waitpid(other, os.WUNTRACED)
-    assert cell_state(cell).line.endswith(f"process {other} is suspended")
+    assert job_state(folder).line.endswith(f"process {other} is suspended")
 
 
 def test_who_asks_whether_somebody_runs_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from qsm_bench import cli
 from qsm_bench.checkpoint import FORMAT, Checkpoint, read_state
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.report import write_report
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import make_experiment, make_job, train
 
@@ -61,15 +62,15 @@ def script(file: Path, content: Any) -> None:
 @pytest.mark.parametrize("write", [zipped, plain_pickle, legacy, script])
 @pytest.mark.parametrize("name", ["state.pt", "previous.pt"])
 def test_a_checkpoint_runs_no_code(tmp_path: Path, name: str, write: Any) -> None:
-    cell = Cell(tmp_path / "cell")
-    cell.checkpoint.mkdir(parents=True)
+    job_folder = JobFolder(tmp_path / "job")
+    job_folder.checkpoint.mkdir(parents=True)
     ran = tmp_path / "ran"
-    write(cell.checkpoint / name, {"step": 1, "replay_added": 0, "agent": Exploit(ran)})
-    checkpoint = Checkpoint(cell.checkpoint)
+    write(job_folder.checkpoint / name, {"step": 1, "replay_added": 0, "agent": Exploit(ran)})
+    checkpoint = Checkpoint(job_folder.checkpoint)
     for load in (
         checkpoint.load_state,
-        lambda: read_state(cell.checkpoint / name),
-        lambda: Training(make_job(), cell, checkpoint_every=1),
+        lambda: read_state(job_folder.checkpoint / name),
+        lambda: Training(make_job(), job_folder, checkpoint_every=1),
     ):
         with pytest.raises(UserError, match=name) as refused:
             load()
@@ -92,12 +93,12 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, name: str, write: Any) -> Non
     ids=repr,
 )
 def test_a_checkpoint_of_something_else_is_one_line(tmp_path: Path, state: Any) -> None:
-    cell = Cell(tmp_path)
-    cell.checkpoint.mkdir()
+    job_folder = JobFolder(tmp_path)
+    job_folder.checkpoint.mkdir()
     if isinstance(state, dict):
         state |= {"format": FORMAT}
-    torch.save(state, cell.checkpoint / "state.pt")
-    (cell.checkpoint / "replay.f32").touch()
+    torch.save(state, job_folder.checkpoint / "state.pt")
+    (job_folder.checkpoint / "replay.f32").touch()
     with pytest.raises(UserError) as refused:
         train(make_job(), tmp_path)
     assert "\n" not in str(refused.value)
@@ -119,8 +120,8 @@ NAMES = st.text(alphabet="./\\~%2eF: \0aé<script>", min_size=1, max_size=20) | 
 
 
 @given(NAMES, NAMES)
-def test_a_cell_lies_in_its_experiment_whatever_it_is_called(agent: str, task: str) -> None:
-    folder = ExperimentStore(Path("/results"), "there").cell(agent, task, (0,)).folder
+def test_a_job_lies_in_its_experiment_whatever_it_is_called(agent: str, task: str) -> None:
+    folder = ExperimentStore(Path("/results"), "there").job_folder(agent, task, (0,)).path
     assert folder.parents[2] == Path("/results/there")
     assert Path(os.path.normpath(folder)) == folder
     assert "\0" not in str(folder)
@@ -185,8 +186,8 @@ def test_a_report_of_hostile_names_stays_in_its_folder(tmp_path: Path) -> None:
     for agent in agents:
         for task in tasks:
             job = Job.model_validate(JOB.model_dump() | {"agent": agent, "task": task})
-            cell = store.cell(agent, task, job.seeds)
-            cell.write_manifest(
+            job_folder = store.job_folder(agent, task, job.seeds)
+            job_folder.write_manifest(
                 # As an earlier version wrote it: the commit at the top.
                 Manifest.model_validate(
                     {"job": job, "status": "failed", "reason": SCRIPT, "log_tail": (SCRIPT,)}
@@ -194,7 +195,7 @@ def test_a_report_of_hostile_names_stays_in_its_folder(tmp_path: Path) -> None:
                 )
             )
             rows = [f"{s},{t},{k},{s + k},30" for t in (20, 40) for s in (0, 1) for k in (0, 1)]
-            cell.evaluations_file.write_text(
+            job_folder.evaluations_file.write_text(
                 "\n".join(["seed,step,episode,return,length", *rows, ""])
             )
     before = set(tmp_path.rglob("*"))

@@ -15,9 +15,10 @@ from qsm_bench import executor, worker
 from qsm_bench.errors import UserError
 from qsm_bench.executor import run_locally
 from qsm_bench.experiment import Job
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.statistics import estimates
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import AGENTS, EVAL_EVERY, STEPS, WARMUP, make_experiment, make_job, train
 from tests.qsm_bench.processes import ForkedJob
 from tests.qsm_bench.test_cli import call
@@ -81,15 +82,15 @@ def forget() -> None:
 
 @pytest.fixture
 def strangers(here: Path, trained: tuple[Job, Path]) -> ExperimentStore:
-    """Make finished cells as a stranger may, out of one of ours."""
+    """Make finished jobs as a stranger may, out of one of ours."""
     job, folder = trained
     store = ExperimentStore(here / "results", "there")
     jobs = [job.model_copy(update=changes) for changes in NAMED.values()]
     for named in jobs:
-        cell = store.cell(named.agent, named.task, named.seeds)
-        shutil.copytree(folder, cell.folder)
-        cell.write_manifest(
-            Manifest(job=named, status="finished", step=STEPS, checksums=cell.checksums())
+        job_folder = store.job_folder(named.agent, named.task, named.seeds)
+        shutil.copytree(folder, job_folder.path)
+        job_folder.write_manifest(
+            Manifest(job=named, status="finished", step=STEPS, checksums=job_folder.checksums())
         )
     write_experiment(store, jobs)
     return store
@@ -149,7 +150,7 @@ def test_a_command_that_is_told_can_be_pasted_whatever_a_module_is_called(
 ) -> None:
     job = trained[0].model_copy(update={"agent_name": "x; touch planted.ran #:X"})
     store = ExperimentStore(here / "results", "there")
-    store.cell(job.agent, job.task, job.seeds).write_manifest(Manifest(job=job))
+    store.job_folder(job.agent, job.task, job.seeds).write_manifest(Manifest(job=job))
     write_experiment(store, [job])
     outcome = call("evaluate", "there", f"--agent={job.agent}", f"--task={job.task}")
     assert outcome.err.endswith("--import 'x; touch planted.ran #'\n")
@@ -159,9 +160,9 @@ def test_evaluate_imports_what_it_is_told_to(here: Path) -> None:
     sys.path.insert(0, str(here))
     job = make_job("planted:Planted[hidden_sizes=[8]]", "planted:Planted-v0")
     store = ExperimentStore(here / "results", "there")
-    cell = store.cell(job.agent, job.task, job.seeds)
-    cell.write_manifest(Manifest(job=job))
-    assert train(job, cell.folder)
+    job_folder = store.job_folder(job.agent, job.task, job.seeds)
+    job_folder.write_manifest(Manifest(job=job))
+    assert train(job, job_folder.path)
     write_experiment(store, [job])
     forget()
     (here / "planted.ran").unlink()
@@ -181,23 +182,21 @@ def run(agents: str = LABEL, tasks: str = "four-goals") -> tuple[str, ...]:
     return ("run", f"--agents={agents}", f"--tasks={tasks}", "--name=there", *options)
 
 
-def test_a_run_imports_nothing_that_other_cells_name(
-    strangers: ExperimentStore, here: Path
-) -> None:
+def test_a_run_imports_nothing_that_other_jobs_name(strangers: ExperimentStore, here: Path) -> None:
     with patch.object(executor, "_start", ForkedJob):
         outcome = call(*run(), "--device=cpu", "--workers=1")
     assert outcome.status == 0, outcome.err
-    assert strangers.cell(LABEL, "four-goals", (0, 1)).read_manifest().status == "finished"
+    assert strangers.job_folder(LABEL, "four-goals", (0, 1)).read_manifest().status == "finished"
     assert_nothing_imported(here)
 
 
 @pytest.mark.parametrize("what", ["agent_name", "gymnasium_id"])
-def test_a_run_refuses_its_own_cell_where_that_names_something_else(
+def test_a_run_refuses_its_own_job_where_that_names_something_else(
     here: Path, trained: tuple[Job, Path], what: str
 ) -> None:
     job = trained[0].model_copy(update={what: "planted:Planted-v0"})
     store = ExperimentStore(here / "results", "there")
-    store.cell(job.agent, job.task, job.seeds).write_manifest(Manifest(job=job))
+    store.job_folder(job.agent, job.task, job.seeds).write_manifest(Manifest(job=job))
     write_experiment(store, [job])
     outcome = call(*run(), "--device=cpu")
     assert outcome.status == 2
@@ -212,17 +211,17 @@ EDITS = (
 )
 
 
-def prepared(here: Path) -> Cell:
+def prepared(here: Path) -> JobFolder:
     experiment = make_experiment(LABEL)
-    (cell,) = ExperimentStore(here / "results", "there").prepare(experiment, "")
-    return cell
+    (job_folder,) = ExperimentStore(here / "results", "there").prepare(experiment, "")
+    return job_folder
 
 
-def edit(cell: Cell, changes: dict[str, Any]) -> None:
+def edit(job_folder: JobFolder, changes: dict[str, Any]) -> None:
     """Change the job in a manifest, as anybody can who may write there."""
-    content = json.loads(cell.manifest_file.read_text())
+    content = json.loads(job_folder.manifest_file.read_text())
     content["job"] |= changes
-    cell.manifest_file.write_text(json.dumps(content))
+    job_folder.manifest_file.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("changes", EDITS, ids=str)
@@ -231,20 +230,20 @@ def test_a_manifest_that_is_edited_between_asking_and_starting_is_refused(
     here: Path, changes: dict[str, Any], when: str
 ) -> None:
     sys.path.insert(0, str(here))
-    cell = prepared(here)
+    job_folder = prepared(here)
 
-    def start(cell: Cell, checkpoint_every: int, command: str) -> ForkedJob:
-        edit(cell, changes)
-        return ForkedJob(cell, checkpoint_every, command)
+    def start(job_folder: JobFolder, checkpoint_every: int, command: str) -> ForkedJob:
+        edit(job_folder, changes)
+        return ForkedJob(job_folder, checkpoint_every, command)
 
     if when == "before it is started":
-        edit(cell, changes)
+        edit(job_folder, changes)
     with patch.object(executor, "_start", start):
         unfinished = run_locally(
-            [cell], workers=1, checkpoint_every=EVAL_EVERY, command="", on_poll=lambda: None
+            [job_folder], workers=1, checkpoint_every=EVAL_EVERY, command="", on_poll=lambda: None
         )
-    assert "is of another" in unfinished[cell]
-    assert "\n" not in unfinished[cell]
+    assert "is of another" in unfinished[job_folder]
+    assert "\n" not in unfinished[job_folder]
     assert_nothing_imported(here)
 
 
@@ -253,8 +252,8 @@ def test_a_worker_that_is_told_no_job_imports_no_module_of_anybodys(
     here: Path, changes: dict[str, Any]
 ) -> None:
     sys.path.insert(0, str(here))
-    cell = prepared(here)
-    edit(cell, changes)
+    job_folder = prepared(here)
+    edit(job_folder, changes)
     with pytest.raises(UserError, match="imported only if you name it"):
-        worker.work(cell.folder, checkpoint_every=EVAL_EVERY)
+        worker.work(job_folder.path, checkpoint_every=EVAL_EVERY)
     assert_nothing_imported(here)

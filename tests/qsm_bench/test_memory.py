@@ -45,7 +45,7 @@ def test_a_replay_buffer_counts_in_full_and_a_smaller_one_is_offered(
     assert needs[0].replay == 1_000_000 * 2 * (2 * 2 + 2 + 3) * 4
     monkeypatch.setattr(plan, "available_bytes", lambda device: needs[0].total)
     plan.refuse_what_does_not_fit(jobs, needs, workers=1)
-    with pytest.raises(UserError, match="2 cells at a time need") as refused:
+    with pytest.raises(UserError, match="2 jobs at a time need") as refused:
         plan.refuse_what_does_not_fit(jobs, needs, workers=2)
     assert "\n" not in str(refused.value)
     monkeypatch.setattr(plan, "available_bytes", lambda device: needs[0].rest + 500_000 * 2 * 9 * 4)

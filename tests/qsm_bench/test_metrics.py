@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.metrics import Means
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import kill, make_job, train, uncut, written
 
@@ -40,7 +40,7 @@ def test_a_mean_is_over_the_updates_that_gave_the_value(
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
-    return list(csv.DictReader(Cell(folder).training_file.read_text().splitlines()))
+    return list(csv.DictReader(JobFolder(folder).training_file.read_text().splitlines()))
 
 
 def test_a_late_metric_is_blank_before_and_a_lost_one_after(tmp_path: Path) -> None:
@@ -67,14 +67,14 @@ def test_cut_off_around_a_new_column_it_is_uncut(
             train(job, tmp_path, checkpoint_every=7, stop_at=at)
     assert train(job, tmp_path, checkpoint_every=7)
     assert written(tmp_path) == uncut(job.model_dump_json())
-    header = Cell(tmp_path).training_file.read_text().splitlines()[0]
+    header = JobFolder(tmp_path).training_file.read_text().splitlines()[0]
     assert header.endswith("training_return,pretraining,critic_loss,actor_loss")
 
 
 def test_a_loss_that_did_not_come_says_nothing_of_a_seed(tmp_path: Path) -> None:
     """Only what an update gave decides whether a seed is sound."""
     assert train(make_job(LATE), tmp_path)
-    again = Training(make_job(LATE), Cell(tmp_path), checkpoint_every=1000)
+    again = Training(make_job(LATE), JobFolder(tmp_path), checkpoint_every=1000)
     again.close()
     assert again.status.diverged == {}
 
@@ -82,7 +82,7 @@ def test_a_loss_that_did_not_come_says_nothing_of_a_seed(tmp_path: Path) -> None
 def test_a_checkpoint_that_counted_all_metrics_alike_goes_on(tmp_path: Path) -> None:
     job = make_job(LATE)
     assert not train(job, tmp_path, stop_at=14)
-    file = Cell(tmp_path).checkpoint / "state.pt"
+    file = JobFolder(tmp_path).checkpoint / "state.pt"
     state = torch.load(file, weights_only=True)
     metrics = state.pop("metrics")
     del state["columns"]

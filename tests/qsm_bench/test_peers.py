@@ -16,9 +16,9 @@ from agents.protocol import Batch
 from agents.registry import PLUGIN_GROUP, find_agent
 from agents.sac import SAC, Noise, SACConfig
 from qsm_bench.errors import UserError
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.peers import PeerConfig, PeerSAC, PeerTD3, PeerTD3Config
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import WARMUP, kill, make_job, train, written
 from tests.qsm_bench.test_cli import assert_refused, call, run
@@ -76,7 +76,7 @@ def test_a_seed_learns_the_same_whoever_learns_beside_it(peer: str, tmp_path: Pa
         folder = tmp_path / str(seeds)
         folder.mkdir()
         assert train(make_job(peer, seeds=seeds), folder)
-        rows = Cell(folder).evaluations_file.read_text().splitlines()
+        rows = JobFolder(folder).evaluations_file.read_text().splitlines()
         told.append([row for row in rows if row.startswith("0,")])
     assert told[0] == told[1]
     assert len(told[0]) == 6
@@ -153,7 +153,7 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path: Path) -> None:
     well.mkdir()
     ill.mkdir()
     assert train(job, well)
-    training = Training(job, Cell(ill), checkpoint_every=1000)
+    training = Training(job, JobFolder(ill), checkpoint_every=1000)
     assert isinstance(training.agent.bare, PeerSAC)
     for parameter in training.agent.bare.models[1].policy.parameters():
         parameter.data.fill_(np.nan)

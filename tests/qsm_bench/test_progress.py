@@ -1,4 +1,4 @@
-"""What is shown of the cells: a line in a log, a row on a terminal, hours in words."""
+"""What is shown of the jobs: a line in a log, a row on a terminal, hours in words."""
 
 import io
 import time
@@ -12,33 +12,34 @@ from rich.console import Console
 
 from qsm_bench import heartbeat, progress, worker
 from qsm_bench.heartbeat import Heartbeat
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.plan import makespan
-from qsm_bench.progress import CellState, Display, cell_state, duration, states_view
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.progress import Display, JobState, duration, job_state, states_view
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import make_experiment, make_job
 
 
 @pytest.fixture
-def cells(tmp_path: Path) -> list[Cell]:
+def folders(tmp_path: Path) -> list[JobFolder]:
     experiment = make_experiment(
         "sac,qsm[alpha=10]", name="test", steps=3000, warmup_steps=10, eval_episodes=1
     )
     return ExperimentStore(tmp_path, "test").prepare(experiment, "a command")
 
 
-def update(cell: Cell, **changes: Any) -> None:
-    cell.write_manifest(cell.read_manifest().model_copy(update=changes))
+def update(folder: JobFolder, **changes: Any) -> None:
+    folder.write_manifest(folder.read_manifest().model_copy(update=changes))
 
 
-def sign(cell: Cell, **told: Any) -> None:
+def sign(folder: JobFolder, **told: Any) -> None:
     """Write a sign of life of this process, with these entries."""
-    Heartbeat(cell.progress_file, lambda: told).write()
+    Heartbeat(folder.progress_file, lambda: told).write()
 
 
-def tell(cell: Cell, step: int, last_return: float | None = None) -> None:
+def tell(folder: JobFolder, step: int, last_return: float | None = None) -> None:
     told = {"step": step, "return": last_return, "updates_per_second": 50.4, "seconds_left": 80.0}
-    sign(cell, **told)
+    sign(folder, **told)
 
 
 @pytest.mark.parametrize(
@@ -66,57 +67,59 @@ def test_a_duration_in_words_is_right_to_a_minute(seconds: float) -> None:
     assert all(int(n) < 60 for n in words[2::2])
 
 
-def test_a_line_tells_what_is_known(cells: list[Cell]) -> None:
-    sac, qsm = cells
-    assert cell_state(sac).line == "sac on four-goals: pending, step 0/3,000"
+def test_a_line_tells_what_is_known(folders: list[JobFolder]) -> None:
+    sac, qsm = folders
+    assert job_state(sac).line == "sac on four-goals: pending, step 0/3,000"
     update(sac, status="running")
     sign(sac)
-    assert cell_state(sac).line == "sac on four-goals: running, step 0/3,000"
+    assert job_state(sac).line == "sac on four-goals: running, step 0/3,000"
     tell(sac, 1200, -3.25)
-    assert cell_state(sac).line == (
+    assert job_state(sac).line == (
         "sac on four-goals: running, step 1,200/3,000, return -3.2, 50 updates/s, 1 min 20 s left"
     )
     update(sac, status="finished", step=3000)
-    assert cell_state(sac).line == "sac on four-goals: finished, step 3,000/3,000, return -3.2"
+    assert job_state(sac).line == "sac on four-goals: finished, step 3,000/3,000, return -3.2"
     update(qsm, status="failed", reason="ValueError: no", step=7)
-    assert cell_state(qsm).line == (
+    assert job_state(qsm).line == (
         "qsm[alpha=10] on four-goals: failed, step 7/3,000, ValueError: no"
     )
 
 
-def test_a_seed_that_diverged_is_told_while_its_job_runs_and_after(cells: list[Cell]) -> None:
+def test_a_seed_that_diverged_is_told_while_its_job_runs_and_after(
+    folders: list[JobFolder],
+) -> None:
     line = "sac on four-goals: running, step 1,200/3,000, seed 1 diverged at step 1,100"
-    update(cells[0], status="running")
-    sign(cells[0], step=1200, diverged={1: 1100})
-    assert cell_state(cells[0]).line == line
-    update(cells[0], status="finished", step=3000, diverged={1: 1100})
-    cells[0].progress_file.unlink()
-    assert cell_state(cells[0]).line == line.replace("running, step 1,200", "finished, step 3,000")
-    display, out = shown(cells, terminal=True)
+    update(folders[0], status="running")
+    sign(folders[0], step=1200, diverged={1: 1100})
+    assert job_state(folders[0]).line == line
+    update(folders[0], status="finished", step=3000, diverged={1: 1100})
+    folders[0].progress_file.unlink()
+    assert job_state(folders[0]).line == line.replace("running, step 1,200", "finished, step 3,000")
+    display, out = shown(folders, terminal=True)
     with display.context():
         display.show()
     assert "sac on four-goals: seed 1 diverged at step 1,100" in out.getvalue()
 
 
-def shown(cells: list[Cell], *, terminal: bool) -> tuple[Display, io.StringIO]:
+def shown(folders: list[JobFolder], *, terminal: bool) -> tuple[Display, io.StringIO]:
     out = io.StringIO()
-    return Display(cells, Console(file=out, force_terminal=terminal, width=120)), out
+    return Display(folders, Console(file=out, force_terminal=terminal, width=120)), out
 
 
 def test_a_log_gets_a_line_for_news_and_none_for_no_news(
-    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+    folders: list[JobFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    display, out = shown(cells, terminal=False)
+    display, out = shown(folders, terminal=False)
     display.show()
     assert out.getvalue() == ""
-    update(cells[1], status="running")
-    sign(cells[1])
+    update(folders[1], status="running")
+    sign(folders[1])
     display.show()
     assert out.getvalue() == "qsm[alpha=10] on four-goals: running, step 0/3,000\n"
-    tell(cells[1], 500)
+    tell(folders[1], 500)
     display.show()
     assert out.getvalue().count("\n") == 1
-    tell(cells[1], 1000, 1.5)
+    tell(folders[1], 1000, 1.5)
     display.show()
     display.show()
     assert out.getvalue().count("\n") == 2
@@ -127,11 +130,11 @@ def test_a_log_gets_a_line_for_news_and_none_for_no_news(
 
 
 def test_what_is_refreshed_often_is_shown_once_a_second(
-    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+    folders: list[JobFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    display, _ = shown(cells, terminal=False)
+    display, _ = shown(folders, terminal=False)
     times = []
     monkeypatch.setattr(display, "show", lambda: times.append(now))
     for _ in range(35):
@@ -140,11 +143,11 @@ def test_what_is_refreshed_often_is_shown_once_a_second(
     assert len(times) in (3, 4)
 
 
-def test_a_terminal_gets_a_table_of_all_cells(cells: list[Cell]) -> None:
-    update(cells[0], status="running")
-    tell(cells[0], 1500, 2.0)
-    update(cells[1], status="failed", reason="MemoryError: [bold]none[/bold] left")
-    display, out = shown(cells, terminal=True)
+def test_a_terminal_gets_a_table_of_all_jobs(folders: list[JobFolder]) -> None:
+    update(folders[0], status="running")
+    tell(folders[0], 1500, 2.0)
+    update(folders[1], status="failed", reason="MemoryError: [bold]none[/bold] left")
+    display, out = shown(folders, terminal=True)
     with display.context():
         display.show()
     text = out.getvalue()
@@ -177,15 +180,15 @@ VALUES = st.recursive(
 def test_whatever_progress_says_it_is_a_line(
     tmp_path_factory: pytest.TempPathFactory, told: dict[str, Any], status: Any
 ) -> None:
-    cell = Cell(tmp_path_factory.getbasetemp() / "told")
-    cell.write_manifest(Manifest(job=make_job(), status=status))
-    sign(cell, **told)
-    assert cell_state(cell).line.startswith("td3[hidden_sizes=[8]] on four-goals: ")
-    Console(file=io.StringIO()).print(states_view([cell_state(cell)], 80))
+    folder = JobFolder(tmp_path_factory.getbasetemp() / "told")
+    folder.write_manifest(Manifest(job=make_job(), status=status))
+    sign(folder, **told)
+    assert job_state(folder).line.startswith("td3[hidden_sizes=[8]] on four-goals: ")
+    Console(file=io.StringIO()).print(states_view([job_state(folder)], 80))
 
 
 STATES = st.builds(
-    CellState,
+    JobState,
     agent=st.text(max_size=9),
     task=st.text(max_size=9),
     status=st.sampled_from(["pending", "running", "finished", "failed", "interrupted"]),
@@ -201,7 +204,7 @@ STATES = st.builds(
 
 
 @given(st.lists(STATES, max_size=3))
-def test_any_states_can_be_shown(states: list[CellState]) -> None:
+def test_any_states_can_be_shown(states: list[JobState]) -> None:
     Console(file=io.StringIO()).print(states_view(states, 80))
     for state in states:
         assert state.status in state.line
@@ -224,7 +227,7 @@ def test_one_worker_takes_the_sum_and_enough_take_the_longest() -> None:
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 120, 200])
 def test_names_and_steps_are_whole_on_a_terminal_of_any_width(width: int) -> None:
     states = [
-        CellState(
+        JobState(
             agent=f"qsm[alpha={alpha}]",
             task="cartpole-swingup",
             seeds="",
@@ -255,22 +258,22 @@ def test_names_and_steps_are_whole_on_a_terminal_of_any_width(width: int) -> Non
 
 
 @pytest.mark.parametrize("beat", [0.001, 1e9])
-def test_a_cell_that_is_seen_to_be_over_is_seen_with_its_last_return(
+def test_a_job_that_is_seen_to_be_over_is_seen_with_its_last_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat: float
 ) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", beat)  # all the time, or never
-    cell = Cell(tmp_path)
-    cell.write_manifest(Manifest(job=make_job()))
+    folder = JobFolder(tmp_path)
+    folder.write_manifest(Manifest(job=make_job()))
     seen = []
-    write = Cell.write_manifest
+    write = JobFolder.write_manifest
 
-    def look(self: Cell, manifest: Manifest) -> None:
+    def look(self: JobFolder, manifest: Manifest) -> None:
         write(self, manifest)
-        seen.append(cell_state(self))
+        seen.append(job_state(self))
 
-    monkeypatch.setattr(Cell, "write_manifest", look)
+    monkeypatch.setattr(JobFolder, "write_manifest", look)
     worker.work(tmp_path, checkpoint_every=1000)
-    after = cell_state(cell)
+    after = job_state(folder)
     over = [state for state in seen if state.status == "finished"]
     assert over
     assert after.last_return is not None

@@ -11,9 +11,10 @@ import qsm_bench.cli as cli
 from envs import find_task, make, task_names
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.protocol import Protocol, option
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import AGENTS, PROTOCOL, make_experiment, make_job, train, written
 
@@ -88,13 +89,13 @@ def test_a_job_written_flat_is_the_same_job() -> None:
 
 
 def test_the_published_jobs_have_the_identities_of_their_checkpoints() -> None:
-    cell = ExperimentStore(PUBLISHED.parent, PUBLISHED.name).cell(
+    folder = ExperimentStore(PUBLISHED.parent, PUBLISHED.name).job_folder(
         "qsm", "cartpole-swingup", (0, 1, 2)
     )
-    content = json.loads(cell.manifest_file.read_text())["job"]
+    content = json.loads(folder.manifest_file.read_text())["job"]
     if "protocol" in content:
         pytest.skip("the published manifest has been written anew")
-    assert cell.read_manifest().job.protocol.replay_size == content["replay_capacity"]
+    assert folder.read_manifest().job.protocol.replay_size == content["replay_capacity"]
 
 
 def changed_jobs() -> list[Job]:
@@ -132,7 +133,7 @@ def test_several_updates_a_step_are_counted_and_resumed(tmp_path: Path, agent: s
     assert not train(job, tmp_path / "cut", stop_at=20)
     assert train(job, tmp_path / "cut")
     assert written(tmp_path / "cut") == written(tmp_path / "uncut")
-    training = Training(job, Cell(tmp_path / "cut"), checkpoint_every=10)
+    training = Training(job, JobFolder(tmp_path / "cut"), checkpoint_every=10)
     assert training.updates == 3 * (PROTOCOL.steps - PROTOCOL.warmup_steps) == job.protocol.updates
     training.close()
 
@@ -166,8 +167,8 @@ def test_the_action_repeat_stands_in_results_and_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     experiment = make_experiment(action_repeat=2)
-    (cell,) = ExperimentStore(tmp_path / "results", "there").prepare(experiment, "")
-    assert train(experiment.jobs[0], cell.folder)
+    (folder,) = ExperimentStore(tmp_path / "results", "there").prepare(experiment, "")
+    assert train(experiment.jobs[0], folder.path)
     assert [c["action_repeat"] for c in load_results(tmp_path / "results", "there").cells] == [2]
     cli.app(["report", "there"], standalone_mode=False)
     report = (tmp_path / "reports" / "there" / "report.md").read_text()

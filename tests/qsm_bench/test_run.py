@@ -20,7 +20,7 @@ from qsm_bench import (
     run_experiment,
     signals,
 )
-from qsm_bench.checkpoint_evaluation import evaluate_cell
+from qsm_bench.checkpoint_evaluation import evaluate_job
 from qsm_bench.results import Results
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.processes import ForkedJob, fork
@@ -99,10 +99,10 @@ def test_what_task_or_agent_do_wrong_in_a_policy_is_a_user_error(results: Result
         policy(np.zeros(2))
 
 
-def test_a_policy_earns_what_its_cell_is_evaluated_at(results: Results) -> None:
-    cells = ExperimentStore(results.root, "there").existing_cells("td3", "four-goals")
-    (cell,) = (cell for cell in cells if 4 in (cell.seeds or ()))
-    returns = evaluate_cell(cell, 200).returns[-1]
+def test_a_policy_earns_what_its_job_is_evaluated_at(results: Results) -> None:
+    folders = ExperimentStore(results.root, "there").job_folders_of("td3", "four-goals")
+    (folder,) = (folder for folder in folders if 4 in (folder.seeds or ()))
+    returns = evaluate_job(folder, 200).returns[-1]
     policy = load_policy(results, "td3", "four-goals", seed=4)
     environment = policy.make_environment()
     earned = []
@@ -165,7 +165,7 @@ def test_what_cannot_be_run_is_a_user_error(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cell_that_fails_is_told_and_shown(tmp_path: Path) -> None:
+def test_a_job_that_fails_is_told_and_shown(tmp_path: Path) -> None:
     class Dies(ForkedJob):
         def __init__(self, *_: object) -> None:
             self.pid, self.returncode = fork(lambda: sys.exit(1)), None

@@ -14,9 +14,9 @@ from agents.protocol import AgentConfig
 from agents.registry import RegisteredAgent
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import AgentEntry, Experiment
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.settings import as_json, validated
-from qsm_bench.store import Cell
 from tests.qsm_bench.jobs import PROTOCOL, make_experiment, make_job
 from tests.qsm_bench.plain_agents import Plain
 
@@ -55,9 +55,9 @@ SURVIVE = [
 def test_a_setting_comes_back_from_its_manifest(tmp_path: Path, kind: Any, value: Any) -> None:
     config = config_of(kind, value)()
     job = make_job().model_copy(update={"settings": as_json("a", config)})
-    cell = Cell(tmp_path)
-    cell.write_manifest(Manifest(job=job))
-    there = cell.read_manifest().job
+    folder = JobFolder(tmp_path)
+    folder.write_manifest(Manifest(job=job))
+    there = folder.read_manifest().job
     assert there.settings == job.settings
     back: Any = validated("a", type(config), there.settings)
     assert back == config

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.job_folder import JobFolder
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.processes import crowding
 
 ROOT = Path(__file__).parents[2]
@@ -94,15 +95,15 @@ def begin(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def cell_of(folder: Path, step: int) -> Cell:
-    """Wait until the one cell's job has come so far, and return the cell."""
+def folder_of(folder: Path, step: int) -> JobFolder:
+    """Wait until the one job's job has come so far, and return the job."""
     deadline = time.monotonic() + 120
     store = ExperimentStore(folder / "results", "x")
     while time.monotonic() < deadline:
         if store.file.exists():
-            for cell in store.cells():
-                if (cell.read_progress().get("step") or 0) >= step:
-                    return cell
+            for job_folder in store.job_folders():
+                if (job_folder.read_progress().get("step") or 0) >= step:
+                    return job_folder
         time.sleep(0.1)
     raise AssertionError("the job does not come so far")
 
@@ -131,11 +132,11 @@ def left(folder: Path) -> list[psutil.Process]:
 )
 def test_no_environment_keeps_a_run_from_stopping_and_saving(folder: Path, task: str) -> None:
     process = begin(folder, command(task))
-    cell = cell_of(folder, 100)
+    job_folder = folder_of(folder, 100)
     err = stop(process, signal.SIGINT)
     assert process.returncode == 130
     assert err.startswith("stopped and saved; to go on: ")
-    manifest = cell.read_manifest()
+    manifest = job_folder.read_manifest()
     assert (manifest.status, manifest.reason) == ("interrupted", None)
     assert manifest.step >= 100
     assert left(folder) == []
@@ -145,27 +146,27 @@ def test_no_environment_keeps_a_run_from_stopping_and_saving(folder: Path, task:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_stop_as_ctrl_c_does(folder: Path, number: signal.Signals) -> None:
     process = begin(folder, command("LinearQuadratic"))
-    cell = cell_of(folder, 100)
+    job_folder = folder_of(folder, 100)
     assert stop(process, number).startswith("stopped and saved; ")
     assert process.returncode == 128 + number
-    assert cell.read_manifest().status == "interrupted"
+    assert job_folder.read_manifest().status == "interrupted"
 
 
 def test_what_could_not_be_saved_is_said(folder: Path) -> None:
     process = begin(folder, command("Sleeps"))
-    cell = cell_of(folder, 399)
+    job_folder = folder_of(folder, 399)
     time.sleep(1.5)  # so that the last sign of life is of the step that does not end
     err = stop(process, signal.SIGINT)
     assert process.returncode == 130
     assert "it could not be saved; the last checkpoint is of step 300" in err
     assert "stopped and saved" not in err
-    assert cell.read_manifest().step == 300
+    assert job_folder.read_manifest().step == 300
     assert left(folder) == []
 
 
 def test_ctrl_c_twice_is_ctrl_c_once(folder: Path) -> None:
     process = begin(folder, command("LinearQuadratic"))
-    cell_of(folder, 100)
+    folder_of(folder, 100)
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.05)
     assert stop(process, signal.SIGINT).count("stopped and saved") == 1
@@ -187,27 +188,30 @@ def test_ctrl_c_in_the_first_seconds_is_no_traceback(folder: Path, seconds: floa
 def test_as_the_first_process_of_a_container_it_stops_and_saves(folder: Path) -> None:
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     process = begin(folder, [*unshare, *command("LinearQuadratic")])
-    cell = cell_of(folder, 100)
+    job_folder = folder_of(folder, 100)
     (first,) = psutil.Process(process.pid).children()
     assert stop(process, signal.SIGTERM, first.pid).startswith("stopped and saved; ")
     assert process.returncode == 143
-    assert cell.read_manifest().status == "interrupted"
+    assert job_folder.read_manifest().status == "interrupted"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["LinearQuadratic", "Sleeps"])
 def test_an_orphan_is_waited_for_and_no_second_try_is_spent(folder: Path, task: str) -> None:
     process = begin(folder, command(task))
-    cell = cell_of(folder, 399)
+    job_folder = folder_of(folder, 399)
     process.kill()
     process.communicate()
     again = begin(folder, command(task))
     deadline = time.monotonic() + 120
-    while len(cell.read_manifest().stretches) < 2 or cell.read_manifest().status != "running":
+    while (
+        len(job_folder.read_manifest().stretches) < 2
+        or job_folder.read_manifest().status != "running"
+    ):
         assert time.monotonic() < deadline
         assert again.poll() is None
         time.sleep(0.1)
-    assert cell.read_manifest().retried is None
+    assert job_folder.read_manifest().retried is None
     assert stop(again, signal.SIGINT)
     assert again.returncode == 130
 
@@ -215,11 +219,13 @@ def test_an_orphan_is_waited_for_and_no_second_try_is_spent(folder: Path, task: 
 @pytest.mark.slow
 def test_a_killed_job_alone_is_tried_again(folder: Path) -> None:
     process = begin(folder, command("LinearQuadratic"))
-    cell = cell_of(folder, 400)
-    os.kill(cell.read_progress()["pid"], signal.SIGKILL)
+    job_folder = folder_of(folder, 400)
+    os.kill(job_folder.read_progress()["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 120
-    while cell.read_manifest().retried is None or cell.read_manifest().status != "running":
+    while (
+        job_folder.read_manifest().retried is None or job_folder.read_manifest().status != "running"
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "SIGKILL" in str(cell.read_manifest().retried)
+    assert "SIGKILL" in str(job_folder.read_manifest().retried)
     assert stop(process, signal.SIGINT)

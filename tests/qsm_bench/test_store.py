@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment
 from qsm_bench.files import write_atomically
-from qsm_bench.progress import cell_state
+from qsm_bench.job_folder import JobFolder
+from qsm_bench.progress import job_state
 from qsm_bench.results import load_results
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import CsvLog
 from tests.qsm_bench.jobs import make_experiment
 from tests.qsm_bench.processes import exit_status, fork
@@ -109,31 +110,33 @@ def test_an_experiment_has_one_writer_and_names_it(store: ExperimentStore) -> No
 
 
 def test_agents_and_tasks_may_be_added_and_nothing_else_changes(store: ExperimentStore) -> None:
-    before = {cell.folder: cell.manifest_file.read_bytes() for cell in store.cells()}
+    before = {
+        job_folder.path: job_folder.manifest_file.read_bytes() for job_folder in store.job_folders()
+    }
     store.prepare(experiment("td3", ("four-goals", "bimodal-bandit")), "another command")
     asked = store.read()
     assert asked["agents"] == ["sac", "qsm", "td3"]
     assert asked["tasks"] == ["four-goals", "bimodal-bandit"]
-    cells = list(store.cells())
-    assert [(c.read_manifest().job.agent, c.read_manifest().job.task) for c in cells] == [
+    job_folders = list(store.job_folders())
+    assert [(c.read_manifest().job.agent, c.read_manifest().job.task) for c in job_folders] == [
         ("sac", "four-goals"),
         ("qsm", "four-goals"),
         ("td3", "four-goals"),
         ("td3", "bimodal-bandit"),
     ]
     for folder, text in before.items():
-        assert Cell(folder).manifest_file.read_bytes() == text
+        assert JobFolder(folder).manifest_file.read_bytes() == text
 
 
 def test_what_was_asked_may_be_asked_again(store: ExperimentStore) -> None:
-    before = [cell.manifest_file.read_bytes() for cell in store.cells()]
+    before = [job_folder.manifest_file.read_bytes() for job_folder in store.job_folders()]
     store.prepare(experiment(), "another command")
-    assert [cell.manifest_file.read_bytes() for cell in store.cells()] == before
+    assert [job_folder.manifest_file.read_bytes() for job_folder in store.job_folders()] == before
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=3, max_size=20))
 def test_no_label_leads_out_of_the_experiment(label: str) -> None:
-    folder = ExperimentStore(Path("/results"), "there").cell("agent", label, (0,)).folder
+    folder = ExperimentStore(Path("/results"), "there").job_folder("agent", label, (0,)).path
     assert folder.parents[1] == Path("/results/there/agent")
     assert folder.parent.name not in ("", ".", "..")
 
@@ -141,7 +144,7 @@ def test_no_label_leads_out_of_the_experiment(label: str) -> None:
 def test_different_labels_have_different_folders() -> None:
     store = ExperimentStore(Path("results"), "there")
     labels = ["a/b", "a%2Fb", "a:b", "a b", "A", "a", "qsm[alpha=10]", "qsm[alpha=1,polyak=0.1]"]
-    assert len({store.cell("agent", label, (0,)).folder for label in labels}) == len(labels)
+    assert len({store.job_folder("agent", label, (0,)).path for label in labels}) == len(labels)
 
 
 def cut(text: str) -> str:
@@ -161,7 +164,7 @@ DAMAGES: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_manifest_is_one_clear_line(store: ExperimentStore, damage: str) -> None:
-    first, *_ = store.cells()
+    first, *_ = store.job_folders()
     file = first.manifest_file
     file.write_text(DAMAGES[damage](file.read_text()))
     before = file.read_bytes()
@@ -170,12 +173,14 @@ def test_a_damaged_manifest_is_one_clear_line(store: ExperimentStore, damage: st
     fault = str(damaged.value)
     assert str(file) in fault
     assert "\n" not in fault
-    assert f"delete {first.folder} and run again" in fault
+    assert f"delete {first.path} and run again" in fault
     results = load_results(store.folder.parent, "there")
-    assert [(cell.agent, cell.fault) for cell in results.damaged] == [("sac", fault)]
+    assert [(job_folder.agent, job_folder.fault) for job_folder in results.damaged] == [
+        ("sac", fault)
+    ]
     assert [cell["agent"] for cell in results.cells] == ["qsm"]
-    assert cell_state(first).status == "damaged"
-    assert fault in cell_state(first).line
+    assert job_state(first).status == "damaged"
+    assert fault in job_state(first).line
     assert len(store.prepare(experiment(), "")) == 2
     assert file.read_bytes() == before
 
@@ -191,9 +196,9 @@ def test_a_damaged_experiment_is_one_clear_line(store: ExperimentStore, damage: 
     }
     store.file.write_text(damages[damage](store.file.read_text()))
     for read in (
-        lambda: list(store.cells()),
+        lambda: list(store.job_folders()),
         lambda: load_results(store.folder.parent, "there"),
-        lambda: store.existing_cells("sac", "four-goals"),
+        lambda: store.job_folders_of("sac", "four-goals"),
         lambda: store.prepare(experiment(), ""),
     ):
         with pytest.raises(UserError, match=r"experiment\.json") as damaged:
@@ -203,9 +208,9 @@ def test_a_damaged_experiment_is_one_clear_line(store: ExperimentStore, damage: 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_progress_is_none(store: ExperimentStore, damage: str) -> None:
-    first, *_ = store.cells()
+    first, *_ = store.job_folders()
     first.progress_file.write_text(DAMAGES[damage]('{"step": 10, "return": 2.0}'))
-    assert cell_state(first).last_return is None
+    assert job_state(first).last_return is None
 
 
 def test_results_of_an_experiment_that_has_not_begun_are_empty(store: ExperimentStore) -> None:
@@ -215,10 +220,10 @@ def test_results_of_an_experiment_that_has_not_begun_are_empty(store: Experiment
     assert {"agent", "task", "seed", "step", "return"} <= set(results.evaluations.columns)
 
 
-def test_results_are_the_cells_tables_with_their_names(store: ExperimentStore) -> None:
+def test_results_are_the_jobs_tables_with_their_names(store: ExperimentStore) -> None:
     rows: list[dict[str, Any]] = []
-    for number, cell in enumerate(store.cells()):
-        log = CsvLog(cell.evaluations_file)
+    for number, job_folder in enumerate(store.job_folders()):
+        log = CsvLog(job_folder.evaluations_file)
         row = {"seed": 0, "step": 20, "episode": 0, "return": number / 3, "length": 30}
         log.append([row])
         log.close()
@@ -228,7 +233,7 @@ def test_results_are_the_cells_tables_with_their_names(store: ExperimentStore) -
 
 
 def test_a_table_cut_off_in_a_row_is_one_clear_line(store: ExperimentStore) -> None:
-    first, *_ = store.cells()
+    first, *_ = store.job_folders()
     first.evaluations_file.write_bytes(b"seed,step\n0,20\n\xff\xfe,1,2,3\n")
     (damaged,) = load_results(store.folder.parent, "there").damaged
     assert "evaluations.csv is damaged" in damaged.fault

@@ -19,8 +19,9 @@ import torch
 
 from qsm_bench import cli, executor, worker
 from qsm_bench.heartbeat import start_of, this_machine
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.process import REFUSED
-from qsm_bench.store import Cell, ExperimentStore
+from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import EVAL_EVERY, STEPS, WARMUP, after, make_experiment
 
 SOUND, STRANGE = "td3[hidden_sizes=[8]]", "sac[hidden_sizes=[8]]"
@@ -42,11 +43,11 @@ class Never:
         pass
 
 
-def work(cell: Cell, stop: Never | None = None) -> int:
+def work(job_folder: JobFolder, stop: Never | None = None) -> int:
     """Do in this process what a job's own process does; return its exit status."""
     try:
-        cell.refuse_foreign(writing=True)
-        worker._run(cell, 10, "test", stop or Never())  # type: ignore[arg-type]
+        job_folder.refuse_foreign(writing=True)
+        worker._run(job_folder, 10, "test", stop or Never())  # type: ignore[arg-type]
     except SystemExit as ended:
         return int(str(ended.code))
     return 0
@@ -54,7 +55,7 @@ def work(cell: Cell, stop: Never | None = None) -> int:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an experiment of a finished and an interrupted cell, with real jobs."""
+    """Make an experiment of a finished and an interrupted job, with real jobs."""
     root = tmp_path_factory.mktemp("made")
     experiment = make_experiment(f"{SOUND},{STRANGE}", (TASK,), **ASKED)
     sound, strange = ExperimentStore(root, "there").prepare(experiment, "test")
@@ -75,7 +76,7 @@ class World:
         self.outside.write_text("nobody's business")
         self.made = made
         self.store = ExperimentStore(self.results, "there")
-        self.cell = self.store.cell(STRANGE, TASK, (0, 1))
+        self.cell = self.store.job_folder(STRANGE, TASK, (0, 1))
         self.renew()
 
     def renew(self) -> None:
@@ -148,20 +149,20 @@ def capturing() -> Iterator[tuple[Any, Any]]:
         yield out, err
 
 
-def run_here(cells: Sequence[Cell], **_: Any) -> dict[Cell, str]:
+def run_here(job_folders: Sequence[JobFolder], **_: Any) -> dict[JobFolder, str]:
     """Run every job in this process, in place of the executor."""
     unfinished = {}
-    for cell in cells:
+    for job_folder in job_folders:
         try:
-            status = work(cell)
+            status = work(job_folder)
         except Exception as error:
-            unfinished[cell] = str(error)
+            unfinished[job_folder] = str(error)
             continue
         if status:
-            reason = cell.read_manifest().reason or ""
+            reason = job_folder.read_manifest().reason or ""
             assert status == REFUSED, reason
             assert "\n" not in reason
-            unfinished[cell] = reason
+            unfinished[job_folder] = reason
     return unfinished
 
 
@@ -228,11 +229,11 @@ def put(content: Any, where: tuple[Any, ...], value: Any) -> Any:
 
 def json_file(world: World, name: str) -> Path:
     """Return one of the store's JSON files, as it is while this process runs the experiment."""
-    store, cell = world.store, world.cell
+    store, job_folder = world.store, world.cell
     if name == "experiment.json":
         return store.file
     if name == "manifest.json":
-        return cell.manifest_file
+        return job_folder.manifest_file
     alive = {
         "place": this_machine(),
         "pid": os.getpid(),
@@ -242,14 +243,14 @@ def json_file(world: World, name: str) -> Path:
     if name == ".holder":
         store.holder_file.write_text(json.dumps(alive))
         return store.holder_file
-    manifest = cell.read_manifest()
+    manifest = job_folder.read_manifest()
     manifest.status = "running"
     manifest.stretches[-1].ended = None
-    cell.write_manifest(manifest)
-    told = json.loads(cell.progress_file.read_text()) | alive
+    job_folder.write_manifest(manifest)
+    told = json.loads(job_folder.progress_file.read_text()) | alive
     told |= {"diverged": {"0": 10}, "failed_seeds": {"1": {"step": 3, "reason": "x"}}}
-    cell.progress_file.write_text(json.dumps(told))
-    return cell.progress_file
+    job_folder.progress_file.write_text(json.dumps(told))
+    return job_folder.progress_file
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ CSV_DAMAGES: dict[str, Callable[[str], str | bytes]] = {
 def test_a_table_may_be_anything(world: World, damage: str) -> None:
     for name in TABLES:
         world.renew()
-        file = world.cell.folder / name
+        file = world.cell.path / name
         if not file.exists():  # this agent shows nothing of itself
             file.write_text(SHOWN[name])
             assert "damaged" not in world.held(file, "status")["status"]
@@ -376,7 +377,7 @@ class Exploit:
 
 
 def _another_job(world: World, file: Path) -> None:
-    shutil.copy(world.store.cell(SOUND, TASK, (0, 1)).checkpoint / "state.pt", file)
+    shutil.copy(world.store.job_folder(SOUND, TASK, (0, 1)).checkpoint / "state.pt", file)
 
 
 def _cut(world: World, file: Path) -> None:
@@ -484,7 +485,7 @@ FILES = (
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_plain_file_is_refused(world: World, name: str, special: str) -> None:
-    file = Path(os.path.normpath(world.cell.folder / name))
+    file = Path(os.path.normpath(world.cell.path / name))
     file.unlink(missing_ok=True)
     SPECIAL[special](world, file)
     world.held(file, "status", "evaluate", "run")
@@ -494,7 +495,7 @@ def test_what_is_no_plain_file_is_refused(world: World, name: str, special: str)
 @pytest.mark.parametrize("special", ["link outside", "pipe", "plain"])
 @pytest.mark.parametrize("name", ["checkpoint", "", ".."])
 def test_what_is_no_folder_is_refused(world: World, name: str, special: str) -> None:
-    folder = Path(os.path.normpath(world.cell.folder / name))
+    folder = Path(os.path.normpath(world.cell.path / name))
     away = world.folder / "away"
     folder.rename(away)
     if special == "plain":
@@ -508,14 +509,14 @@ def test_what_is_no_folder_is_refused(world: World, name: str, special: str) -> 
     assert {file: file.stat().st_mtime_ns for file in away.rglob("*")} == before
 
 
-REPORTED: dict[str, Callable[[Cell], object]] = {
-    "manifest": lambda cell: cell.manifest_file.write_text("[]"),
-    "table": lambda cell: cell.evaluations_file.write_text("seed\nx\n"),
+REPORTED: dict[str, Callable[[JobFolder], object]] = {
+    "manifest": lambda job_folder: job_folder.manifest_file.write_text("[]"),
+    "table": lambda job_folder: job_folder.evaluations_file.write_text("seed\nx\n"),
 }
 
 
 @pytest.mark.parametrize("damage", REPORTED)
-def test_the_report_has_the_sound_cell_and_names_the_other(world: World, damage: str) -> None:
+def test_the_report_has_the_sound_job_and_names_the_other(world: World, damage: str) -> None:
     REPORTED[damage](world.cell)
     file = {"manifest": world.cell.manifest_file, "table": world.cell.evaluations_file}[damage]
     world.held(file, "report")
@@ -525,7 +526,7 @@ def test_the_report_has_the_sound_cell_and_names_the_other(world: World, damage:
 
 
 @pytest.mark.slow
-def test_a_comparison_goes_on_without_the_damaged_cell(world: World) -> None:
+def test_a_comparison_goes_on_without_the_damaged_job(world: World) -> None:
     world.cell.manifest_file.write_text("[]")
     world.held(world.cell.manifest_file, "compare")
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from qsm_bench import provenance, worker
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat, this_machine
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import Table
 from qsm_bench.report.runs import condition_warning, what_ran
 from qsm_bench.results import Results, load_results
-from qsm_bench.store import Cell
 from qsm_bench.stretches import Stretch, changes, conditions, from_top_level, varying
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import STEPS, make_job
@@ -30,13 +30,13 @@ RECORD = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture
-def cell(tmp_path: Path) -> Cell:
-    cell = Cell(tmp_path / "cell")
-    cell.write_manifest(Manifest(job=make_job()))
-    return cell
+def folder(tmp_path: Path) -> JobFolder:
+    folder = JobFolder(tmp_path / "job")
+    folder.write_manifest(Manifest(job=make_job()))
+    return folder
 
 
-def work(cell: Cell, command: str, stop_at: int | None = None) -> None:
+def work(folder: JobFolder, command: str, stop_at: int | None = None) -> None:
     """Begin or resume the job, which is asked to stop after that step."""
     take_step = Training._take_step
 
@@ -47,18 +47,18 @@ def work(cell: Cell, command: str, stop_at: int | None = None) -> None:
 
     with patch.object(Training, "_take_step", step):
         try:
-            worker.work(cell.folder, checkpoint_every=5, command=command)
+            worker.work(folder.path, checkpoint_every=5, command=command)
         except SystemExit:
             assert stop_at
 
 
-def spans(cell: Cell) -> list[tuple[int, int]]:
-    return [(s.first_step, s.last_step) for s in cell.read_current().stretches]
+def spans(folder: JobFolder) -> list[tuple[int, int]]:
+    return [(s.first_step, s.last_step) for s in folder.read_current().stretches]
 
 
-def test_a_run_in_one_go_is_one_stretch(cell: Cell) -> None:
-    work(cell, "run")
-    (stretch,) = cell.read_manifest().stretches
+def test_a_run_in_one_go_is_one_stretch(folder: JobFolder) -> None:
+    work(folder, "run")
+    (stretch,) = folder.read_manifest().stretches
     assert (stretch.first_step, stretch.last_step, stretch.command) == (0, STEPS, "run")
     assert stretch.started is not None
     assert stretch.ended is not None
@@ -66,19 +66,19 @@ def test_a_run_in_one_go_is_one_stretch(cell: Cell) -> None:
     assert stretch.hardware == provenance.describe_hardware("cpu")
 
 
-def test_an_interrupted_run_under_other_versions_is_two_stretches(cell: Cell) -> None:
-    work(cell, "run", stop_at=12)
+def test_an_interrupted_run_under_other_versions_is_two_stretches(folder: JobFolder) -> None:
+    work(folder, "run", stop_at=12)
     with (
         patch.object(worker, "begin_stretch", lambda *_: Stretch(versions={"torch": "9"})),
     ):
-        work(cell, "run again")
-    first, second = cell.read_manifest().stretches
-    assert spans(cell) == [(0, 12), (12, STEPS)]
+        work(folder, "run again")
+    first, second = folder.read_manifest().stretches
+    assert spans(folder) == [(0, 12), (12, STEPS)]
     assert first.versions == provenance.describe_versions()
     assert second.versions == {"torch": "9"}
 
 
-def test_a_killed_stretch_ends_with_its_last_sign_of_life(cell: Cell) -> None:
+def test_a_killed_stretch_ends_with_its_last_sign_of_life(folder: JobFolder) -> None:
     def die() -> None:
         take_step = Training._take_step
 
@@ -87,27 +87,27 @@ def test_a_killed_stretch_ends_with_its_last_sign_of_life(cell: Cell) -> None:
             if self.step == 18:
                 told = worker.Progress()
                 told.follow(self)
-                Heartbeat(cell.progress_file, told).write()
+                Heartbeat(folder.progress_file, told).write()
                 os._exit(9)
 
         with patch.object(Training, "_take_step", step):
-            worker.work(cell.folder, checkpoint_every=5)
+            worker.work(folder.path, checkpoint_every=5)
 
     assert exit_status(fork(die)) == 9
-    assert cell.read_manifest().stretches[0].ended is None
-    standing = cell.read_current()
+    assert folder.read_manifest().stretches[0].ended is None
+    standing = folder.read_current()
     assert (standing.status, standing.step) == ("interrupted", 18)
     assert standing.stretches[0].ended is not None
-    work(cell, "run again")
-    assert spans(cell) == [(0, 18), (15, STEPS)], "three steps were done again"
-    assert cell.read_manifest().stretches[0].ended == standing.stretches[0].ended
+    work(folder, "run again")
+    assert spans(folder) == [(0, 18), (15, STEPS)], "three steps were done again"
+    assert folder.read_manifest().stretches[0].ended == standing.stretches[0].ended
 
 
-def test_a_stretch_that_fails_before_its_first_step_is_told(cell: Cell) -> None:
-    work(cell, "run", stop_at=12)
+def test_a_stretch_that_fails_before_its_first_step_is_told(folder: JobFolder) -> None:
+    work(folder, "run", stop_at=12)
     with patch.object(Training, "__init__", side_effect=Interrupted), pytest.raises(SystemExit):
-        worker.work(cell.folder, checkpoint_every=5)
-    assert spans(cell) == [(0, 12), (12, 12)]
+        worker.work(folder.path, checkpoint_every=5)
+    assert spans(folder) == [(0, 12), (12, 12)]
 
 
 OLD = json.loads(
@@ -186,7 +186,7 @@ def test_what_varies_is_what_has_two_values(versions: list[dict[str, str]]) -> N
 
 
 def resumed(results: Results, **changes: Any) -> Results:
-    """Return results whose first cell has two stretches, the second under other conditions."""
+    """Return results whose first job has two stretches, the second under other conditions."""
     first, *others = results.cells
     agent, task = first["agent"], first["task"]
     stretches = [
@@ -197,7 +197,7 @@ def resumed(results: Results, **changes: Any) -> Results:
 
 
 def steps_shown(results: Results) -> list[str]:
-    """Return the steps of the first cell's stretches, as the report shows them."""
+    """Return the steps of the first job's stretches, as the report shows them."""
     tables = [b for b in what_ran(results).blocks if isinstance(b, Table) and b.name == "stretches"]
     return [steps for table in tables for steps in table.cells["steps"]][:2]
 
@@ -238,7 +238,9 @@ def test_a_comparison_warns_of_conditions_that_differ_within(
     assert "not all of here" not in text
 
 
-def test_a_sign_of_life_of_another_run_does_not_end_a_stretch_that_has_ended(cell: Cell) -> None:
+def test_a_sign_of_life_of_another_run_does_not_end_a_stretch_that_has_ended(
+    folder: JobFolder,
+) -> None:
     manifest = Manifest(job=make_job(), stretches=(Stretch(ended="then", last_step=3),))
     manifest.end_stretch({"step": 9, "time": 0, "place": this_machine()})
     assert manifest.stretches[0] == Stretch(ended="then", last_step=3)

@@ -132,13 +132,13 @@ def test_of_an_old_ragged_table_only_what_is_certain_is_read() -> None:
 def test_an_old_ragged_table_is_loaded_and_said_to_be(tmp_path: Path) -> None:
     store = ExperimentStore(tmp_path, "old")
     job = make_job()
-    cell = store.cell(job.agent, job.task, job.seeds)
-    cell.write_manifest(Manifest(job=job, status="running"))
+    folder = store.job_folder(job.agent, job.task, job.seeds)
+    folder.write_manifest(Manifest(job=job, status="running"))
     asked = {"name": "old", "agents": [job.agent], "tasks": [job.task], "steps": 45}
     store.file.write_text(json.dumps(asked))
-    cell.training_file.write_text(OLD)
+    folder.training_file.write_text(OLD)
     results = load_results(tmp_path, "old")
     assert list(results.training["step"]) == [10, 10, 20, 20, 30, 30]
     assert list(results.training["bc_loss"].dropna()) == [3.0, 3.0]
     (note,) = results.notes
-    assert note.startswith(f"{cell.training_file}: the metrics in its last 4 rows")
+    assert note.startswith(f"{folder.training_file}: the metrics in its last 4 rows")

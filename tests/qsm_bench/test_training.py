@@ -22,9 +22,9 @@ from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
+from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.replay import ReplayBuffer
-from qsm_bench.store import Cell
 from qsm_bench.training import Training
 from tests.envs.made_up import register
 from tests.qsm_bench.jobs import (
@@ -98,7 +98,7 @@ def test_a_seed_warms_up_the_same_whoever_runs_beside_it(tmp_path: Path) -> None
     for seeds in (1, 3):
         folder = tmp_path / str(seeds)
         folder.mkdir()
-        training = Training(make_job(seeds=seeds), Cell(folder), checkpoint_every=1000)
+        training = Training(make_job(seeds=seeds), JobFolder(folder), checkpoint_every=1000)
         training.stop = after(WARMUP)
         with pytest.raises(Interrupted):
             training.run()
@@ -110,7 +110,7 @@ def test_a_seed_warms_up_the_same_whoever_runs_beside_it(tmp_path: Path) -> None
 
 def test_evaluations_come_when_due_and_at_the_end(tmp_path: Path) -> None:
     assert train(make_job(), tmp_path)
-    with Cell(tmp_path).evaluations_file.open(newline="") as file:
+    with JobFolder(tmp_path).evaluations_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(int(r["step"]), int(r["seed"]), int(r["episode"])) for r in rows] == list(
         itertools.product((20, 40, 45), (0, 1), (0, 1))
@@ -121,9 +121,9 @@ def test_evaluations_come_when_due_and_at_the_end(tmp_path: Path) -> None:
 def test_the_last_checkpoint_plays_the_last_evaluation_again(tmp_path: Path) -> None:
     job = make_job()
     assert train(job, tmp_path)
-    with Cell(tmp_path).evaluations_file.open(newline="") as file:
+    with JobFolder(tmp_path).evaluations_file.open(newline="") as file:
         rows = list(csv.DictReader(file))[-4:]
-    again = Training(job, Cell(tmp_path), checkpoint_every=1000)
+    again = Training(job, JobFolder(tmp_path), checkpoint_every=1000)
     played = evaluate(
         again.agent,
         again.evaluation_environments,
@@ -228,21 +228,21 @@ def test_an_interrupted_evaluation_has_its_checkpoint(tmp_path: Path) -> None:
     """The steps before it are not taken again, however rare checkpoints are."""
     job = make_job()
     assert not train(job, tmp_path, stop_at=EVAL_EVERY + 2, checkpoint_every=1000)
-    again = Training(job, Cell(tmp_path), checkpoint_every=1000)
+    again = Training(job, JobFolder(tmp_path), checkpoint_every=1000)
     again.close()
     assert again.step == EVAL_EVERY
 
 
 def test_a_job_reads_back_from_its_manifest(tmp_path: Path) -> None:
     job = make_job(AGENTS[0])
-    cell = Cell(tmp_path)
-    cell.write_manifest(Manifest(job=job))
-    assert cell.read_manifest().job.model_dump_json() == job.model_dump_json()
+    folder = JobFolder(tmp_path)
+    folder.write_manifest(Manifest(job=job))
+    assert folder.read_manifest().job.model_dump_json() == job.model_dump_json()
 
 
 def train_poisoned(job: Job, folder: Path, stop_at: int = 10**9, **how: Any) -> Training:
     folder.mkdir(exist_ok=True)
-    training = Training(job, Cell(folder), checkpoint_every=4, stop=after(stop_at))
+    training = Training(job, JobFolder(folder), checkpoint_every=4, stop=after(stop_at))
     poison(training, **how)
     with suppress(Interrupted):
         training.run()
@@ -306,14 +306,14 @@ def test_an_infinite_loss_is_no_loss(tmp_path: Path) -> None:
 
 def test_a_job_all_of_whose_seeds_diverge_comes_to_its_end(tmp_path: Path) -> None:
     job = make_job().model_copy(update={"seeds": (7, 8)})
-    training = Training(job, Cell(tmp_path), checkpoint_every=1000)
+    training = Training(job, JobFolder(tmp_path), checkpoint_every=1000)
     poison(training)
     training.status.finite[0] = False
     training.run()
     training.close()
     assert training.status.diverged == {7: WARMUP, 8: POISONED_AT}
     assert training.last_return is None
-    rows = list(csv.DictReader(Cell(tmp_path).evaluations_file.read_text().splitlines()))
+    rows = list(csv.DictReader(JobFolder(tmp_path).evaluations_file.read_text().splitlines()))
     assert [row["return"] for row in rows if row["step"] == "45"] == ["nan"] * 4
 
 
