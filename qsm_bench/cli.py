@@ -1,6 +1,5 @@
 """The command line. Heavy imports wait inside the commands, so that ``--help`` is instant."""
 
-import os
 import shlex
 import shutil
 import sys
@@ -13,14 +12,16 @@ from rich.console import Console
 
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
-from qsm_bench.options import protocol_options
+from qsm_bench.executors import EXECUTORS, make_executor
+from qsm_bench.machine import usable_cores
+from qsm_bench.options import run_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
 from qsm_bench.signals import raise_signals, remember_signals
 from qsm_bench.visible import visible
 
 if TYPE_CHECKING:
     from qsm_bench.regression import Finding
-    from qsm_bench.run import Outcome, PreparedRun
+    from qsm_bench.run import PreparedRun, Trained
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -67,7 +68,7 @@ CELLS_FAILED = 1
 
 
 @app.command()
-@protocol_options
+@run_options
 def run(
     *,
     agents: Annotated[
@@ -109,14 +110,14 @@ def run(
             "May be repeated.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     compiled: Annotated[
         Literal["auto", "on", "off"],
         typer.Option("--compile", help="Compile the updates; auto: if the run is long enough."),
     ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time, a process each; default: the cores.")
-    ] = None,
+    executor: Annotated[
+        str, typer.Option(help=f"Where jobs run: {', '.join(EXECUTORS)}. Each has options below.")
+    ] = "local",
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
@@ -136,10 +137,10 @@ def run(
         typer.Option("--dry-run", help="Show the jobs and what they will take; run nothing."),
     ] = False,
     results: ResultsFolder = RESULTS,
-    **changes: int,
+    changes: dict[str, Any],
+    placement: dict[str, Any],
 ) -> None:
     """Train every agent on every task, or resume where an earlier run of this name stopped."""
-    from qsm_bench.plan import refuse_what_does_not_fit
     from qsm_bench.run import choose_suite, prepare, train
 
     chosen = choose_suite(suite, tasks)
@@ -153,14 +154,14 @@ def run(
         settings=settings or (),
         device=device,
         compiled=compiled,
-        workers=workers,
+        executor=make_executor(executor, placement),
         checkpoint_every=checkpoint_every,
         keep_replay=keep_replay,
         results=results,
     )
     if dry_run:
         _show_plan(prepared)
-    refuse_what_does_not_fit(prepared.open_jobs, prepared.memory, prepared.workers)
+    prepared.refuse_what_does_not_fit()
     if dry_run:
         return
     with remember_signals() as received:
@@ -172,7 +173,7 @@ def run(
 
 
 def _show_outcome(
-    outcome: "Outcome", prepared: "PreparedRun", results: Path, *, stopped: bool
+    outcome: "Trained", prepared: "PreparedRun", results: Path, *, stopped: bool
 ) -> None:
     """Say what did not finish, and what to type next."""
     for folder, reason in outcome.unfinished.items():
@@ -520,7 +521,7 @@ def regress(
     plan = regression.plan(results / "regression", seeds, first_seed, record=record)
     console = Console()
     with remember_signals() as received:
-        findings = regression.run(plan, workers or os.cpu_count() or 1, console, received)
+        findings = regression.run(plan, workers, console, received)
         received.exit_if_any()
     if plan.baseline is None:
         console.print(
@@ -598,7 +599,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
     end = datetime.now().astimezone() + timedelta(seconds=seconds)
     experiment, on_disk = prepared.experiment, sum(cost.disk_bytes for cost in costs)
     lines = [
-        f"{len(jobs)} jobs, {workers} at a time on {os.cpu_count()} cores: about "
+        f"{len(jobs)} jobs, {workers} at a time on {usable_cores()} cores: about "
         f"{duration(seconds)} by a calibration just now, until {end:%Y-%m-%d %H:%M}.",
         f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
         f"under {prepared.store.folder}; {prepared.replay_note}.",

@@ -40,13 +40,16 @@ class Job(BaseModel):
     seeds: tuple[int, ...]
     protocol: Protocol
     device: str
+    """The kind of device: cpu or cuda. Where it runs decides which of its kind."""
     compiled: bool = False
     """Updates run as compiled code: the same up to the order of floating-point operations."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_earlier(cls, content: Any) -> Any:
-        """Up to November 2026 the protocol's fields stood among the job's own."""
+        """Up to November 2026 a GPU had its number, and the protocol's fields were the job's."""
+        if isinstance(content, dict) and str(content.get("device")).startswith("cuda:"):
+            content = content | {"device": "cuda"}
         if not isinstance(content, dict) or "protocol" in content:
             return content
         known = {name: content[name] for name in Protocol.model_fields if name in content}

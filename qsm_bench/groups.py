@@ -1,5 +1,6 @@
 """Groups of seeds: a job trains one group of a cell's seeds in lockstep."""
 
+import math
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
@@ -21,7 +22,7 @@ def group_seeds(seeds: Iterable[int], per_job: int, earlier: Groups = ()) -> Gro
 
 
 def choose_seeds_per_job(
-    seeds: int, cells: int, workers: int, *, device: str, compiled: bool
+    seeds: int, cells: int, workers: float, *, device: str, compiled: bool
 ) -> int:
     """Choose how many of a cell's new seeds share a job.
 
@@ -34,8 +35,8 @@ def choose_seeds_per_job(
         return max(1, seeds)
     if compiled:
         return 1
-    groups = -(-workers // max(1, cells))
-    return max(1, -(-seeds // groups))
+    groups = math.ceil(min(seeds, workers / max(1, cells)))
+    return math.ceil(seeds / groups) if groups else 1
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

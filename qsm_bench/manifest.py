@@ -1,7 +1,6 @@
 """A job's manifest: what it is, how it went, and whether a file that says so can be believed."""
 
 import math
-import re
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Literal
@@ -152,7 +151,7 @@ def refuse_nonsense(file: Path, manifest: Manifest) -> None:
     seconds = (manifest.train_seconds, manifest.evaluation_seconds, manifest.checkpoint_seconds)
     if not all(0 <= value < math.inf for value in seconds):
         faults.append("a time is negative or endless")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", job.device):
+    if job.device not in ("cpu", "cuda"):
         faults.append(f"device is {job.device!r}")
     if not all(map(math.isfinite, job.score_range or ())):
         faults.append(f"score_range is {job.score_range}")

@@ -1,40 +1,61 @@
-"""The options of ``run`` that come from the protocol's fields: a field is listed there alone."""
+"""The options of ``run`` that are fields of the protocol or of an executor, listed there alone."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 from pydantic.fields import FieldInfo
 
+from qsm_bench.executors import EXECUTORS
 from qsm_bench.protocol import Protocol
 
 
-def protocol_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each field, in place of its ``**changes``.
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field, in place of its last two arguments.
 
-    It is called with the options that stand on the command line only.
+    It is called with ``changes`` of the protocol and with the ``placement`` of the executor: what
+    stands on the command line, and nothing else.
     """
     signature = inspect.signature(command)
-    *own, _ = signature.parameters.values()
-    fields = {name: field for name, field in Protocol.model_fields.items() if name != "settings"}
+    *own, _, _ = signature.parameters.values()
+    options = {p.name: p for p in (*_protocol_options(), *_executor_options())}
 
     def called(**values: Any) -> None:
-        changes = {name: values.pop(name) for name in fields}
-        command(**values, **{name: value for name, value in changes.items() if value is not None})
+        typed = {name: values.pop(name) for name in options}
+        typed = {name: value for name, value in typed.items() if value is not None and value != []}
+        changes = {name: typed.pop(name) for name in Protocol.model_fields if name in typed}
+        command(**values, changes=changes, placement=typed)
 
-    parameters = [*own, *(_option(name, field) for name, field in fields.items())]
+    parameters = [*own, *options.values()]
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(called)["__signature__"] = signature.replace(parameters=parameters)
     return called
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    least = max(bound.ge for bound in field.metadata if hasattr(bound, "ge"))
-    most = min(bound.le for bound in field.metadata if hasattr(bound, "le"))
-    help_ = f"{field.description} Default: the suite's, or {field.default:,}."
-    annotation = Annotated[int | None, typer.Option(min=least, max=most, help=help_)]
+def _protocol_options() -> Iterator[inspect.Parameter]:
+    for name, field in Protocol.model_fields.items():
+        if name != "settings":
+            default = f"Default: the suite's, or {field.default:,}."
+            yield _option(name, field, int, f"{field.description} {default}")
+
+
+def _executor_options() -> Iterator[inspect.Parameter]:
+    """An option for each field; one that several executors have stands once."""
+    fields = {name: field for cls in EXECUTORS.values() for name, field in cls.model_fields.items()}
+    for name, field in fields.items():
+        theirs = [kind for kind, cls in EXECUTORS.items() if name in cls.model_fields]
+        type_ = type(field.default) if field.default is not None else field.annotation
+        if type_ is tuple:
+            type_ = list[str]
+        yield _option(name, field, type_, f"{', '.join(theirs)}: {field.description}")
+
+
+def _option(name: str, field: FieldInfo, type_: Any, help_: str) -> inspect.Parameter:
+    least = max((bound.ge for bound in field.metadata if hasattr(bound, "ge")), default=None)
+    most = min((bound.le for bound in field.metadata if hasattr(bound, "le")), default=None)
+    annotation = Annotated[type_ | None, typer.Option(min=least, max=most, help=help_)]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )

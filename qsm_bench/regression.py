@@ -23,13 +23,14 @@ from rich.console import Console
 
 from agents.registry import built_in_trainers, find_agent
 from qsm_bench.errors import UserError
+from qsm_bench.executors import Local
 from qsm_bench.experiment import AgentEntry, Experiment, Job, settings_on
 from qsm_bench.files import MIB, check_writable, read, read_json, write_atomically
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 from qsm_bench.results import load_results
-from qsm_bench.run import train_jobs
+from qsm_bench.run import show_and_run
 from qsm_bench.signals import ReceivedSignal
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
@@ -145,7 +146,9 @@ def plan(folder: Path, seeds: int | None, first_seed: int | None, *, record: boo
     return Plan(folder, fresh, baseline)
 
 
-def run(plan: Plan, workers: int, console: Console, received: ReceivedSignal) -> list[Finding]:
+def run(
+    plan: Plan, workers: int | None, console: Console, received: ReceivedSignal
+) -> list[Finding]:
     """Train every cell in a temporary folder; then test it, or record the baseline.
 
     If a signal comes, nothing is tested. Raises UserError if a cell of a new baseline fails.
@@ -153,19 +156,22 @@ def run(plan: Plan, workers: int, console: Console, received: ReceivedSignal) ->
     with tempfile.TemporaryDirectory(prefix="qsm_bench-regress-") as temporary:
         root = Path(temporary)
         jobs = prepare(root, plan.seeds)
-        unfinished = train_jobs(
+        outcome = show_and_run(
+            Local(workers=workers),
+            root,
             jobs,
             jobs,
             console,
             received,
-            workers=workers,
             # Nothing is resumed here: one checkpoint, at the last step, is enough.
             checkpoint_every=max(task.steps for task in SMALL_TASKS),
             command="regress",
         )
         if received:
             return []
-        failed = {_cell_key(job.read_manifest().job): why for job, why in unfinished.items()}
+        failed = {
+            _cell_key(job.read_manifest().job): why for job, why in outcome.unfinished.items()
+        }
         scores = read_scores(root, plan.seeds)
     if plan.baseline is not None:
         return find_regressions(plan.baseline, scores, failed)

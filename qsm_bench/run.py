@@ -18,7 +18,7 @@ from rich.filesize import decimal as format_bytes
 from agents.speed.acceleration import why_not_compiled
 from envs import close, make
 from qsm_bench.errors import UserError, as_user_error
-from qsm_bench.executor import run_locally
+from qsm_bench.executors import Executor, Local, Outcome, Work
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
 from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
 from qsm_bench.job_folder import JobFolder
@@ -55,7 +55,7 @@ def run_experiment(
     settings: Sequence[str] = (),
     device: str = "auto",
     compiled: Compile = "auto",
-    workers: int | None = None,
+    executor: Executor | None = None,
     checkpoint_every: int | None = None,
     keep_replay: bool | None = None,
     results: str | Path = "results",
@@ -80,12 +80,12 @@ def run_experiment(
         settings=settings,
         device=device,
         compiled=compiled,
-        workers=workers,
+        executor=executor or Local(),
         checkpoint_every=checkpoint_every,
         keep_replay=keep_replay,
         results=results,
     )
-    refuse_what_does_not_fit(prepared.open_jobs, prepared.memory, prepared.workers)
+    prepared.refuse_what_does_not_fit()
     with _interruptible() as received:
         outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
     for folder, reason in outcome.unfinished.items():
@@ -117,7 +117,7 @@ class PreparedRun:
 
     experiment: Experiment
     store: ExperimentStore
-    workers: int
+    executor: Executor
     checkpoint_every: int
     keep_replay: bool | None
     """Whether replay buffers stay on the disk; None: if they take at most KEPT_BYTES together."""
@@ -127,10 +127,20 @@ class PreparedRun:
         """The jobs that are neither finished nor damaged."""
         return [job for job in self.experiment.jobs if self.store.is_open(job)]
 
+    @property
+    def workers(self) -> int:
+        """How many jobs run at a time."""
+        return int(min(self.executor.at_once(self.experiment.device), len(self.experiment.jobs)))
+
     @cached_property
     def memory(self) -> list[Memory]:
         """What each open job will take."""
         return estimate_memory(self.open_jobs)
+
+    def refuse_what_does_not_fit(self) -> None:
+        """Raise UserError if the jobs that run here at a time need more memory than is free."""
+        if self.executor.here:
+            refuse_what_does_not_fit(self.open_jobs, self.memory, self.workers)
 
     @property
     def replay_bytes(self) -> int:
@@ -166,7 +176,7 @@ def prepare(
     settings: Sequence[str],
     device: str,
     compiled: Compile,
-    workers: int | None,
+    executor: Executor,
     checkpoint_every: int | None,
     keep_replay: bool | None,
     results: str | Path,
@@ -179,10 +189,10 @@ def prepare(
     protocol = protocol or suite.protocol
     protocol = protocol.but(settings=protocol.settings | shared)
     store = ExperimentStore(Path(results), suite.name if name is None else name)
-    device = _device(device)
+    device = _device(device, executor)
     entries = parse_agents(agents, own)
     compiling = _compiled(compiled, protocol.updates, device, store)
-    workers = workers or os.cpu_count() or 1
+    workers = executor.at_once(device)
     cells = len(entries) * len(suite.tasks)
     groups = _groups(
         suite.seeds if seeds is None else seeds,
@@ -204,25 +214,23 @@ def prepare(
     return PreparedRun(
         experiment,
         store,
-        workers=min(workers, len(experiment.jobs)),
+        executor,
         checkpoint_every=checkpoint_every or experiment.protocol.eval_every,
         keep_replay=keep_replay,
     )
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trained(Outcome):
     """What became of the jobs of a run."""
 
-    unfinished: dict[JobFolder, str]
-    """Those that did not finish, each with the reason."""
-    damaged: frozenset[JobFolder]
-    """Those among them that an earlier run left in a state that cannot be resumed."""
+    damaged: frozenset[JobFolder] = frozenset()
+    """Those among the unfinished that an earlier run left in a state that cannot be resumed."""
 
 
 def train(
     prepared: PreparedRun, command: str, console: Console, received: ReceivedSignal
-) -> Outcome:
+) -> Trained:
     """Train what is not finished, showing it on ``console``, until a signal is received.
 
     ``command`` is noted as what started the run. Raises UserError if another process runs the
@@ -241,41 +249,43 @@ def train(
             _refuse_uncompilable(experiment)
             _say_changes(open_jobs, command, say)
             open_jobs = _longest_first(open_jobs, prepared.workers)
-        unfinished = train_jobs(
+        outcome = show_and_run(
+            prepared.executor,
+            prepared.store.folder,
             folders,
             open_jobs,
             console,
             received,
-            workers=prepared.workers,
             checkpoint_every=prepared.checkpoint_every,
             command=command,
         )
-    return Outcome(damaged | unfinished, frozenset(damaged))
+    return Trained(damaged | outcome.unfinished, outcome.queued, frozenset(damaged))
 
 
-def train_jobs(
+def show_and_run(
+    executor: Executor,
+    folder: Path,
     folders: Sequence[JobFolder],
     open_jobs: Sequence[JobFolder],
     console: Console,
     received: ReceivedSignal,
     *,
-    workers: int,
     checkpoint_every: int,
     command: str,
-) -> dict[JobFolder, str]:
-    """Run ``open_jobs`` while all ``folders`` are shown; return those not finished, and why."""
+) -> Outcome:
+    """Run ``open_jobs`` while all ``folders`` are shown, until a signal is received."""
     display = Display(folders, console)
+    work = Work(
+        folder,
+        checkpoint_every=checkpoint_every,
+        command=command,
+        on_poll=display.refresh,
+        stop=lambda: bool(received),
+        say=line_printer(console),
+    )
     with display.context():
         try:
-            return run_locally(
-                open_jobs,
-                workers=workers,
-                checkpoint_every=checkpoint_every,
-                command=command,
-                on_poll=display.refresh,
-                stop=lambda: bool(received),
-                say=line_printer(console),
-            )
+            return executor.run(open_jobs, work)
         finally:
             display.show()
 
@@ -384,16 +394,13 @@ def _compiled(asked: Compile, updates: int, device: str, earlier: ExperimentStor
     return reason is None
 
 
-def _device(device: str) -> str:
+def _device(device: str, executor: Executor) -> str:
+    """The kind of device that the jobs have; which of its kind, the executor says as they start."""
+    if device not in ("auto", "cpu", "cuda"):
+        more = " (CUDA_VISIBLE_DEVICES says which GPUs)" if device.startswith("cuda:") else ""
+        raise UserError(f"--device {device!r}: use auto, cpu or cuda{more}")
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if device != "cpu" and kind != "cuda":
-        raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if kind == "cuda" and (torch.device(device).index or 0) >= count:
-        raise UserError(f"--device {device!r}: this machine has {count} CUDA devices")
+        return executor.device() or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and executor.here and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA devices")
     return device

@@ -1,6 +1,5 @@
 """The training loop: all seeds of one job in lockstep, resumable at every step."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,6 +24,7 @@ from qsm_bench.evaluation import Interrupted, evaluate
 from qsm_bench.experiment import Job
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.job_tables import JobTables
+from qsm_bench.machine import usable_cores
 from qsm_bench.metrics import Means
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.seed_status import SeedStatus
@@ -65,8 +65,11 @@ class Training:
         *,
         checkpoint_every: int,
         stop: Callable[[], bool] = lambda: False,
+        cores: int | None = None,
     ) -> None:
         """Go on from the job's checkpoint, if it has one.
+
+        With a GPU, environments step in processes of their own, one for each of ``cores`` at most.
 
         Raises UserError if it cannot be resumed, TaskError or AgentError for what the task or
         the agent does wrong.
@@ -76,6 +79,7 @@ class Training:
         self.stop = stop
         self.checkpoint_every = checkpoint_every
         self.device = torch.device(job.device)
+        self.cores = cores or usable_cores()
         self.environments = self._environments(len(job.seeds))
         episodes = len(job.seeds) * job.protocol.eval_episodes
         self.evaluation_environments = self._environments(episodes)
@@ -118,11 +122,10 @@ class Training:
             self._begin()
 
     def _environments(self, count: int) -> Environments:
-        """Make the environments: in this process, or with a GPU in one for each core."""
+        """Make the environments: in this process, or with a GPU in one for each core it may use."""
         if self.device.type == "cpu":
             return Lockstep(self.job.environment, count)
-        processes = min(count, len(os.sched_getaffinity(0)))
-        return ParallelLockstep(self.job.environment, count, processes)
+        return ParallelLockstep(self.job.environment, count, min(count, self.cores))
 
     def _open_tables(self, state: Mapping[str, Any]) -> None:
         self.tables = JobTables(self.folder, self.job.seeds, state)

@@ -72,6 +72,7 @@ def work(
     checkpoint_every: Annotated[int, typer.Option()],
     command: Annotated[str, typer.Option()] = "",
     lifeline: Annotated[bool, typer.Option("--lifeline")] = False,
+    cores: Annotated[int | None, typer.Option()] = None,
     job: Annotated[str | None, typer.Option()] = None,
 ) -> None:
     """Run the job in ``path`` to its end, or until it is asked to stop.
@@ -90,20 +91,22 @@ def work(
     with StopRequest(lifeline_of_stdin() if lifeline else None) as stop:
         try:
             with FileLock(folder.lock_file, timeout=0):
-                _run(folder, checkpoint_every, command, stop)
+                _run(folder, checkpoint_every, command, stop, cores)
         except Timeout:
             print(f"{path} is being written by another process", file=sys.stderr)
             raise SystemExit(FAILED) from None
 
 
-def _run(folder: JobFolder, checkpoint_every: int, command: str, stop: StopRequest) -> None:
+def _run(
+    folder: JobFolder, checkpoint_every: int, command: str, stop: StopRequest, cores: int | None
+) -> None:
     manifest = folder.read_manifest()
     manifest.end_stretch(folder.read_progress())
     progress = Progress()
     with Heartbeat(folder.progress_file, progress) as heartbeat:
         _begin(manifest, command)
         folder.write_manifest(manifest)
-        _train(folder, manifest, checkpoint_every, progress, heartbeat, stop)
+        _train(folder, manifest, checkpoint_every, progress, heartbeat, stop, cores)
 
 
 def _train(
@@ -113,10 +116,13 @@ def _train(
     progress: Progress,
     heartbeat: Heartbeat,
     stop: StopRequest,
+    cores: int | None,
 ) -> None:
     training: Training | None = None
     try:
-        training = Training(manifest.job, folder, checkpoint_every=checkpoint_every, stop=stop)
+        training = Training(
+            manifest.job, folder, checkpoint_every=checkpoint_every, stop=stop, cores=cores
+        )
         stop.take_signals()  # whatever the environments have made of the signals
         progress.follow(training)
         manifest.stretches[-1].first_step = training.step

@@ -3,11 +3,13 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch._dynamo  # noqa: F401 - or each copy would import it for its first optimizer
 
 from qsm_bench import worker
+from qsm_bench.executors import Work
+from qsm_bench.executors.processes import Place, run_locally
 from qsm_bench.job_folder import JobFolder
 
 
@@ -33,22 +35,39 @@ def exit_status(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def run_jobs(
+    folders: Sequence[JobFolder],
+    *,
+    workers: int = 8,
+    checkpoint_every: int = 10,
+    on_poll: Callable[[], None] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[JobFolder, str]:
+    """Run jobs on this machine; return those that did not finish, and why."""
+    work = Work(folders[0].path.parent, checkpoint_every, "", on_poll, stop)
+    return run_locally(folders, work, workers=workers)
+
+
 class ForkedJob:
     """A job in a forked process, with the methods of Popen that the executor uses."""
 
     stdin = None
 
-    def __init__(self, folder: JobFolder, checkpoint_every: int, command: str) -> None:
-        def work() -> None:
+    def __init__(self, folder: JobFolder, work: Work, place: Place) -> None:
+        def train() -> None:
             with folder.log_file.open("ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
             worker.work(
-                folder.path, checkpoint_every=checkpoint_every, command=command, job=folder.job
+                folder.path,
+                checkpoint_every=work.checkpoint_every,
+                command=work.command,
+                job=folder.job,
+                cores=place.cores,
             )
 
-        self.pid = fork(work)
+        self.pid = fork(train)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:

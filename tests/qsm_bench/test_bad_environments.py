@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from agents.common.streams import derive_seed
 from envs import Lockstep, ParallelLockstep, TaskError
-from qsm_bench import __main__, evaluation, executor, worker
+from qsm_bench import __main__, evaluation, worker
 from qsm_bench.checkpoint_evaluation import evaluate_job
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
-from qsm_bench.executor import run_locally
+from qsm_bench.executors import processes
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import SeedFailure
 from qsm_bench.progress import job_state
@@ -31,7 +31,7 @@ from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.envs.made_up import register
 from tests.qsm_bench.jobs import AGENTS, after, make_experiment, make_job, train, uncut, written
-from tests.qsm_bench.processes import ForkedJob
+from tests.qsm_bench.processes import ForkedJob, run_jobs
 
 BAD_AT = 6
 """The step of an episode at which the bad ones go bad."""
@@ -253,12 +253,10 @@ def test_each_bad_task_fails_its_own_job_in_one_line_that_names_it(tmp_path: Pat
     )
     folders = ExperimentStore(tmp_path, "bad").prepare(experiment, "")
     with (
-        patch.object(executor, "_start", ForkedJob),
+        patch.object(processes, "_start", ForkedJob),
         patch.object(evaluation, "LONGEST_EPISODE", 50),
     ):
-        unfinished = run_locally(
-            folders, workers=2, checkpoint_every=10, command="", on_poll=lambda: None
-        )
+        unfinished = run_jobs(folders, workers=2, checkpoint_every=10)
     manifests = [folder.read_manifest() for folder in folders]
     for manifest, (kind, fault) in zip(manifests, BAD.items(), strict=False):
         assert manifest.status == "failed"
@@ -308,7 +306,7 @@ def test_an_interrupt_that_a_task_raises_under_run_is_not_the_users(
         *("--name=own", "--eval-episodes=1", "--device=cpu", f"--results={tmp_path}"),
     ]
     with (
-        patch.object(executor, "_start", ForkedJob),
+        patch.object(processes, "_start", ForkedJob),
         patch.object(sys, "argv", arguments),
         patch.object(sys, "path", [*sys.path]),
         pytest.raises(SystemExit) as ended,

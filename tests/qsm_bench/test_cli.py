@@ -23,8 +23,9 @@ from gymnasium import spaces
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qsm_bench import cli, executor
+from qsm_bench import cli
 from qsm_bench.checkpoint import FORMAT, read_state
+from qsm_bench.executors import processes
 from qsm_bench.experiment import Experiment
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.results import load_results
@@ -165,9 +166,9 @@ WRONG = {
     "nothing but warm-up": (run("--warmup-steps=60"), "--steps 60 leaves nothing to learn"),
     "a device of no kind": (run("--device=abacus"), "--device 'abacus'"),
     "a device that is not there": (run("--device=cuda:99"), "--device 'cuda:99'"),
-    "a device of another kind": (run("--device=meta"), "use auto, cpu, cuda or cuda:N"),
-    "an empty device": (run("--device="), "use auto, cpu, cuda or cuda:N"),
-    "a device of no number": (run("--device=cuda:x"), "use auto, cpu, cuda or cuda:N"),
+    "a device of another kind": (run("--device=meta"), "use auto, cpu or cuda"),
+    "an empty device": (run("--device="), "use auto, cpu or cuda"),
+    "a device of no number": (run("--device=cuda:x"), "use auto, cpu or cuda"),
     "results in a file": (run(f"--results={__file__}"), f"{__file__}"),
     # Tasks that cannot be trained on.
     "discrete actions": (run(tasks="CartPole-v1"), "action space Discrete(2) is not a Box"),
@@ -518,7 +519,7 @@ def test_what_was_trained_on_a_gpu_is_evaluated_without_one(real: Real, folder: 
     outcome = call("evaluate", "real", *arguments)
     assert (outcome.status, outcome.err) == (0, "")
     said, *seeds = outcome.out.splitlines()
-    assert said.startswith("evaluated on the CPU: cuda:7")
+    assert said.startswith("evaluated on the CPU: cuda")
     assert [line.split()[:2] for line in seeds] == [["seed", "0"], ["seed", "1"]]
 
 
@@ -561,7 +562,7 @@ def test_ctrl_c_stops_soon_and_going_on_leaves_what_an_uncut_run_leaves(folder: 
     assert manifest.status == "interrupted"
     assert 0 < manifest.step < 2000
 
-    with patch.object(executor, "_start", ForkedJob):
+    with patch.object(processes, "_start", ForkedJob):
         outcomes = call(*long), call(*long, "--name=uncut")
     assert all(outcome.status == 0 for outcome in outcomes), outcomes
     (uncut,) = ExperimentStore(folder / "results", "uncut").job_folders()
@@ -577,7 +578,7 @@ def test_a_job_that_fails_is_named_with_its_log(
     """The task can be built by one process, for the checks before the run, and by no other."""
     monkeypatch.syspath_prepend(folder)
     (folder / "built_once.py").write_text(BUILT_ONCE)
-    with patch.object(executor, "_start", ForkedJob):
+    with patch.object(processes, "_start", ForkedJob):
         outcome = call(*run("--name=fails", tasks="built_once:BuiltOnce-v0"))
     assert outcome.status == 1
     (line,) = outcome.err.splitlines()

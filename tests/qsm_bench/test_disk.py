@@ -21,10 +21,10 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsm_bench import cli, executor
+from qsm_bench import cli
 from qsm_bench.checkpoint import FORMAT, Checkpoint
 from qsm_bench.errors import UserError
-from qsm_bench.executor import run_locally
+from qsm_bench.executors import processes
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import FORMAT as STORE_FORMAT
@@ -44,7 +44,7 @@ from tests.qsm_bench.jobs import (
     uncut,
     written,
 )
-from tests.qsm_bench.processes import ForkedJob
+from tests.qsm_bench.processes import ForkedJob, run_jobs
 
 QSM, *_, TD3 = AGENTS
 
@@ -203,7 +203,9 @@ def test_where_no_checkpoint_is_intact_one_line_names_both(job_folder: JobFolder
         (job_folder.checkpoint / name).write_bytes(b"nonsense")
     with pytest.raises(UserError) as refused:
         train(make_job(TD3), job_folder.path)
-    assert_one_line(refused.value, "state.pt", "previous.pt", f"delete {job_folder.path} to train it")
+    assert_one_line(
+        refused.value, "state.pt", "previous.pt", f"delete {job_folder.path} to train it"
+    )
 
 
 def test_a_checkpoint_of_another_job_is_one_line(job_folder: JobFolder) -> None:
@@ -225,10 +227,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> ExperimentStore:
 
 
 def run_forked(job_folders: list[JobFolder]) -> dict[JobFolder, str]:
-    with patch.object(executor, "_start", ForkedJob):
-        return run_locally(
-            job_folders, workers=1, checkpoint_every=5, command="", on_poll=lambda: None
-        )
+    with patch.object(processes, "_start", ForkedJob):
+        return run_jobs(job_folders, workers=1, checkpoint_every=5)
 
 
 def restored(file: Path) -> Iterator[bytes]:

@@ -20,18 +20,19 @@ from hypothesis import strategies as st
 
 from agents.registry import AgentError
 from envs import EnvironmentDiedError, TaskError
-from qsm_bench import executor, process, worker
+from qsm_bench import process, worker
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted
-from qsm_bench.executor import run_locally
+from qsm_bench.executors import Work, processes
+from qsm_bench.executors.processes import Place
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.progress import job_state
 from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_experiment, make_job, poison
-from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork
+from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork, run_jobs
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,19 +71,19 @@ def run_scripts(
     workers: int = 8,
     on_poll: Callable[[], None] = lambda: None,
 ) -> list[subprocess.Popen[bytes]]:
-    """Run the jobs' jobs, each a small script in place of training."""
-    with started(folders, scripts) as processes, patch.object(executor, "POLL_SECONDS", 0.01):
-        run_locally(folders, workers=workers, checkpoint_every=10, command="", on_poll=on_poll)
-    return processes
+    """Run the jobs, each a small script in place of training."""
+    with started(folders, scripts) as begun, patch.object(processes, "POLL_SECONDS", 0.01):
+        run_jobs(folders, workers=workers, checkpoint_every=10, on_poll=on_poll)
+    return begun
 
 
 @contextmanager
 def started(
     folders: Sequence[JobFolder], scripts: Sequence[str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Let the jobs' jobs be small scripts; return the processes that were started."""
+    """Let the jobs be small scripts; return the processes that were started."""
     script = dict(zip(folders, scripts, strict=True))
-    processes = []
+    begun = []
 
     def start(folder: JobFolder, *_: Any) -> subprocess.Popen[bytes]:
         with folder.log_file.open("ab") as log:
@@ -91,11 +92,11 @@ def started(
                 stdout=log,
                 stderr=log,
             )
-        processes.append(process)
+        begun.append(process)
         return process
 
-    with patch.object(executor, "_start", start):
-        yield processes
+    with patch.object(processes, "_start", start):
+        yield begun
 
 
 def test_a_job_that_is_killed_takes_no_other_with_it(folders: list[JobFolder]) -> None:
@@ -161,16 +162,14 @@ def test_what_would_fail_again_is_not_tried_again(
 
     def start(folder: JobFolder, *arguments: Any) -> ForkedJob:
         begun.append(folder)
-        return ForkedJob(folder, 10, "")
+        return ForkedJob(folder, *arguments)
 
     with (
         patch.object(Training, "run", side_effect=error),
-        patch.object(executor, "_start", start),
-        patch.object(executor, "POLL_SECONDS", 0.01),
+        patch.object(processes, "_start", start),
+        patch.object(processes, "POLL_SECONDS", 0.01),
     ):
-        unfinished = run_locally(
-            folders[:1], workers=1, checkpoint_every=10, command="", on_poll=lambda: None
-        )
+        unfinished = run_jobs(folders[:1], workers=1, checkpoint_every=10)
     assert len(begun) == starts
     assert (folders[0].read_manifest().retried is None) == (starts == 1)
     assert list(unfinished) == folders[:1]
@@ -179,12 +178,10 @@ def test_what_would_fail_again_is_not_tried_again(
 def test_what_did_not_finish_is_returned_with_its_reason(folders: list[JobFolder]) -> None:
     interrupt = FINISH.replace("finished", "interrupted")
     with (
-        patch.object(executor, "POLL_SECONDS", 0.01),
+        patch.object(processes, "POLL_SECONDS", 0.01),
         started(folders, [FINISH, KILL_ITSELF, interrupt]),
     ):
-        unfinished = run_locally(
-            folders, workers=3, checkpoint_every=10, command="", on_poll=lambda: None
-        )
+        unfinished = run_jobs(folders, workers=3, checkpoint_every=10)
     assert unfinished == {
         folders[1]: "its process ended by signal SIGKILL",
         folders[2]: "it was asked to stop, and is saved",
@@ -248,7 +245,7 @@ def test_an_interrupt_ends_every_job_even_a_stubborn_one(
     monkeypatch: pytest.MonkeyPatch,
     jobs: Callable[[], list[psutil.Process]],
 ) -> None:
-    monkeypatch.setattr(executor, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
 
     def watch() -> None:
         if all(
@@ -267,7 +264,7 @@ def test_an_interrupt_ends_every_job_even_a_stubborn_one(
 def test_a_job_that_had_to_be_killed_is_not_left_running(
     folders: list[JobFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
     manifest = folders[0].read_manifest()
     manifest.status = "running"
     folders[0].write_manifest(manifest)
@@ -398,7 +395,7 @@ def test_a_job_that_another_process_has_is_left_to_it(folders: list[JobFolder]) 
     manifest = folders[0].read_manifest()
     manifest.status = "running"
     folders[0].write_manifest(manifest)
-    with patch.object(executor, "ORPHAN_SECONDS", 0.1), FileLock(folders[0].lock_file):
+    with patch.object(processes, "ORPHAN_SECONDS", 0.1), FileLock(folders[0].lock_file):
         assert run_scripts(folders[:1], ["raise SystemExit(1)"]) == []
     assert folders[0].read_manifest().status == "running"
 
@@ -413,7 +410,9 @@ def test_progress_says_where_a_job_ended(folders: list[JobFolder]) -> None:
 
 def start_and_leave(folder: JobFolder, parent_leaves: str) -> None:
     """Be the parent of a job, and end before it does."""
-    (folder.path / "orphan").write_text(str(executor._start(folder, 10**6, "").pid))
+    (folder.path / "orphan").write_text(
+        str(processes._start(folder, Work(folder.path, 10**6, ""), Place(1)).pid)
+    )
     deadline = time.monotonic() + 60
     while parent_leaves == "later" and not folder.progress_file.exists():
         assert time.monotonic() < deadline
@@ -477,20 +476,17 @@ def test_all_workers_are_busy_until_fewer_jobs_than_workers_are_left(
 
     with (
         patch.multiple(
-            executor,
+            processes,
             _start=Job,
             _mark=lambda *_, **__: True,
             _end=lambda *_: ("finished", ""),
             reap_adopted=lambda _: None,
         ),
-        patch.object(executor.Orphans, "hold", lambda *_: False),
-        patch.object(executor, "POLL_SECONDS", 0),
+        patch.object(processes.Orphans, "hold", lambda *_: False),
+        patch.object(processes, "POLL_SECONDS", 0),
     ):
         folders = [JobFolder(folder) for folder in jobs]
-        assert (
-            run_locally(folders, workers=workers, checkpoint_every=1, command="", on_poll=tick)
-            == {}
-        )
+        assert run_jobs(folders, workers=workers, checkpoint_every=1, on_poll=tick) == {}
     tail = next((at for at, count in enumerate(busy) if count < workers), len(busy))
     # From the first idle worker on, no job was left to be begun: the number only falls.
     assert busy[tail:] == sorted(busy[tail:], reverse=True)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsm_bench import UserError, executor, load_policy, load_results, run_experiment, write_report
+from qsm_bench import UserError, load_policy, load_results, run_experiment, write_report
+from qsm_bench.executors import Local, processes
 from qsm_bench.groups import choose_seeds_per_job, folder_name, group_seeds, seeds_text
 from qsm_bench.progress import read_states
 from qsm_bench.results import Results
@@ -66,7 +67,7 @@ def run(
     per_job: int = 2,
     steps: int = PROTOCOL.steps,
 ) -> Results:
-    with patch.object(executor, "_start", ForkedJob):
+    with patch.object(processes, "_start", ForkedJob):
         return run_experiment(
             agents,
             tasks="four-goals",
@@ -228,14 +229,14 @@ def test_groups_that_no_run_has_written_are_damage(tmp_path: Path, groups: str, 
 
 def test_more_workers_and_fewer_keep_the_groups(tmp_path: Path) -> None:
     for workers in (2, 1, 3):
-        with patch.object(executor, "_start", ForkedJob):
+        with patch.object(processes, "_start", ForkedJob):
             run_experiment(
                 TD3,
                 tasks="four-goals",
                 protocol=PROTOCOL,
                 name="there",
                 seeds=range(4),
-                workers=workers,
+                executor=Local(workers=workers),
                 results=tmp_path,
             )
         assert ExperimentStore(tmp_path, "there").groups == ((0, 1), (2, 3))

@@ -9,8 +9,9 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsm_bench import UserError, executor, load_results, run_experiment
+from qsm_bench import UserError, load_results, run_experiment
 from qsm_bench.checkpoint import read_state
+from qsm_bench.executors import processes
 from qsm_bench.experiment import Job
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
@@ -67,7 +68,7 @@ def test_any_lengths_on_the_way_give_the_bytes_of_one_run(
 
 
 def run(folder: Path, steps: int, *, keep_replay: bool | None = None) -> Results:
-    with patch.object(executor, "_start", ForkedJob):
+    with patch.object(processes, "_start", ForkedJob):
         return run_experiment(
             "td3[hidden_sizes=[8]]",
             tasks="four-goals",

@@ -11,16 +11,17 @@ from unittest.mock import patch
 import gymnasium
 import pytest
 
-from qsm_bench import executor, worker
+from qsm_bench import worker
 from qsm_bench.errors import UserError
-from qsm_bench.executor import run_locally
+from qsm_bench.executors import Work, processes
+from qsm_bench.executors.processes import Place
 from qsm_bench.experiment import Job
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.statistics import estimates
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import AGENTS, EVAL_EVERY, STEPS, WARMUP, make_experiment, make_job, train
-from tests.qsm_bench.processes import ForkedJob
+from tests.qsm_bench.processes import ForkedJob, run_jobs
 from tests.qsm_bench.test_cli import call
 
 MODULE = """
@@ -183,7 +184,7 @@ def run(agents: str = LABEL, tasks: str = "four-goals") -> tuple[str, ...]:
 
 
 def test_a_run_imports_nothing_that_other_jobs_name(strangers: ExperimentStore, here: Path) -> None:
-    with patch.object(executor, "_start", ForkedJob):
+    with patch.object(processes, "_start", ForkedJob):
         outcome = call(*run(), "--device=cpu", "--workers=1")
     assert outcome.status == 0, outcome.err
     assert strangers.job_folder(LABEL, "four-goals", (0, 1)).read_manifest().status == "finished"
@@ -232,16 +233,14 @@ def test_a_manifest_that_is_edited_between_asking_and_starting_is_refused(
     sys.path.insert(0, str(here))
     job_folder = prepared(here)
 
-    def start(job_folder: JobFolder, checkpoint_every: int, command: str) -> ForkedJob:
+    def start(job_folder: JobFolder, work: Work, place: Place) -> ForkedJob:
         edit(job_folder, changes)
-        return ForkedJob(job_folder, checkpoint_every, command)
+        return ForkedJob(job_folder, work, place)
 
     if when == "before it is started":
         edit(job_folder, changes)
-    with patch.object(executor, "_start", start):
-        unfinished = run_locally(
-            [job_folder], workers=1, checkpoint_every=EVAL_EVERY, command="", on_poll=lambda: None
-        )
+    with patch.object(processes, "_start", start):
+        unfinished = run_jobs([job_folder], checkpoint_every=EVAL_EVERY)
     assert "is of another" in unfinished[job_folder]
     assert "\n" not in unfinished[job_folder]
     assert_nothing_imported(here)

@@ -14,13 +14,13 @@ import qsm_bench
 from qsm_bench import (
     Protocol,
     UserError,
-    executor,
     load_policy,
     load_results,
     run_experiment,
     signals,
 )
 from qsm_bench.checkpoint_evaluation import evaluate_job
+from qsm_bench.executors import processes
 from qsm_bench.results import Results
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.processes import ForkedJob, fork
@@ -36,7 +36,7 @@ PROTOCOL = Protocol(
 
 
 def run(folder: Path, agents: str = "td3,qsm", seeds: range = range(3, 5)) -> Results:
-    with patch.object(executor, "_start", ForkedJob):
+    with patch.object(processes, "_start", ForkedJob):
         return run_experiment(
             agents,
             tasks="four-goals",
@@ -171,7 +171,7 @@ def test_a_job_that_fails_is_told_and_shown(tmp_path: Path) -> None:
             self.pid, self.returncode = fork(lambda: sys.exit(1)), None
 
     with (
-        patch.object(executor, "_start", Dies),
+        patch.object(processes, "_start", Dies),
         pytest.warns(UserWarning, match="not finished: .*td3"),
     ):
         results = run_experiment(
@@ -198,7 +198,7 @@ def test_a_signal_saves_and_raises_keyboard_interrupt(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         return {}
 
-    with patch("qsm_bench.run.run_locally", interrupt), pytest.raises(KeyboardInterrupt):
+    with patch.object(processes, "run_locally", interrupt), pytest.raises(KeyboardInterrupt):
         run(tmp_path, "td3")
     assert signals.STOP_SIGNALS
 

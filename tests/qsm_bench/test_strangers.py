@@ -17,7 +17,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from qsm_bench import cli, executor, worker
+from qsm_bench import cli, worker
+from qsm_bench.executors import processes
 from qsm_bench.heartbeat import start_of, this_machine
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.process import REFUSED
@@ -47,7 +48,7 @@ def work(job_folder: JobFolder, stop: Never | None = None) -> int:
     """Do in this process what a job's own process does; return its exit status."""
     try:
         job_folder.refuse_foreign(writing=True)
-        worker._run(job_folder, 10, "test", stop or Never())  # type: ignore[arg-type]
+        worker._run(job_folder, 10, "test", stop or Never(), None)  # type: ignore[arg-type]
     except SystemExit as ended:
         return int(str(ended.code))
     return 0
@@ -88,7 +89,7 @@ class World:
         with (
             capturing() as told,
             patch.object(sys, "argv", ["qsm_bench", *arguments, f"--results={self.results}"]),
-            patch.object(executor, "run_locally", run_here),
+            patch.object(processes, "run_locally", run_here),
             pytest.raises(SystemExit) as ended,
         ):
             cli.main()
@@ -149,7 +150,7 @@ def capturing() -> Iterator[tuple[Any, Any]]:
         yield out, err
 
 
-def run_here(job_folders: Sequence[JobFolder], **_: Any) -> dict[JobFolder, str]:
+def run_here(job_folders: Sequence[JobFolder], *_: Any, **__: Any) -> dict[JobFolder, str]:
     """Run every job in this process, in place of the executor."""
     unfinished = {}
     for job_folder in job_folders:

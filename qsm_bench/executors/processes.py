@@ -1,4 +1,4 @@
-"""Runs jobs in local processes, as many at a time as there are workers."""
+"""Runs jobs in processes of this machine, as many at a time as there are workers."""
 
 import os
 import signal
@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError
+from qsm_bench.executors.executor import Work
 from qsm_bench.files import plain_opener
 from qsm_bench.heartbeat import process_name
 from qsm_bench.job_folder import JobFolder
+from qsm_bench.machine import usable_cores
 from qsm_bench.manifest import Status
 from qsm_bench.process import REFUSED
 from qsm_bench.signals import GRACE_SECONDS, kill_family, kill_group, reap_adopted
@@ -24,35 +27,39 @@ ORPHAN_SECONDS = 60.0
 """How long a job may take to end that an earlier run left behind when it was killed."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a job's process runs on this machine."""
+
+    cores: int
+    """How many cores its environments may use."""
+    gpu: str | None = None
+    """The one GPU that it sees, by the name that CUDA_VISIBLE_DEVICES has for it."""
+
+
 def run_locally(
-    folders: Sequence[JobFolder],
-    *,
-    workers: int,
-    checkpoint_every: int,
-    command: str,
-    on_poll: Callable[[], None],
-    stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = print,
+    folders: Sequence[JobFolder], work: Work, *, workers: int, gpus: Sequence[str] = ()
 ) -> dict[JobFolder, str]:
     """Run the jobs of the folders; return those that did not finish, and why.
 
-    A job that dies takes no other with it: it is started once more, from its checkpoint, and then
+    At most ``workers`` run at a time, each on the GPU of ``gpus`` that has the fewest of them. A
+    job that dies takes no other with it: it is started once more, from its checkpoint, and then
     recorded as failed. One that cannot be done as it was asked would fail again: it is recorded at
-    once. A job that an earlier run's process still writes is waited for, and ``say`` is told.
-    ``on_poll`` is called several times a second. Once ``stop()`` is true, or if anything is raised,
-    the jobs are asked to stop and save themselves, and killed if they do not within
-    ``GRACE_SECONDS``; those that could not be saved are among what is returned.
+    once. A job that an earlier run's process still writes is waited for, and ``work.say`` is told.
+    Jobs that are stopped and do not end within ``GRACE_SECONDS`` are killed; those that could not
+    be saved are among what is returned.
     """
     waiting = list(folders)
     running: dict[JobFolder, subprocess.Popen[bytes]] = {}
+    places: dict[JobFolder, Place] = {}
     died: dict[JobFolder, str] = {}
     unfinished: dict[JobFolder, str] = {}
-    orphans = Orphans(say)
+    orphans = Orphans(work.say)
+    cores = max(1, usable_cores() // max(1, min(workers, len(waiting))))
     try:
-        while (waiting or running) and not stop():
-            for folder in [
-                folder for folder, process in running.items() if process.poll() is not None
-            ]:
+        while (waiting or running) and not work.stop():
+            ended = [folder for folder, process in running.items() if process.poll() is not None]
+            for folder in ended:
                 process = running.pop(folder)
                 status, reason = _end(folder, process)
                 again = status == "failed" and process.returncode != REFUSED
@@ -73,13 +80,15 @@ def run_locally(
                         continue
                     waiting.remove(folder)
                     if _mark(folder, status="pending", retried=died.get(folder)):
-                        running[folder] = _start(folder, checkpoint_every, command)
+                        taken = [places[other].gpu for other in running]
+                        places[folder] = Place(cores, min(gpus, key=taken.count, default=None))
+                        running[folder] = _start(folder, work, places[folder])
                 except (OSError, UserError) as error:
                     if folder in waiting:
                         waiting.remove(folder)
                     unfinished[folder] = f"it cannot be started: {error}"
             reap_adopted({process.pid for process in running.values()})
-            on_poll()
+            work.on_poll()
             time.sleep(POLL_SECONDS)
     except BaseException:
         _stop(running)
@@ -109,23 +118,26 @@ class Orphans:
             return True
 
 
-def _start(folder: JobFolder, checkpoint_every: int, command: str) -> subprocess.Popen[bytes]:
+def _start(folder: JobFolder, work: Work, place: Place) -> subprocess.Popen[bytes]:
     """Start a process for a job; what it prints goes to its log."""
     # One thread a job: as many jobs as cores beat one job on all cores.
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    changes = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if place.gpu is not None:
+        changes["CUDA_VISIBLE_DEVICES"] = place.gpu
     with open(folder.log_file, "ab", opener=plain_opener) as log:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "qsm_bench.worker", str(folder.path)),
-                f"--checkpoint-every={checkpoint_every}",
-                f"--command={command}",
+                f"--checkpoint-every={work.checkpoint_every}",
+                f"--command={work.command}",
+                f"--cores={place.cores}",
                 "--lifeline",
                 *([f"--job={folder.job}"] if folder.job else []),
             ],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=os.environ | threads,
+            env=os.environ | changes,
             # Out of the terminal's process group: Ctrl-C is for the parent to handle.
             start_new_session=True,
         )
