@@ -185,6 +185,17 @@ def _show_outcome(
         saved = "stopped" if outcome.unfinished else "stopped and saved"
         again = _command(*_with_results(sys.argv[1:], results))
         print(f"{saved}; to go on: {again}", file=sys.stderr)
+    elif outcome.queued:
+        name, tasks = prepared.experiment.name, dict.fromkeys(outcome.queued.values())
+        print(
+            f"submitted {len(outcome.queued)} jobs to SLURM as {len(tasks)} tasks, "
+            f"{next(iter(tasks))} and on"
+        )
+        for purpose, words in (
+            ("watch them", ["status", name, "--watch"]),
+            ("end them", ["cancel", name]),
+        ):
+            print(f"to {purpose}: {_command(*_with_results(words, results))}")
     elif not outcome.unfinished:
         name = prepared.experiment.name
         print(f"done; the report: {_command(*_with_results(['report', name], results))}")
@@ -355,6 +366,19 @@ def status(
     else:
         for state in states:
             print(state.line)
+
+
+@app.command()
+def cancel(
+    name: Annotated[str, typer.Argument(help="The experiment.")],
+    results: ResultsFolder = RESULTS,
+) -> None:
+    """End what runs or waits of an experiment; its jobs save themselves and can go on later."""
+    from qsm_bench import cancel as ending_of
+    from qsm_bench.store import ExperimentStore
+
+    for line in ending_of.cancel(ExperimentStore(results, name)):
+        print(visible(line))
 
 
 @app.command()

@@ -53,6 +53,7 @@ class JobFolder:
         self.slices_file = path / "slices.csv"
         self.progress_file = path / "progress.json"
         self.log_file = path / "log.txt"
+        self.queue_file = path / "queued.json"
         self.lock_file = path / ".lock"
         self.checkpoint = path / "checkpoint"
         self.replay_file = self.checkpoint / "replay.f32"
@@ -81,7 +82,7 @@ class JobFolder:
         needed = (self.manifest_file, *self.tables, *(self.checkpoint / name for name in names))
         for file in needed:
             refuse_foreign(file, writing=writing, remedy=self.advice)
-        for file in (self.lock_file, self.progress_file, self.log_file):
+        for file in (self.lock_file, self.progress_file, self.log_file, self.queue_file):
             refuse_foreign(file, writing=writing, remedy="delete it: nothing is lost with it")
 
     def read_manifest(self) -> Manifest:
@@ -132,7 +133,8 @@ class JobFolder:
     def delete(self) -> None:
         """Delete what the job has written. Raises UserError while a process writes it."""
         with self.lock():
-            files = (self.manifest_file, *self.tables, self.progress_file, self.log_file)
+            notes = (self.progress_file, self.log_file, self.queue_file)
+            files = (self.manifest_file, *self.tables, *notes)
             checkpoint = ("state.pt", "previous.pt", "replay.f32", "state.tmp")
             for file in (*files, *(self.checkpoint / name for name in checkpoint)):
                 file.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
+from qsm_bench.executors.slurm_queue import queued_tasks
 from qsm_bench.groups import seeds_text
 from qsm_bench.heartbeat import liveness, process_name, time_of
 from qsm_bench.job_folder import GONE, JobFolder
@@ -34,6 +35,8 @@ FOLLOW_SECONDS = 2.0
 """The time between two looks at an experiment that another process runs."""
 LINE_SECONDS = 30.0
 """In a log file, a running job gets a line at least this often."""
+AT_WORK = ("running", "queued")
+"""The states of a job that somebody runs, or will."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,22 @@ class JobState:
 
 
 def read_states(folders: Sequence[JobFolder], *, tables: bool = False) -> list[JobState]:
-    """Read the state of every job, with its seeds where an agent has several on a task."""
+    """Read the state of every job, with its seeds where an agent has several on a task.
+
+    One that waits in a cluster's queue is "queued".
+    """
     jobs = Counter((folder.agent, folder.task) for folder in folders)
-    return [
-        replace(
-            job_state(folder, tables=tables),
-            seeds=seeds_text(folder.seeds or ()) if jobs[folder.agent, folder.task] > 1 else "",
-        )
-        for folder in folders
-    ]
+    queued = queued_tasks(folders)
+    states = []
+    for folder in folders:
+        state = job_state(folder, tables=tables)
+        if jobs[folder.agent, folder.task] > 1:
+            state = replace(state, seeds=seeds_text(folder.seeds or ()))
+        if folder in queued and state.status in ("pending", "interrupted"):
+            task, how = queued[folder]
+            state = replace(state, status="queued", reason=f"SLURM has it as {task}, {how}")
+        states.append(state)
+    return states
 
 
 def job_state(folder: JobFolder, *, tables: bool = False) -> JobState:
@@ -273,9 +283,8 @@ def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -
 
 def at_work(store: ExperimentStore) -> bool:
     """Whether somebody runs the experiment, or a job of it."""
-    return store.holder() is not None or any(
-        job_state(folder).status == "running" for folder in store.job_folders()
-    )
+    states = read_states(list(store.job_folders()))
+    return store.holder() is not None or any(state.status in AT_WORK for state in states)
 
 
 def line_printer(console: Console) -> Callable[[str], None]:
@@ -292,7 +301,7 @@ class Display:
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self.refreshed = 0.0
         self.working = False
-        """Whether a job was running when the jobs were last shown."""
+        """Whether a job ran, or was queued, when the jobs were last shown."""
         self.shown: dict[int, tuple[JobState, float]] = {}
 
     def context(self) -> AbstractContextManager[object]:
@@ -310,7 +319,7 @@ class Display:
     def show(self) -> None:
         """Show the jobs as they stand now."""
         states = read_states(self.folders)
-        self.working = any(state.status == "running" for state in states)
+        self.working = any(state.status in AT_WORK for state in states)
         if self.live:
             self.live.update(states_view(states, self.console.width), refresh=True)
             return
@@ -322,7 +331,7 @@ class Display:
                 for what in ("status", "last_return", "diverged", "failed_seeds", "warnings")
             )
             overdue = state.status == "running" and now - since >= LINE_SECONDS
-            if (news and state.status != "pending") or overdue:
+            if (news and state.status not in ("pending", "queued")) or overdue:
                 self._say(state.line)
                 self.shown[index] = (state, now)
 

@@ -11,11 +11,13 @@ results/<experiment>/<agent>/<task>/<seeds>/
                                     slices.csv        seed, step, state, action, q, share: the last
                                     progress.json     where a running job stands
                                     log.txt           what the job printed
+                                    queued.json       the task of a cluster that runs it
                                     checkpoint/       agent state and replay log
 """
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +27,11 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from qsm_bench.errors import UserError, did_you_mean
+from qsm_bench.executors.slurm_queue import LOGS, queued_tasks
 from qsm_bench.experiment import Experiment, Job
 from qsm_bench.files import read_json, refuse_foreign, write_atomically
 from qsm_bench.groups import Groups, folder_name
-from qsm_bench.heartbeat import Heartbeat, liveness, process_name
+from qsm_bench.heartbeat import Heartbeat, liveness, process_name, this_machine
 from qsm_bench.job_folder import JobFolder, read_sign, remove_if_empty
 from qsm_bench.manifest import (
     FORMAT,
@@ -127,6 +130,12 @@ class ExperimentStore:
         """
         sign = read_sign(self.holder_file)
         return process_name(sign) if liveness(sign) != "gone" else None
+
+    def holder_pid(self) -> int | None:
+        """The number of the process that runs the experiment; None if it is elsewhere, or none."""
+        sign = read_sign(self.holder_file)
+        here = sign.get("place") == this_machine() and liveness(sign) != "gone"
+        return int(sign["pid"]) if here else None
 
     def job_folders(self) -> Iterator[JobFolder]:
         """Yield the folders of the jobs that are on disk, in the order they were asked for."""
@@ -260,6 +269,11 @@ class ExperimentStore:
                 for folder in self.job_folders()
                 if agent in (None, folder.agent) and task in (None, folder.task)
             ]
+            if queued := queued_tasks(folders):
+                raise UserError(
+                    f"SLURM has {len(queued)} jobs of {self.name}: take them out with 'cancel "
+                    f"{self.name}' first"
+                )
             for folder in folders:
                 folder.refuse_foreign(writing=True)
                 with folder.lock():
@@ -268,6 +282,7 @@ class ExperimentStore:
                 folder.delete()
             if agent is None and task is None:
                 self.file.unlink()
+                _delete_logs(self.folder / LOGS)
             elif task is None or agent is None:
                 what, value = ("agents", agent) if task is None else ("tasks", task)
                 asked[what] = [name for name in asked[what] if name != value]
@@ -284,6 +299,13 @@ class ExperimentStore:
 def experiment_names(root: Path) -> list[str]:
     """The names of the experiments in a folder of results."""
     return sorted(file.parent.name for file in root.glob("*/experiment.json"))
+
+
+def _delete_logs(folder: Path) -> None:
+    """Delete what SLURM was given and has written; nothing behind a link."""
+    refuse_foreign(folder, folder=True, remedy="delete it")
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 @contextmanager
