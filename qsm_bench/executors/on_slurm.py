@@ -3,7 +3,7 @@
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +50,13 @@ class Slurm(Executor):
         tuple[str, ...], Field(description="Another option of sbatch, key=value. May be repeated.")
     ] = ()
 
+    @field_validator("time")
+    @classmethod
+    def _refuse_no_time(cls, given: str | None) -> str | None:
+        if given is not None and not re.fullmatch(r"(\d+-\d+|\d+)(:\d+){0,2}", given):
+            raise ValueError("write minutes, or hours:minutes:seconds, or days-hours")
+        return given
+
     @field_validator("slurm")
     @classmethod
     def _refuse_no_options(cls, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,10 +77,11 @@ class Slurm(Executor):
         _import_submitit()
         if device == "cuda" and not self.gpus_per_job:
             raise UserError("--device cuda: give --gpus-per-job too, e.g. --gpus-per-job 1")
+        slurm("sbatch", "--test-only", *_flags(self._options()), "--wrap=true")
         token, word = folder / f".token-{secrets.token_hex(8)}", secrets.token_hex(16)
         token.write_text(word)
         try:
-            seen = self._on_a_node("cat", str(token))
+            seen = self._read_on_a_node(token)
         finally:
             token.unlink(missing_ok=True)
         if seen is not None and seen.strip() != word:
@@ -140,24 +148,21 @@ class Slurm(Executor):
         given = dict(text.split("=", 1) for text in self.slurm)
         return {key: value for key, value in (options | given).items() if value is not None}
 
-    def _on_a_node(self, *command: str) -> str | None:
-        """What a command prints on a node; None if no node is free to say.
-
-        Raises UserError for what SLURM refuses, as an unknown partition.
-        """
-        options = self._options() | {"time": "1", "ntasks": "1", "cpus-per-task": "1"}
-        options.pop("gpus", None)
-        asked = [f"--{key}={value}" for key, value in options.items()]
-        srun = ["srun", f"--immediate={FREE_NODE_SECONDS}", "--quiet", *asked, *command]
+    def _read_on_a_node(self, file: Path) -> str | None:
+        """What a node reads in a file, nothing if it has none; None if no node is free to say."""
+        small = {"time": "1", "ntasks": "1", "cpus-per-task": "1", "gpus": None}
+        now = f"--immediate={FREE_NODE_SECONDS}"
+        look = ("sh", "-c", 'cat "$1" 2>/dev/null || true', "sh", str(file))
         try:
-            return slurm(*srun)
+            return slurm("srun", now, "--quiet", *_flags(self._options() | small), *look)
         except UserError as error:
-            said = str(error)
-        if "exited with exit code" in said.lower():
-            return ""
-        if re.search(r"immediate|nodes are busy|timed out|no answer|unavailable", said):
-            return None
-        raise UserError(said)
+            if re.search(r"immediate|nodes are busy|timed out|no answer|unavailable", str(error)):
+                return None
+            raise
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{key}={value}" for key, value in options.items() if value is not None]
 
 
 def pack(jobs: "Sequence[JobFolder]", width: int, most: int) -> "list[list[JobFolder]]":

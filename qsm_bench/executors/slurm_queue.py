@@ -36,8 +36,11 @@ def slurm(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} gave no answer in {PATIENCE_SECONDS} seconds") from None
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(f"{command[0]}: {said[-1].removeprefix(f'{command[0]}: error: ')}")
+        lines = [line for line in done.stderr.strip().splitlines() if "--help" not in line]
+        said = lines[-1] if lines else f"exit status {done.returncode}"
+        for own in (f"{command[0]}: ", "error: "):
+            said = said.removeprefix(own)
+        raise UserError(f"{command[0]}: {said}")
     return done.stdout
 
 

@@ -27,7 +27,7 @@ from tests.qsm_bench.jobs import SMALL, written
 
 TD3, BROKEN = f"td3[{SMALL}]", "tests.qsm_bench.plain_agents:Broken"
 SHORT = Protocol(steps=45, warmup_steps=8, batch_size=8, eval_every=20, eval_episodes=2)
-LONG = SHORT.but(steps=8_000, eval_every=500)
+LONG = SHORT.but(steps=4_000, eval_every=400)
 SECRET = "a-secret-of-the-environment"
 
 reason = why_not()
@@ -158,9 +158,9 @@ def test_before_the_time_limit_a_task_is_saved_and_queued_again(
 @needs_slurm
 @pytest.mark.slow
 def test_the_time_limit_of_slurm_itself_costs_nothing(cluster: None, tmp_path: Path) -> None:
-    protocol = LONG.but(steps=100_000, eval_every=5_000)
+    protocol = LONG.but(steps=100_000, eval_every=500)
     with patch.object(on_slurm, "WARNING_SECONDS", 35):
-        run(tmp_path, Slurm(time="1"), protocol=protocol, seeds=[0])
+        run(tmp_path, Slurm(time="2"), protocol=protocol, seeds=[0])
     task = slurm_queue.noted_task(folders(tmp_path)[0])
     assert task is not None
     wait(tmp_path, lambda states: states == ["running"])
@@ -168,7 +168,10 @@ def test_the_time_limit_of_slurm_itself_costs_nothing(cluster: None, tmp_path: P
     saved = folders(tmp_path)[0].read_manifest()
     assert 0 < saved.step < protocol.steps
     hurry(task)
-    wait(tmp_path, lambda states: states == ["running"])
+    deadline = time.monotonic() + 120
+    while (folders(tmp_path)[0].read_progress().get("saved") or 0) <= saved.step:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     cancel(ExperimentStore(tmp_path, "there"))
     wait(tmp_path, ended)
     assert folders(tmp_path)[0].read_manifest().step > saved.step
@@ -204,11 +207,27 @@ def test_a_folder_that_the_nodes_do_not_see_is_refused(cluster: None, hidden: Pa
 
 
 @needs_slurm
-def test_what_slurm_refuses_is_one_line(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"srun: .*partition") as refused:
-        run(tmp_path, Slurm(time="10", partition="nowhere"))
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"partition": "nowhere"}, "sbatch: .*partition"),
+        ({"gpus_per_job": 1}, "sbatch: .*gres"),
+        ({"cpus_per_job": 1e5}, "sbatch: .*not available"),
+        ({"slurm": ("nonsense=1",)}, "sbatch: unrecognized option '--nonsense=1'"),
+    ],
+)
+def test_what_slurm_refuses_is_one_line(
+    cluster: None,
+    tmp_path: Path,
+    options: dict[str, Any],
+    fault: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError, match=fault) as refused:
+        run(tmp_path, Slurm(time="10", **options))
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.rglob("*.json"))
+    assert capfd.readouterr().err == ""
 
 
 def hurry(task: str) -> None:
@@ -264,6 +283,7 @@ def test_jobs_that_share_a_gpu_ask_for_one(options: dict[str, Any], asked: dict[
         ({"slurm": ("mem",)}, "write key=value"),
         ({"slurm": ("array=0-3",)}, "array is set by qsm_bench itself"),
         ({"gpus_per_job": -1}, "--gpus-per-job -1"),
+        ({"time": "a day"}, "--time 'a day' is not right: write minutes, or hours:minutes:seconds"),
         ({"workers": 2}, "--workers is an option of --executor local"),
     ],
 )
