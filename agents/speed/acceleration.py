@@ -9,6 +9,7 @@ result: compiled numbers are the plain ones up to the order of operations.
 """
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -83,12 +84,41 @@ def _compile(update: FunctionType, device: torch.device) -> Callable[..., dict[s
         update.__closure__,
     )
     own.__kwdefaults__ = update.__kwdefaults__
-    return torch.compile(
+    program = torch.compile(
         own,
         fullgraph=True,
         dynamic=False,
         options={"guard_filter_fn": _guards_inputs, **OPTIONS[device.type]},
     )
+    return recompiling(program)
+
+
+def recompiling(program: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """Let ``program`` be compiled again where torch's cache holds a half-written library of it.
+
+    A compiler that is killed leaves one, and torch would take it for whole in every later run.
+    """
+
+    def call(*inputs: Any) -> dict[str, Tensor]:
+        try:
+            return program(*inputs)
+        except Exception as error:
+            library = _library_that_failed(error)
+            if library is None:
+                raise
+            library.unlink(missing_ok=True)
+        return program(*inputs)
+
+    return call
+
+
+def _library_that_failed(error: Exception) -> Path | None:
+    """The library in torch's cache that could not be loaded; None if that was not the reason."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a while to load
+
+    found = re.search(r"(?:ImportError|OSError): (/.+?\.so): ", str(error))
+    library = Path(found.group(1)) if found else None
+    return library if library and library.is_relative_to(Path(cache_dir()).resolve()) else None
 
 
 def _guards_inputs(guards: Sequence[Any]) -> list[bool]:
