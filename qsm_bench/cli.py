@@ -578,13 +578,16 @@ def _show_plan(prepared: "PreparedRun") -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     say = line_printer(console)
     experiment, jobs, workers = prepared.experiment, prepared.open_jobs, prepared.workers
+    if jobs:
+        prepared.refuse_uncompilable()
     if len(jobs) < len(experiment.jobs):
         say(f"{len(experiment.jobs) - len(jobs)} jobs that are finished or damaged are left out")
-    if experiment.compiled and jobs:
-        prepared.refuse_uncompilable()
-        say("compiling each agent's updates to time them, which takes up to a minute each")
+    if not jobs:
+        return
     # The memory comes first, as in a run: what compiling leaves behind would count in it.
     memory = [needs.total for needs in prepared.memory]
+    if experiment.compiled:
+        say("compiling each agent's updates to time them, which takes up to a minute each")
     costs = calibrate(jobs)
     at_once = sum(sorted(memory)[-workers:])
     columns = ("agent", "task", "seeds", "steps", "action repeat", "time", "memory", "disk")
@@ -610,7 +613,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
         f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
         f"under {prepared.store.folder}; {prepared.replay_note}.",
     ]
-    if experiment.compiled and jobs:
+    if experiment.compiled:
         start = duration(max(cost.start_seconds for cost in costs))
         lines.insert(1, f"Updates were timed compiled; compiling takes up to {start} of each job.")
     if len(experiment.labels) > 1:
