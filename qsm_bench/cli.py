@@ -587,21 +587,32 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
 
 
 def _show_plan(prepared: "PreparedRun") -> None:
+    """Show what each job that is still to run will take, and all of them together."""
     from datetime import datetime, timedelta
 
     from rich.filesize import decimal as format_bytes
     from rich.table import Table
 
     from qsm_bench.groups import seeds_text
-    from qsm_bench.plan import calibrate, estimate_memory, makespan
+    from qsm_bench.plan import calibrate, makespan
     from qsm_bench.progress import duration, line_printer
     from qsm_bench.statistics.power import sentence
 
-    jobs, workers = prepared.experiment.jobs, prepared.workers
-    kinds = {(job.agent, job.task, len(job.seeds)): job for job in jobs}
-    measured = {kind: calibrate(job) for kind, job in kinds.items()}
-    costs = [measured[job.agent, job.task, len(job.seeds)] for job in jobs]
-    memory = [needs.total for needs in estimate_memory(jobs)]
+    # Off a terminal nothing is cut to fit.
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    say = line_printer(console)
+    experiment, jobs, workers = prepared.experiment, prepared.open_jobs, prepared.workers
+    if jobs:
+        prepared.refuse_uncompilable()
+    if len(jobs) < len(experiment.jobs):
+        say(f"{len(experiment.jobs) - len(jobs)} jobs that are finished or damaged are left out")
+    if not jobs:
+        return
+    # The memory comes first, as in a run: what compiling leaves behind would count in it.
+    memory = [needs.total for needs in prepared.memory]
+    if experiment.compiled:
+        say("compiling each agent's updates to time them, which takes up to a minute each")
+    costs = calibrate(jobs)
     at_once = sum(sorted(memory)[-workers:])
     columns = ("agent", "task", "seeds", "steps", "action repeat", "time", "memory", "disk")
     table = Table(*columns, box=None)
@@ -616,23 +627,24 @@ def _show_plan(prepared: "PreparedRun") -> None:
             format_bytes(needed),
             format_bytes(cost.disk_bytes),
         )
-    # Off a terminal nothing is cut to fit.
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(table)
     seconds = makespan(sorted((cost.seconds for cost in costs), reverse=True), workers)
     end = datetime.now().astimezone() + timedelta(seconds=seconds)
-    experiment, on_disk = prepared.experiment, sum(cost.disk_bytes for cost in costs)
+    on_disk = sum(cost.disk_bytes for cost in costs)
     lines = [
         f"{len(jobs)} jobs, {workers} at a time on {usable_cores()} cores: about "
         f"{duration(seconds)} by a calibration just now, until {end:%Y-%m-%d %H:%M}.",
         f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
         f"under {prepared.store.folder}; {prepared.replay_note}.",
     ]
+    if experiment.compiled:
+        start = duration(max(cost.start_seconds for cost in costs))
+        lines.insert(1, f"Updates were timed compiled; compiling takes up to {start} of each job.")
     if len(experiment.labels) > 1:
         counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
         lines.append(sentence(*counts))
     for line in lines:
-        line_printer(console)(line)
+        say(line)
 
 
 def _pairs(settings: Any) -> str:

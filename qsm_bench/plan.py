@@ -1,29 +1,34 @@
 """Estimate the time and memory of a run before it starts, by short calibrations."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import psutil
 import torch
 from rich.filesize import decimal as format_bytes
 
 from envs import Lockstep, Task, TaskError
-from qsm_bench.contract import Checked, rehearse
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.memory import available_bytes, estimate_peak
 from qsm_bench.process import configure_process
-from qsm_bench.replay import ReplayBuffer
-from qsm_bench.training import build_agent
+from qsm_bench.timing import (
+    AgentTime,
+    Sizes,
+    TaskTime,
+    UpdateTime,
+    ready_to_learn,
+    state_bytes,
+    time_agent,
+    time_task,
+    time_update,
+)
 
-ENVIRONMENT_STEPS, UPDATES = 50, 10
 MEASURED_UPDATES = 2
-"""Updates whose memory is measured. Some agents update their actor in every second one only."""
+"""Updates that are measured where it must be quick. Some agents update their actor in every second
+one only."""
 
 
 @dataclass(frozen=True)
@@ -31,81 +36,93 @@ class Cost:
     """The expected time and disk space of one job."""
 
     seconds: float
+    start_seconds: float
+    """Those of them that its first updates take beyond the usual, as they are compiled."""
     disk_bytes: int
     """The most bytes at any time, including the replay log."""
 
 
-def calibrate(job: Job) -> Cost:
-    """Time a few environment steps, actions and updates of ``job`` on one thread.
+def calibrate(jobs: Sequence[Job]) -> list[Cost]:
+    """What each job will take, by timing its parts for a moment on one thread.
 
-    Updates are timed eager: to compile them would take longer than all the rest.
+    Environments are timed for each task, acting and updates for each agent on each task, all for
+    each number of seeds in a job. Compiling takes longer than all of this, so each agent is
+    compiled once for each number of seeds, on its largest task. That gives the time of compiling,
+    which counts once in every job, and how much less a compiled update takes; on the agent's other
+    tasks, updates are timed as they stand and scaled by that. The compiler keeps its work on the
+    disk, so a run that finds it there takes less than is said here.
+
+    Raises TaskError or AgentError for what a task or an agent does wrong.
     """
     configure_process()
-    seeds, protocol = len(job.seeds), job.protocol
-    environments = Lockstep(job.environment, seeds)
-    sizes = environments.observation_size, environments.action_size
-    device = torch.device(job.device)
-    rehearse(partial(build_agent, job, *sizes), sizes[0], protocol.batch_size, device)
-    agent = build_agent(job, *sizes)
-    room = max(protocol.batch_size, ENVIRONMENT_STEPS)
-    replay = ReplayBuffer(room, *sizes, job.seeds, device)
-    observation = np.stack([environments.reset(row, row) for row in range(seeds)])
-
-    def act(episodes: int) -> None:
-        batch = torch.from_numpy(observation).unsqueeze(1).expand(-1, episodes, -1)
-        agent.act(batch.to(device), explore=False)
-
-    rng = np.random.default_rng(0)
-
-    def step() -> None:
-        nonlocal observation
-        action = rng.uniform(-1, 1, (seeds, sizes[1])).astype(np.float32)
-        result = environments.step(action)
-        replay.add(
-            *(
-                torch.from_numpy(x).to(device)
-                for x in (
-                    observation,
-                    action,
-                    result.reward,
-                    result.observation,
-                    result.terminated,
-                    result.truncated,
-                )
-            )
+    tasks = {where: time_task(*where) for where in dict.fromkeys(map(_where, jobs))}
+    for time in tasks.values():
+        if time.fault:
+            raise TaskError(time.fault)
+    kinds = {(job.agent, *_where(job)): job for job in jobs}
+    agents = {kind: time_agent(job, tasks[_where(job)].sizes) for kind, job in kinds.items()}
+    sizes = {task: time.sizes for (task, _), time in tasks.items()}
+    speedups = {
+        (job.agent, len(job.seeds)): _time_compiled(
+            job, sizes[job.environment], agents[job.agent, *_where(job)].update
         )
-        observation = result.observation
-        for row in np.flatnonzero(result.terminated | result.truncated).tolist():
-            observation[row] = environments.reset(row, 0)
+        for job in _largest((job for job in kinds.values() if job.compiled), sizes)
+    }
+    costs = {}
+    for kind, job in kinds.items():
+        update = agents[kind].update
+        if job.compiled:
+            update = speedups[job.agent, len(job.seeds)].of(update)
+        costs[kind] = _cost(job, tasks[_where(job)], agents[kind], update)
+    return [costs[job.agent, *_where(job)] for job in jobs]
 
-    def seconds_per(call: object, times: int, *arguments: int) -> float:
-        assert callable(call)
-        call(*arguments)
-        began = time.perf_counter()
-        for _ in range(times):
-            call(*arguments)
-        return (time.perf_counter() - began) / times
 
-    step_time = seconds_per(step, ENVIRONMENT_STEPS)
-    act_time = seconds_per(act, UPDATES, 1)
-    evaluation_act_time = seconds_per(act, UPDATES, protocol.eval_episodes)
-    update_time = seconds_per(lambda: agent.update(replay.sample(protocol.batch_size)), UPDATES)
-    if environments.faults:
-        raise TaskError(next(iter(environments.faults.values())))
-    environments.close()
+@dataclass(frozen=True)
+class _Speedup:
+    """What compiling does to an agent's updates."""
 
+    start: float
+    """The seconds of compiling."""
+    ratio: float
+    """The time of a compiled update by that of one as it stands."""
+
+    def of(self, update: UpdateTime) -> UpdateTime:
+        """The times of updates compiled, from those of them as they stand."""
+        return UpdateTime(self.start, update.usual * self.ratio)
+
+
+def _time_compiled(job: Job, sizes: Sizes, plain: UpdateTime) -> _Speedup:
+    compiled = time_update(job, sizes, compiled=True)
+    return _Speedup(compiled.start, compiled.usual / plain.usual)
+
+
+def _where(job: Job) -> tuple[Task, int]:
+    """The job's task and number of seeds: what its environments are."""
+    return job.environment, len(job.seeds)
+
+
+def _largest(jobs: Iterable[Job], sizes: Mapping[Task, Sizes]) -> list[Job]:
+    """The job of each agent and number of seeds whose task has the largest sizes."""
+    order = sorted(jobs, key=lambda job: sum(sizes[job.environment]))
+    return list({(job.agent, len(job.seeds)): job for job in order}.values())
+
+
+def _cost(job: Job, task: TaskTime, agent: AgentTime, update: UpdateTime) -> Cost:
+    """What a job takes whose parts take so long."""
+    protocol = job.protocol
     evaluations = -(-protocol.steps // protocol.eval_every)
     # The length of an episode is not known in general: 1,000 environment steps are common.
     decisions = 1000 / protocol.action_repeat
-    evaluation_time = decisions * (evaluation_act_time + protocol.eval_episodes * step_time)
+    evaluation = decisions * (agent.evaluate + protocol.eval_episodes * task.step)
     return Cost(
-        seconds=protocol.steps * step_time
-        + (protocol.steps - protocol.warmup_steps) * act_time
-        + protocol.updates * update_time
-        + evaluations * evaluation_time,
+        seconds=protocol.steps * task.step
+        + (protocol.steps - protocol.warmup_steps) * agent.act
+        + update.start
+        + protocol.updates * update.usual
+        + evaluations * evaluation,
+        start_seconds=update.start,
         # The agent's state is on disk three times: two checkpoints, and one being written.
-        disk_bytes=protocol.steps * replay.records[0].nbytes
-        + 3 * sum(p.nbytes for p in _tensors(agent.state_dict())),
+        disk_bytes=protocol.steps * agent.record_bytes + 3 * agent.state_bytes,
     )
 
 
@@ -205,25 +222,14 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
 
     def learn(batch_size: int) -> None:
         nonlocal state
-        agent, replay = _ready_to_learn(job, observation_size, action_size)
+        agent, replay = ready_to_learn(job, (observation_size, action_size))
         for _ in range(MEASURED_UPDATES):
             agent.update(replay.sample(batch_size))
-        state = sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
+        state = state_bytes(agent)
 
     # A checkpoint is first written into memory, in an array that doubles when it is full.
     update = estimate_peak(learn, job.protocol.batch_size)
     return update + 2 * state
-
-
-def _ready_to_learn(
-    job: Job, observation_size: int, action_size: int
-) -> tuple[Checked, ReplayBuffer]:
-    """A new agent of the job, and a replay buffer of one transition of zeros."""
-    sizes = observation_size, action_size
-    replay = ReplayBuffer(1, *sizes, job.seeds, torch.device(job.device))
-    replay.records.zero_()
-    replay.added = 1
-    return build_agent(job, *sizes), replay
 
 
 def _alone(job: Job) -> Job:
@@ -234,50 +240,26 @@ def _alone(job: Job) -> Job:
 def longest_first(jobs: Sequence[Job]) -> list[int]:
     """The numbers of the jobs in the order of how long they take, so that no core waits at the end.
 
-    Each task's environment and each agent's update are timed for a moment.
+    It comes before every run, so it is quicker than ``calibrate``: each task is timed with one
+    seed, and each agent's updates on one task, as they stand.
     """
-    tasks: dict[Task, tuple[float, tuple[int, int]]] = {}
+    tasks: dict[Task, TaskTime] = {}
     updates: dict[str, float] = {}
     for job in jobs:
         if job.environment not in tasks:
-            tasks[job.environment] = _time_task(job.environment)
+            tasks[job.environment] = time_task(job.environment, 1)
         if job.agent not in updates:
-            updates[job.agent] = _time_update(_alone(job), *tasks[job.environment][1])
+            sizes = tasks[job.environment].sizes
+            time = time_update(_alone(job), sizes, compiled=False, calls=MEASURED_UPDATES)
+            updates[job.agent] = time.usual
 
     def seconds(number: int) -> float:
         job = jobs[number]
-        step = tasks[job.environment][0] * (1 + job.protocol.eval_episodes / 10)
+        step = tasks[job.environment].step * (1 + job.protocol.eval_episodes / 10)
         once = job.protocol.steps * step + job.protocol.updates * updates[job.agent]
         return once * len(job.seeds)
 
     return sorted(range(len(jobs)), key=seconds, reverse=True)
-
-
-def _time_task(task: Task) -> tuple[float, tuple[int, int]]:
-    """Measure the seconds of one environment step; return them with the task's sizes."""
-    with chdir("."):
-        environments = Lockstep(task, 1)
-        environments.reset(0, 0)
-        sizes = environments.observation_size, environments.action_size
-        action = np.zeros((1, sizes[1]), np.float32)
-        began = time.perf_counter()
-        for _ in range(ENVIRONMENT_STEPS):
-            result = environments.step(action)
-            if result.terminated[0] or result.truncated[0] or environments.faults:
-                environments.reset(0, 0)
-        seconds = (time.perf_counter() - began) / ENVIRONMENT_STEPS
-        environments.close()
-    return seconds, sizes
-
-
-def _time_update(job: Job, observation_size: int, action_size: int) -> float:
-    """Measure the seconds of one update of a job."""
-    agent, replay = _ready_to_learn(job, observation_size, action_size)
-    agent.update(replay.sample(job.protocol.batch_size))  # the first takes longer
-    began = time.perf_counter()
-    for _ in range(MEASURED_UPDATES):
-        agent.update(replay.sample(job.protocol.batch_size))
-    return (time.perf_counter() - began) / MEASURED_UPDATES
 
 
 def _rounded_down(number: int) -> int:
@@ -293,10 +275,3 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
         first = free.index(min(free))
         free[first] += job
     return max(free)
-
-
-def _tensors(state: object) -> list[torch.Tensor]:
-    if isinstance(state, torch.Tensor):
-        return [state]
-    values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
-    return [tensor for value in values for tensor in _tensors(value)]

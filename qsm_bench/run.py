@@ -143,6 +143,17 @@ class PreparedRun:
         if self.executor.here:
             refuse_what_does_not_fit(self.open_jobs, self.memory, self.workers)
 
+    def refuse_uncompilable(self) -> None:
+        """Raise UserError if updates are compiled, as an earlier run began, and cannot be here."""
+        experiment = self.experiment
+        reason = why_not_compiled(experiment.device) if experiment.compiled else None
+        if reason:
+            raise UserError(
+                f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
+                f"{reason}: install it to go on, or begin anew with --compile off under another "
+                "--name"
+            )
+
     @property
     def replay_bytes(self) -> int:
         """What the replay buffers of the open jobs take on the disk, every transition of a run."""
@@ -252,7 +263,7 @@ def train(
         if open_jobs:
             if not keep:
                 say(prepared.replay_note)
-            _refuse_uncompilable(experiment)
+            prepared.refuse_uncompilable()
             _say_changes(open_jobs, command, say)
             open_jobs = _longest_first(open_jobs, prepared.workers)
         outcome = show_and_run(
@@ -352,16 +363,6 @@ def _longest_first(folders: Sequence[JobFolder], workers: int) -> list[JobFolder
     if len(folders) <= workers:
         return list(folders)
     return [folders[number] for number in longest_first([c.read_manifest().job for c in folders])]
-
-
-def _refuse_uncompilable(experiment: Experiment) -> None:
-    """Raise UserError if compiled updates, which an earlier run began with, cannot go on here."""
-    reason = why_not_compiled(experiment.device) if experiment.compiled else None
-    if reason:
-        raise UserError(
-            f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
-            f"{reason}: install it to go on, or begin anew with --compile off under another --name"
-        )
 
 
 def _groups(

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import gymnasium
 import numpy as np
@@ -23,7 +24,8 @@ from gymnasium import spaces
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qsm_bench import cli
+from qsm_bench import cli, plan
+from qsm_bench import run as run_module
 from qsm_bench.checkpoint import FORMAT, read_state
 from qsm_bench.executors import processes
 from qsm_bench.experiment import Experiment
@@ -340,6 +342,47 @@ def test_a_dry_run_shows_the_jobs_and_writes_nothing(folder: Path) -> None:
     for line, agent in zip(lines[1:3], ("sac", "td3"), strict=True):
         assert line.split()[:2] == [f"{agent}[hidden_sizes=[8]]", "four-goals"]
     assert "2 jobs, 1 at a time" in outcome.out
+
+
+@contextlib.contextmanager
+def costing(seconds: float) -> Iterator[Mock]:
+    """Let every job of a dry run take that long, 25 s of it compiling; count memory estimates."""
+    cost = plan.Cost(seconds, start_seconds=25.0, disk_bytes=10)
+    with (
+        patch.object(run_module, "why_not_compiled", return_value=None),
+        patch.object(run_module, "estimate_memory", wraps=plan.estimate_memory) as estimated,
+        patch.object(plan, "calibrate", side_effect=lambda jobs: [cost for _ in jobs]),
+    ):
+        yield estimated
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_dry_run_measures_memory_once_and_says_that_updates_were_timed_compiled() -> None:
+    with costing(3720.0) as estimated:
+        command = ("--dry-run", "--workers=1", "--compile=on")
+        outcome = call(*run(*command, agents=AGENTS, tasks="four-goals"))
+    assert outcome.status == 0
+    estimated.assert_called_once()
+    assert "Updates were timed compiled; compiling takes up to 25 s of each job." in outcome.out
+    assert "2 jobs, 1 at a time" in outcome.out
+    assert "about 2 h 04 min" in outcome.out
+
+
+def test_a_dry_run_leaves_out_what_is_finished(laid_out: Path) -> None:
+    first, second = ExperimentStore(laid_out.parent, "there").job_folders()
+    command = run("--name=there", "--dry-run", "--workers=1", agents=AGENTS)
+    for left, folder in ((1, first), (0, second)):
+        manifest = folder.read_manifest()
+        manifest.status = "finished"
+        folder.write_manifest(manifest)
+        with costing(3720.0):
+            outcome = call(*command)
+        assert outcome.status == 0
+        told, *plan_lines = outcome.out.splitlines()
+        assert told == f"{2 - left} jobs that are finished or damaged are left out"
+        assert bool(plan_lines) == bool(left)
+        assert ("1 jobs, 1 at a time" in outcome.out) == bool(left)
+        assert ("about 1 h 02 min" in outcome.out) == bool(left)
 
 
 @pytest.mark.parametrize(

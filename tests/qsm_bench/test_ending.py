@@ -216,9 +216,10 @@ def test_what_was_compiled_needs_a_compiler_to_go_on(laid_out: Path) -> None:
     (laid_out / "empty").mkdir()
     with patch.dict(os.environ, {"PATH": str(laid_out / "empty")}):
         os.environ.pop("CXX", None)
-        outcome = call("run", *options)
-    assert_refused(outcome, "experiment 'fast' was begun with --compile on")
-    assert "g++" in outcome.err
+        for more in ((), ("--dry-run",)):
+            outcome = call("run", *options, *more)
+            assert_refused(outcome, "experiment 'fast' was begun with --compile on")
+            assert "g++" in outcome.err
     assert not list((laid_out / "results").rglob("log.txt"))
 
 

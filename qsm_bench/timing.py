@@ -1,0 +1,173 @@
+"""Time what a job is made of, each part for a moment: environments, acting, updates."""
+
+import time
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from agents.speed.acceleration import accelerate
+from envs import Lockstep, Task
+from qsm_bench.contract import Checked, rehearse
+from qsm_bench.experiment import Job
+from qsm_bench.replay import ReplayBuffer
+from qsm_bench.training import build_agent
+
+ENVIRONMENT_STEPS, CALLS = 50, 10
+"""How many steps of an environment, and how many calls of an agent, are timed by default."""
+
+Sizes = tuple[int, int]
+"""The sizes of a task's observations and of its actions."""
+
+
+@dataclass(frozen=True)
+class TaskTime:
+    """A task, with the seconds that its environments take."""
+
+    sizes: Sizes
+    step: float
+    """The seconds of a step of all seeds."""
+    fault: str | None
+    """Why an environment has failed, if one has."""
+
+
+@dataclass(frozen=True)
+class UpdateTime:
+    """The seconds of an agent's updates."""
+
+    start: float
+    """What the first updates take beyond the usual: most of it is compiling, if they are."""
+    usual: float
+    """The seconds of an update of all seeds, from then on."""
+
+
+@dataclass(frozen=True)
+class AgentTime:
+    """The seconds that an agent takes on a task, and the bytes that it writes."""
+
+    act: float
+    """The seconds of choosing an action in training, and of remembering the transition."""
+    evaluate: float
+    """The seconds of choosing the actions of a step of all evaluation episodes."""
+    update: UpdateTime
+    """Its updates when they are not compiled."""
+    record_bytes: int
+    """The bytes of one transition of all seeds."""
+    state_bytes: int
+    """The bytes of the agent's state."""
+
+
+def time_task(task: Task, seeds: int) -> TaskTime:
+    """Time some random steps of ``seeds`` environments. Raises TaskError if it has none."""
+    with chdir("."):  # a task may change the working directory
+        environments = Lockstep(task, seeds)
+        sizes = environments.observation_size, environments.action_size
+        rng = np.random.default_rng(0)
+        for row in range(seeds):
+            environments.reset(row, row)
+
+        def step() -> None:
+            result = environments.step(rng.uniform(-1, 1, (seeds, sizes[1])).astype(np.float32))
+            for row in np.flatnonzero(result.terminated | result.truncated).tolist():
+                environments.reset(row, 0)
+
+        step()  # the first takes longer
+        seconds = _seconds(step, ENVIRONMENT_STEPS, torch.device("cpu"))
+        environments.close()
+    return TaskTime(sizes, seconds, next(iter(environments.faults.values()), None))
+
+
+def time_agent(job: Job, sizes: Sizes) -> AgentTime:
+    """Time the job's agent as it acts and updates, not compiled.
+
+    Raises AgentError where the agent fails at what a run will ask for.
+    """
+    protocol, device = job.protocol, torch.device(job.device)
+    rehearse(partial(build_agent, job, *sizes), sizes[0], protocol.batch_size, device)
+    agent, replay = ready_to_learn(job, sizes)
+    seeds = len(job.seeds)
+    observation = torch.zeros(seeds, sizes[0])
+    reward, ended = torch.zeros(seeds), torch.zeros(seeds, dtype=torch.bool)
+
+    def act() -> None:
+        seen = observation.to(device)
+        action = agent.act(seen.unsqueeze(1), explore=True).squeeze(1)
+        came = (x.to(device) for x in (reward, observation, ended, ended))
+        replay.add(seen, action, *came)
+        action.cpu()
+
+    def evaluate() -> None:
+        seen = observation.unsqueeze(1).expand(-1, protocol.eval_episodes, -1)
+        agent.act(seen.to(device), explore=False).cpu()
+
+    for call in (act, evaluate):
+        call()  # the first takes longer
+    return AgentTime(
+        act=_seconds(act, CALLS, device),
+        evaluate=_seconds(evaluate, CALLS, device),
+        update=time_update(job, sizes, compiled=False),
+        record_bytes=replay.records[0].nbytes,
+        state_bytes=state_bytes(agent),
+    )
+
+
+def time_update(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) -> UpdateTime:
+    """Time ``calls`` updates of the job's agent as in training, after as many to begin with.
+
+    An agent may have updates of several kinds in turn, which are compiled one by one.
+    """
+    agent, replay = ready_to_learn(job, sizes)
+    device = torch.device(job.device)
+    accelerate(agent.bare, device, seeds=len(job.seeds), compiled=compiled)
+
+    def update() -> None:
+        agent.update(replay.sample(job.protocol.batch_size))
+
+    first = _seconds(update, calls, device)
+    usual = _seconds(update, calls, device)
+    return UpdateTime(start=max(0.0, calls * (first - usual)), usual=usual)
+
+
+def ready_to_learn(job: Job, sizes: Sizes) -> tuple[Checked, ReplayBuffer]:
+    """A new agent of the job, and a replay buffer of one transition of zeros."""
+    replay = ReplayBuffer(
+        1,
+        *sizes,
+        job.seeds,
+        torch.device(job.device),
+        n_step=job.settings["n_step"],
+        discount=job.settings["discount"],
+    )
+    replay.records.zero_()
+    replay.added = 1
+    return build_agent(job, *sizes), replay
+
+
+def state_bytes(agent: Checked) -> int:
+    """The bytes of the tensors in the agent's state."""
+    return sum(int(tensor.nbytes) for tensor in _tensors(agent.state_dict()))
+
+
+def _seconds(work: Callable[[], object], calls: int, device: torch.device) -> float:
+    """The seconds of each of ``calls`` calls, until a GPU has done what they asked of it."""
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(calls):
+        work()
+    _wait(device)
+    return (time.perf_counter() - began) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tensors(state: object) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return [tensor for value in values for tensor in _tensors(value)]

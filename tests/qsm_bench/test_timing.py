@@ -1,0 +1,54 @@
+"""What is timed is what a run does; how long it takes is no matter of a test."""
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from envs import Task
+from qsm_bench import plan, timing
+from tests.envs.made_up import MadeUp, registered
+from tests.qsm_bench.jobs import make_job
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_updates_are_timed_as_training_makes_them(compiled: bool) -> None:
+    """The clock runs over as many updates as those to begin with, in which they are compiled."""
+    job = make_job(seeds=3)
+    with patch.object(timing, "accelerate") as accelerate:
+        timing.time_update(job, (2, 2), compiled=compiled)
+    (agent, device), options = accelerate.call_args
+    assert device.type == job.device
+    assert options == {"seeds": 3, "compiled": compiled}
+    assert agent.updates.value == 2 * timing.CALLS
+
+
+def test_what_the_first_updates_take_beyond_the_usual_is_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 64.0, 100.0, 104.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    with patch.object(timing, "accelerate"):
+        time = timing.time_update(make_job(), (2, 2), compiled=True, calls=4)
+    assert time == timing.UpdateTime(start=60.0, usual=1.0)
+
+
+def test_a_dry_run_and_a_run_count_the_same_bytes_of_a_transition() -> None:
+    job = make_job(seeds=3)
+    task = timing.time_task(job.environment, 3)
+    assert task.sizes == (2, 2)
+    assert task.fault is None
+    (memory,) = plan.estimate_memory([job])
+    assert timing.time_agent(job, task.sizes).record_bytes == memory.record
+
+
+class Breaks(MadeUp):
+    def step(self, action: Any) -> Any:
+        raise RuntimeError("it broke")
+
+
+def test_episodes_end_and_environments_fail_while_they_are_timed() -> None:
+    with registered(length=3) as name:
+        assert timing.time_task(Task("short", name), 2).fault is None
+    with registered(Breaks) as name:
+        assert "it broke" in str(timing.time_task(Task("breaks", name), 2).fault)
