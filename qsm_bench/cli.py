@@ -13,7 +13,7 @@ from rich.console import Console
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.executors import EXECUTORS, make_executor
-from qsm_bench.machine import usable_cores
+from qsm_bench.machine import usable_cores, visible_gpus
 from qsm_bench.options import run_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
 from qsm_bench.signals import raise_signals, remember_signals
@@ -608,6 +608,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
         say(f"{len(experiment.jobs) - len(jobs)} jobs that are finished or damaged are left out")
     if not jobs:
         return
+    if experiment.device == "cuda" and not visible_gpus():
+        raise UserError("--dry-run: the jobs will train on a GPU, and none is here to time them on")
     # The memory comes first, as in a run: what compiling leaves behind would count in it.
     memory = [needs.total for needs in prepared.memory]
     if experiment.compiled:
@@ -631,8 +633,9 @@ def _show_plan(prepared: "PreparedRun") -> None:
     seconds = makespan(sorted((cost.seconds for cost in costs), reverse=True), workers)
     end = datetime.now().astimezone() + timedelta(seconds=seconds)
     on_disk = sum(cost.disk_bytes for cost in costs)
+    where = f"on {usable_cores()} cores" if prepared.executor.here else "if the cluster has room"
     lines = [
-        f"{len(jobs)} jobs, {workers} at a time on {usable_cores()} cores: about "
+        f"{len(jobs)} jobs, {workers} at a time {where}: about "
         f"{duration(seconds)} by a calibration just now, until {end:%Y-%m-%d %H:%M}.",
         f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
         f"under {prepared.store.folder}; {prepared.replay_note}.",
