@@ -543,7 +543,7 @@ def regress(
     from qsm_bench import regression
 
     plan = regression.plan(results / "regression", seeds, first_seed, record=record)
-    console = Console()
+    console = _console()
     with remember_signals() as received:
         findings = regression.run(plan, workers, console, received)
         received.exit_if_any()
@@ -598,8 +598,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
     from qsm_bench.progress import duration, line_printer
     from qsm_bench.statistics.power import sentence
 
-    # Off a terminal nothing is cut to fit.
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    console = _console()
     say = line_printer(console)
     experiment, jobs, workers = prepared.experiment, prepared.open_jobs, prepared.workers
     if jobs:
@@ -648,6 +647,11 @@ def _show_plan(prepared: "PreparedRun") -> None:
         lines.append(sentence(*counts))
     for line in lines:
         say(line)
+
+
+def _console() -> Console:
+    """The terminal; where there is none, nothing is cut to fit."""
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
 def _pairs(settings: Any) -> str:
