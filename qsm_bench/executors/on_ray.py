@@ -285,6 +285,8 @@ def _refuse_unshared(ray: Any, nodes: list[dict[str, Any]], folder: Path) -> Non
 def _refuse_answer(ray: Any, name: str, answer: Any, token: str, folder: Path) -> None:
     try:
         seen = ray.get(answer, timeout=0)
+    except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+        return  # it has gone in the meantime, and no job will go there
     except ray.exceptions.RayError as error:
         reason = getattr(error, "cause", None) or type(error).__name__
         raise UserError(

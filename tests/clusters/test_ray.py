@@ -206,7 +206,10 @@ def test_a_run_on_a_cluster_that_is_stopped_goes_on_here(
     assert written(tmp_path).items() >= uncut.items()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_the_command_that_is_stopped_on_a_cluster_goes_on_there(
     on_cluster: Ray, uncut: dict[str, bytes], tmp_path: Path, number: int, status: int
 ) -> None:
