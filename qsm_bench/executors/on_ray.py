@@ -31,6 +31,9 @@ CHECK_SECONDS = 60.0
 """How long a node may take to answer: it starts a process and imports for that."""
 DISK_SECONDS = 5.0
 """How long a shared disk may take to show a new file on another node."""
+LET_LIVE = {"RAY_kill_child_processes_on_worker_exit": "false"}
+"""Ray kills what a task has started when the driver is gone. A job is to save itself then: its
+lifeline tells it, and it ends within ``GRACE_SECONDS``."""
 LOSSES = 3
 """How many times a job is taken up again whose node was lost."""
 
@@ -78,7 +81,10 @@ class Ray(Executor):
             return Outcome()
         with self._connected() as ray:
             task = ray.remote(run_job).options(
-                num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0
+                num_cpus=self.cpus_per_job,
+                num_gpus=self.gpus_per_job,
+                max_retries=0,
+                runtime_env={"env_vars": LET_LIVE},
             )
             return Outcome(_Tasks(ray, task, work, int(max(1, self.cpus_per_job))).run(jobs))
 

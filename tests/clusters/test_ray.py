@@ -206,6 +206,19 @@ def test_a_run_on_a_cluster_that_is_stopped_goes_on_here(
     assert written(tmp_path).items() >= uncut.items()
 
 
+def start_command(address: str, results: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "qsm_bench", "run", *OPTIONS, "--results", str(results)),
+            *("--executor", "ray", "--address", address, "--gpus-per-job", "0"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
@@ -213,16 +226,7 @@ def test_a_run_on_a_cluster_that_is_stopped_goes_on_here(
 def test_the_command_that_is_stopped_on_a_cluster_goes_on_there(
     on_cluster: Ray, uncut: dict[str, bytes], tmp_path: Path, number: int, status: int
 ) -> None:
-    command = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "qsm_bench", "run", *OPTIONS, "--results", str(tmp_path)),
-            *("--executor", "ray", "--address", on_cluster.address, "--gpus-per-job", "0"),
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = start_command(on_cluster.address, tmp_path)
     with when_under_way(tmp_path, lambda _: command.send_signal(number)):
         output, errors = command.communicate(timeout=120)
     assert command.returncode == status, errors
@@ -230,6 +234,21 @@ def test_the_command_that_is_stopped_on_a_cluster_goes_on_there(
     assert "raylet" not in output
     train(tmp_path, on_cluster, LONG)
     assert written(tmp_path) == uncut
+
+
+def test_jobs_on_a_cluster_save_themselves_when_the_command_is_killed(
+    on_cluster: Ray, tmp_path: Path
+) -> None:
+    command = start_command(on_cluster.address, tmp_path)
+    with when_under_way(tmp_path, lambda _: command.kill()):
+        command.communicate(timeout=120)
+    deadline = time.monotonic() + 10 * crowding()
+    while {"running"} & {job.read_manifest().status for job in jobs_in(tmp_path)}:
+        assert time.monotonic() < deadline, "a job was not saved"
+        time.sleep(0.1)
+    manifests = [job.read_manifest() for job in jobs_in(tmp_path)]
+    assert {manifest.status for manifest in manifests} <= {"interrupted", "pending"}
+    assert max(manifest.step for manifest in manifests) > CHECKPOINT
 
 
 def refusal(executor: Ray, results: Path) -> str:
@@ -265,7 +284,8 @@ def blind_node(address: str, hidden: Path) -> Iterator[None]:
         yield
     finally:
         family = psutil.Process(node.pid).children(recursive=True)
-        for process in [*family, node]:
+        node.kill()
+        for process in family:
             process.kill()
         node.wait()
 
