@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what an editor and mypy see; ``_EXPORTS`` is where it comes
     from agents.common.streams import SeedStreams, derive_seed
     from agents.protocol import Agent, AgentConfig, Batch, StateDict
     from qsm_bench.errors import UserError
-    from qsm_bench.executors import Executor, Local
+    from qsm_bench.executors import Executor, Local, Ray, Slurm
     from qsm_bench.policy import Policy, load_policy
     from qsm_bench.protocol import Protocol
     from qsm_bench.report import write_report
@@ -47,6 +47,8 @@ _EXPORTS = {
     "UserError": "qsm_bench.errors",
     "Executor": "qsm_bench.executors",
     "Local": "qsm_bench.executors",
+    "Ray": "qsm_bench.executors",
+    "Slurm": "qsm_bench.executors",
     "Policy": "qsm_bench.policy",
     "load_policy": "qsm_bench.policy",
     "Protocol": "qsm_bench.protocol",
@@ -72,9 +74,11 @@ __all__ = [
     "Local",
     "Policy",
     "Protocol",
+    "Ray",
     "Results",
     "Schedule",
     "SeedStreams",
+    "Slurm",
     "StateDict",
     "TwinCritic",
     "TwinCriticLearner",

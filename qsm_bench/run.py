@@ -246,7 +246,7 @@ def train(
     """Train what is not finished, showing it on ``console``, until a signal is received.
 
     ``command`` is noted as what started the run. Raises UserError if another process runs the
-    experiment, or it was begun as something else.
+    experiment, or it was begun as something else, or the executor cannot run it.
     """
     experiment, say = prepared.experiment, line_printer(console)
     with prepared.store.lock():

@@ -6,12 +6,13 @@ from typing import Any
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.executors.executor import Executor, Outcome, Work
 from qsm_bench.executors.local import Local
+from qsm_bench.executors.on_ray import Ray
 from qsm_bench.executors.on_slurm import Slurm
 from qsm_bench.protocol import option
 
-__all__ = ["EXECUTORS", "Executor", "Local", "Outcome", "Slurm", "Work", "make_executor"]
+__all__ = ["EXECUTORS", "Executor", "Local", "Outcome", "Ray", "Slurm", "Work", "make_executor"]
 
-EXECUTORS: dict[str, type[Executor]] = {executor.kind: executor for executor in (Local, Slurm)}
+EXECUTORS: dict[str, type[Executor]] = {executor.kind: executor for executor in (Local, Ray, Slurm)}
 """The executors by their names on the command line."""
 
 

@@ -38,16 +38,22 @@ class Place:
 
 
 def run_locally(
-    folders: Sequence[JobFolder], work: Work, *, workers: int, gpus: Sequence[str] = ()
+    folders: Sequence[JobFolder],
+    work: Work,
+    *,
+    workers: int,
+    gpus: Sequence[str] = (),
+    cores: int | None = None,
 ) -> dict[JobFolder, str]:
     """Run the jobs of the folders; return those that did not finish, and why.
 
-    At most ``workers`` run at a time, each on the GPU of ``gpus`` that has the fewest of them. A
-    job that dies takes no other with it: it is started once more, from its checkpoint, and then
-    recorded as failed. One that cannot be done as it was asked would fail again: it is recorded at
-    once. A job that an earlier run's process still writes is waited for, and ``work.say`` is told.
-    Jobs that are stopped and do not end within ``GRACE_SECONDS`` are killed; those that could not
-    be saved are among what is returned.
+    At most ``workers`` run at a time, each on the GPU of ``gpus`` that has the fewest of them, and
+    they share the ``cores``, or all that this process may use. A job that dies takes no other with
+    it: it is started once more, from its checkpoint, and then recorded as failed. One that cannot
+    be done as it was asked would fail again: it is recorded at once. A job that an earlier run's
+    process still writes is waited for, and ``work.say`` is told. Jobs that are stopped and do not
+    end within ``GRACE_SECONDS`` are killed; those that could not be saved are among what is
+    returned.
     """
     waiting = list(folders)
     running: dict[JobFolder, subprocess.Popen[bytes]] = {}
@@ -55,7 +61,7 @@ def run_locally(
     died: dict[JobFolder, str] = {}
     unfinished: dict[JobFolder, str] = {}
     orphans = Orphans(work.say)
-    cores = max(1, usable_cores() // max(1, min(workers, len(waiting))))
+    cores = max(1, (cores or usable_cores()) // max(1, min(workers, len(waiting))))
     try:
         while (waiting or running) and not work.stop():
             ended = [folder for folder, process in running.items() if process.poll() is not None]
