@@ -15,7 +15,14 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("agents", "envs", "qsm_bench")
-OPTIONAL = ("peers.py", "to_tensorboard.py", "to_wandb.py", "to_parquet.py", "on_ray.py")
+OPTIONAL = (
+    "peers.py",
+    "to_tensorboard.py",
+    "to_wandb.py",
+    "to_parquet.py",
+    "on_ray.py",
+    "on_slurm.py",
+)
 """Where what these import is missing, a line says which extra to install."""
 
 one_way = pytest.mark.parametrize(
