@@ -83,20 +83,20 @@ class ReplayBuffer:
         ``discount`` and ``next_observation`` are then those of the steps it took.
         """
         observation, action, reward, terminated, ended, next_observation = self._gather(index)
-        going_on = 1.0 - ended
+        continues = 1.0 - ended
         discount = self.discount * (1.0 - terminated)
         for k in range(1, self.n_step):
             inside = (index + k < self.size).unsqueeze(-1)
             _, _, later_reward, terminated, ended, later_observation = self._gather(
                 (index + k).clamp(max=self.size - 1)
             )
-            take = going_on * inside
+            take = continues * inside
             reward = reward + take * self.discount**k * later_reward
             discount = torch.where(
                 take > 0, self.discount ** (k + 1) * (1.0 - terminated), discount
             )
             next_observation = torch.where(take > 0, later_observation, next_observation)
-            going_on = take * (1.0 - ended)
+            continues = take * (1.0 - ended)
         return Batch(
             observation, action, reward.squeeze(-1), discount.squeeze(-1), next_observation
         )

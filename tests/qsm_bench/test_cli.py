@@ -577,7 +577,9 @@ def test_a_film_that_cannot_be_made_is_one_line(in_real: Real, video: str) -> No
     assert not list(in_real.folder.rglob("film.*"))
 
 
-def test_ctrl_c_stops_soon_and_going_on_leaves_what_an_uncut_run_leaves(folder: Path) -> None:
+def test_ctrl_c_stops_soon_and_resuming_leaves_the_bytes_of_an_uninterrupted_run(
+    folder: Path,
+) -> None:
     # Long enough not to be over by the time that it is asked to stop.
     long = (
         "run",

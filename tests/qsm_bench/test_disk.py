@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or faulty: one clear line, nothing else damaged, and gone on."""
+"""Disks that are full, read-only or faulty: one clear line, nothing else damaged, and the job is resumed."""
 
 import errno
 import io

@@ -49,7 +49,7 @@ def test_each_value_stands_under_its_name_and_nothing_else_does(
 
 
 @given(ROWS, st.data())
-def test_cut_back_anywhere_and_gone_on_it_is_the_same_bytes(
+def test_cut_back_anywhere_and_resumed_it_is_the_same_bytes(
     rows: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     """Each cut is a checkpoint, rows after it, a line that was cut off, and a resume."""

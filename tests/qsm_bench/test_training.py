@@ -75,7 +75,7 @@ def test_stopped_in_warm_up_in_training_and_in_evaluation_is_uncut(agent: str) -
     st.lists(st.tuples(st.booleans(), st.integers(1, 120)), min_size=1, max_size=3),
     st.sampled_from([1, 7, EVAL_EVERY, 1000]),
 )
-def test_cut_off_anywhere_and_gone_on_is_uncut(
+def test_interrupted_anywhere_and_resumed_a_job_leaves_the_same_bytes(
     agent: str, cuts: list[tuple[bool, int]], checkpoint_every: int
 ) -> None:
     assert_uncut(agent, cuts, checkpoint_every)
@@ -210,7 +210,7 @@ register("test_training/Forgetful-v0", Forgetful, max_episode_steps=20)
 register("test_training/Endless-v0", Endless)
 
 
-def test_a_task_that_does_not_repeat_itself_cannot_be_gone_on_with(tmp_path: Path) -> None:
+def test_a_task_that_does_not_repeat_itself_cannot_be_resumed(tmp_path: Path) -> None:
     job = make_job(task="test_training/Forgetful-v0")
     assert not train(job, tmp_path, stop_at=WARMUP)
     with pytest.raises(UserError, match="does not repeat itself") as refused:
@@ -334,7 +334,7 @@ def test_environments_in_other_processes_change_nothing(
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_not_compiled() is not None, reason="nothing can be compiled here")
-def test_a_compiled_job_cut_off_and_gone_on_is_uncut(tmp_path: Path) -> None:
+def test_a_compiled_job_interrupted_and_resumed_leaves_the_same_bytes(tmp_path: Path) -> None:
     job = make_job(AGENTS[-1]).model_copy(update={"compiled": True})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()

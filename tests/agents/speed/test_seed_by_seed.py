@@ -70,7 +70,7 @@ def test_in_turn_a_seed_learns_bit_for_bit_what_it_learns_alone(path: str) -> No
 
 
 @pytest.mark.parametrize("path", BUILT_IN)
-def test_a_restored_state_is_gone_on_with(path: str) -> None:
+def test_a_restored_state_is_resumed(path: str) -> None:
     """Adam's count of updates among it, which all seeds share."""
     first, *later = batches(4)
     uncut, resumed = (in_turn(build(path)) for _ in range(2))
