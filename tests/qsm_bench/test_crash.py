@@ -90,13 +90,15 @@ def die_often(agent: str, folder: Path, deaths: int) -> None:
         assert written(job_folder.path) == whole
 
 
-def test_killed_at_random_lines_it_is_uncut(tmp_path: Path) -> None:
+def test_killed_at_random_lines_it_leaves_the_same_bytes(tmp_path: Path) -> None:
     die_often(AGENTS[-1], tmp_path, deaths=len(MODULES))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
-def test_killed_at_forty_random_lines_every_agent_is_uncut(agent: str, tmp_path: Path) -> None:
+def test_killed_at_forty_random_lines_every_agent_leaves_the_same_bytes(
+    agent: str, tmp_path: Path
+) -> None:
     die_often(agent, tmp_path, deaths=40 // len(AGENTS))
 
 
@@ -111,7 +113,7 @@ COMMAND += ("--batch-size=8", "--eval-episodes=2", "--workers=2", "--device=cpu"
 
 
 @pytest.mark.slow
-def test_a_run_killed_with_its_jobs_at_random_times_is_uncut(tmp_path: Path) -> None:
+def test_a_run_killed_with_its_jobs_at_random_times_leaves_the_same_bytes(tmp_path: Path) -> None:
     def run(folder: Path) -> subprocess.Popen[bytes]:
         folder.mkdir(exist_ok=True)
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or faulty: one clear line, nothing else damaged, and the job is resumed."""
+"""Disks that are full, read-only or faulty: one clear line, and nothing else is damaged."""
 
 import errno
 import io
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_format_says_which_it_needs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["state.pt", "replay.f32"])
-def test_a_job_goes_on_from_the_checkpoint_before_and_is_uncut(
+def test_a_job_goes_on_from_the_checkpoint_before_and_leaves_the_same_bytes(
     job_folder: JobFolder, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = job_folder.checkpoint / name
@@ -183,7 +183,7 @@ def test_a_job_goes_on_from_the_checkpoint_before_and_is_uncut(
     assert "going on from the checkpoint before it" in line
 
 
-def test_killed_between_one_state_and_the_next_it_is_uncut(
+def test_killed_between_one_state_and_the_next_it_leaves_the_same_bytes(
     job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (job_folder.checkpoint / "state.pt").unlink()

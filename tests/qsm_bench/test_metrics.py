@@ -56,7 +56,7 @@ def test_a_late_metric_is_blank_before_and_a_lost_one_after(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("killed", [True, False])
 @pytest.mark.parametrize("cuts", [(15,), (21,), (42,), (44,), (70, 5), (12, 30, 3)])
-def test_cut_off_around_a_new_column_it_is_uncut(
+def test_cut_off_around_a_new_column_it_leaves_the_same_bytes(
     killed: bool, cuts: tuple[int, ...], tmp_path: Path
 ) -> None:
     job = make_job(LATE)

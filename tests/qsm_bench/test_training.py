@@ -63,7 +63,7 @@ each_agent = pytest.mark.parametrize(
 
 
 @each_agent
-def test_stopped_in_warm_up_in_training_and_in_evaluation_is_uncut(agent: str) -> None:
+def test_stopped_in_warm_up_in_training_and_in_evaluation_leaves_the_same_bytes(agent: str) -> None:
     in_evaluation = (False, EVAL_EVERY + 3)
     assert_uncut(agent, [(False, WARMUP - 2), (False, 5), in_evaluation, (True, 14)], 7)
 
