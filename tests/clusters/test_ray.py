@@ -170,8 +170,10 @@ def test_a_job_whose_node_is_lost_goes_on_on_another_from_its_checkpoint(
     printed = capfd.readouterr()
     assert "goes on from its last checkpoint" in printed.out
     assert "[state-dump]" not in printed.out + printed.err, "Ray's own pages are not shown"
-    (again,) = [m for job in jobs_in(tmp_path) if len((m := job.read_manifest()).stretches) == 2]
-    assert again.stretches[1].first_step > 0
+    (again,) = [m for job in jobs_in(tmp_path) if len((m := job.read_manifest()).stretches) > 1]
+    # Its task may live long enough to start it once more, before another node does.
+    for stretch in again.stretches[1:]:
+        assert stretch.first_step > 0
     assert again.stretches[1].first_step % CHECKPOINT == 0, "it was not saved as it ended"
     assert written(tmp_path).items() >= uncut.items()
 
@@ -194,7 +196,8 @@ def test_a_run_on_a_cluster_that_is_stopped_goes_on_here(
     def stop(_: psutil.Process) -> None:
         nonlocal began
         began = time.monotonic()
-        os.kill(os.getpid(), signal.SIGINT)
+        # Not SIGINT: a shell starts what runs in its background so that it ignores that.
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt), when_under_way(tmp_path, stop):
         train(tmp_path, on_cluster, LONG, seeds=3)
@@ -219,17 +222,13 @@ def start_command(address: str, results: Path) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
 def test_the_command_that_is_stopped_on_a_cluster_goes_on_there(
-    on_cluster: Ray, uncut: dict[str, bytes], tmp_path: Path, number: int, status: int
+    on_cluster: Ray, uncut: dict[str, bytes], tmp_path: Path
 ) -> None:
     command = start_command(on_cluster.address, tmp_path)
-    with when_under_way(tmp_path, lambda _: command.send_signal(number)):
+    with when_under_way(tmp_path, lambda _: command.terminate()):
         output, errors = command.communicate(timeout=120)
-    assert command.returncode == status, errors
+    assert command.returncode == 128 + signal.SIGTERM, errors
     assert errors.startswith("stopped and saved; to go on: ")
     assert "raylet" not in output
     train(tmp_path, on_cluster, LONG)
