@@ -13,10 +13,10 @@ from pathlib import Path
 from qsm_bench import Local, Protocol, run_experiment
 
 PROTOCOL = Protocol(
-    steps=20_000,
+    steps=10_000,
     warmup_steps=1_000,
     batch_size=64,
-    eval_every=10_000,
+    eval_every=5_000,
     eval_episodes=2,
     settings={"hidden_sizes": [64, 64]},
 )
