@@ -1,7 +1,6 @@
 """The executor of a Ray cluster: each job is a task of Ray, on whichever node has room for it."""
 
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from pydantic import Field, field_validator
 
 from qsm_bench.errors import UserError, one_line
 from qsm_bench.executors.executor import Executor, Outcome, Work
+from qsm_bench.executors.shared_folder import token_in
 from qsm_bench.machine import visible_gpus
 from qsm_bench.signals import GRACE_SECONDS, STOP_SIGNALS
 
@@ -267,10 +267,8 @@ def _refuse_unshared(ray: Any, nodes: list[dict[str, Any]], folder: Path) -> Non
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    token, file = secrets.token_hex(16), folder / f".seen-{secrets.token_hex(4)}"
     task = ray.remote(read_token)
-    try:
-        file.write_text(token)
+    with token_in(folder) as (file, token):
         answers = [
             task.options(
                 num_cpus=0,
@@ -282,10 +280,6 @@ def _refuse_unshared(ray: Any, nodes: list[dict[str, Any]], folder: Path) -> Non
         ray.wait(answers, num_returns=len(answers), timeout=CHECK_SECONDS)
         for node, answer in zip(nodes, answers, strict=True):
             _refuse_answer(ray, node["NodeManagerHostname"], answer, token, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    finally:
-        file.unlink(missing_ok=True)
 
 
 def _refuse_answer(ray: Any, name: str, answer: Any, token: str, folder: Path) -> None:

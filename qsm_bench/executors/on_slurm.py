@@ -2,7 +2,6 @@
 
 import math
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator
 
 from qsm_bench.errors import UserError
 from qsm_bench.executors.executor import Executor, Outcome, Work
+from qsm_bench.executors.shared_folder import token_in
 from qsm_bench.executors.slurm_queue import LOGS, forget, note_task, slurm
 
 if TYPE_CHECKING:
@@ -78,13 +78,9 @@ class Slurm(Executor):
         if device == "cuda" and not self.gpus_per_job:
             raise UserError("--device cuda: give --gpus-per-job too, e.g. --gpus-per-job 1")
         slurm("sbatch", "--test-only", *_flags(self._options()), "--wrap=true")
-        token, word = folder / f".token-{secrets.token_hex(8)}", secrets.token_hex(16)
-        token.write_text(word)
-        try:
-            seen = self._read_on_a_node(token)
-        finally:
-            token.unlink(missing_ok=True)
-        if seen is not None and seen.strip() != word:
+        with token_in(folder) as (file, text):
+            seen = self._read_on_a_node(file)
+        if seen is not None and seen.strip() != text:
             raise UserError(
                 f"the nodes of SLURM do not see {folder}: give --results a folder that they share"
             )

@@ -203,7 +203,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_refused(cluster: None, hidden: Pa
     with pytest.raises(UserError, match=f"the nodes of SLURM do not see {hidden}"):
         run(hidden, Slurm(time="10"))
     assert not list(hidden.rglob("*.json"))
-    assert not list(hidden.rglob(".token*"))
+    assert not list(hidden.rglob(".seen*"))
 
 
 @needs_slurm
