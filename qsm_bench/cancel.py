@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 from qsm_bench.errors import UserError
 from qsm_bench.executors import slurm_queue
@@ -16,13 +17,14 @@ def cancel(store: ExperimentStore) -> list[str]:
     store.read()
     said = []
     if tasks := slurm_queue.cancel(store.job_folders()):
-        said.append(f"{len(tasks)} tasks of SLURM were asked to save their jobs and end")
+        said.append(f"asked {len(tasks)} SLURM task{'s'[: len(tasks) != 1]} to save and end")
     if who := store.holder():
         pid = store.holder_pid()
         if pid is None:
             raise UserError(f"{store.name} is run by {who}: end it on that machine")
-        os.kill(pid, signal.SIGTERM)
-        said.append(f"{who} was asked to save its jobs and end")
+        with suppress(ProcessLookupError):  # it has ended in the meantime
+            os.kill(pid, signal.SIGTERM)
+        said.append(f"asked {who} to save its jobs and end")
     if not said:
         raise UserError(f"nothing of {store.name} runs or is queued")
     return said

@@ -181,21 +181,19 @@ def _show_outcome(
         if not stopped and folder not in outcome.damaged and folder.log_tail(1):
             log = f"; its log: {folder.log_file}"
         print(visible(f"not finished: {folder.path}: {reason}{log}"), file=sys.stderr)
-    if stopped:
-        saved = "stopped" if outcome.unfinished else "stopped and saved"
-        again = _command(*_with_results(sys.argv[1:], results))
-        print(f"{saved}; to go on: {again}", file=sys.stderr)
-    elif outcome.queued:
+    if outcome.queued:
         name, tasks = prepared.experiment.name, dict.fromkeys(outcome.queued.values())
-        print(
-            f"submitted {len(outcome.queued)} jobs to SLURM as {len(tasks)} tasks, "
-            f"{next(iter(tasks))} and on"
-        )
+        number = f"{len(outcome.queued)} jobs as {len(tasks)} tasks, {next(iter(tasks))} and on"
+        print(f"SLURM has {number}")
         for purpose, words in (
             ("watch them", ["status", name, "--watch"]),
             ("end them", ["cancel", name]),
         ):
             print(f"to {purpose}: {_command(*_with_results(words, results))}")
+    elif stopped:
+        saved = "stopped" if outcome.unfinished else "stopped and saved"
+        again = _command(*_with_results(sys.argv[1:], results))
+        print(f"{saved}; to go on: {again}", file=sys.stderr)
     elif not outcome.unfinished:
         name = prepared.experiment.name
         print(f"done; the report: {_command(*_with_results(['report', name], results))}")

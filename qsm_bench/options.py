@@ -46,9 +46,7 @@ def _executor_options() -> Iterator[inspect.Parameter]:
     fields = {name: field for cls in EXECUTORS.values() for name, field in cls.model_fields.items()}
     for name, field in fields.items():
         theirs = [kind for kind, cls in EXECUTORS.items() if name in cls.model_fields]
-        type_ = type(field.default) if field.default is not None else field.annotation
-        if type_ is tuple:
-            type_ = list[str]
+        type_ = list[str] if isinstance(field.default, tuple) else field.annotation
         yield _option(name, field, type_, f"{', '.join(theirs)}: {field.description}")
 
 

@@ -102,7 +102,7 @@ def read_states(folders: Sequence[JobFolder], *, tables: bool = False) -> list[J
     One that waits in a cluster's queue is "queued".
     """
     jobs = Counter((folder.agent, folder.task) for folder in folders)
-    queued = queued_tasks(folders)
+    queued = queued_tasks(folders, or_none=True)
     states = []
     for folder in folders:
         state = job_state(folder, tables=tables)

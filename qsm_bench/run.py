@@ -250,21 +250,22 @@ def train(
     """
     experiment, say = prepared.experiment, line_printer(console)
     with prepared.store.lock():
-        if prepared.open_jobs:
+        if len(prepared.open_jobs) > len(prepared.store.queued()):
             prepared.executor.refuse_unusable(prepared.store.folder, experiment.device)
         keep = prepared.keeps_replay
         folders = prepared.store.prepare(experiment, command, keep_replay=keep)
         open_jobs, finished, damaged = _sort(folders)
         if finished:
             say(f"{len(finished)} finished jobs are skipped")
-        if queued := queued_tasks(open_jobs):
+        if queued := {job: task for job, (task, _) in queued_tasks(open_jobs).items()}:
             say(f"{len(queued)} jobs are in SLURM's queue and left to it")
             open_jobs = [folder for folder in open_jobs if folder not in queued]
         if open_jobs:
             if not keep:
                 say(prepared.replay_note)
             prepared.refuse_uncompilable()
-            _say_changes(open_jobs, command, say)
+            if prepared.executor.here:
+                _say_changes(open_jobs, command, say)
             open_jobs = _longest_first(open_jobs, prepared.workers)
         outcome = show_and_run(
             prepared.executor,
@@ -276,7 +277,7 @@ def train(
             checkpoint_every=prepared.checkpoint_every,
             command=command,
         )
-    return Trained(damaged | outcome.unfinished, outcome.queued, frozenset(damaged))
+    return Trained(damaged | outcome.unfinished, queued | outcome.queued, frozenset(damaged))
 
 
 def show_and_run(

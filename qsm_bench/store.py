@@ -147,6 +147,10 @@ class ExperimentStore:
                     if folder.begun:
                         yield folder
 
+    def queued(self) -> dict[JobFolder, tuple[str, str]]:
+        """The jobs that SLURM has. Raises UserError if there are such, and it cannot be asked."""
+        return queued_tasks(self.job_folders()) if os.path.lexists(self.file) else {}
+
     def read(self) -> dict[str, Any]:
         """Return what was asked for. Raises UserError if there is no such experiment."""
         if not os.path.lexists(self.file):

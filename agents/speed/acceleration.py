@@ -118,7 +118,8 @@ def _library_that_failed(error: Exception) -> Path | None:
 
     found = re.search(r"(?:ImportError|OSError): (/.+?\.so): ", str(error))
     library = Path(found.group(1)) if found else None
-    return library if library and library.is_relative_to(Path(cache_dir()).resolve()) else None
+    inside = library and library.resolve().is_relative_to(Path(cache_dir()).resolve())
+    return library if inside else None
 
 
 def _guards_inputs(guards: Sequence[Any]) -> list[bool]:

@@ -12,16 +12,23 @@ from pydantic import Field, field_validator
 from qsm_bench.errors import UserError
 from qsm_bench.executors.executor import Executor, Outcome, Work
 from qsm_bench.executors.shared_folder import token_in
-from qsm_bench.executors.slurm_queue import LOGS, forget, note_task, slurm
+from qsm_bench.executors.slurm_queue import LOGS, forget, job_name, note_task, slurm
+from qsm_bench.files import refuse_foreign
 
 if TYPE_CHECKING:
     from qsm_bench.job_folder import JobFolder
 
 WARNING_SECONDS = 120
 """How long before its time limit a task is told to save its jobs; SLURM may be a minute early."""
+LEAST_SECONDS = 5 * 60
+"""With less time before it is told to end, a task would do little but start."""
+MOST_CORES = 10_000
 FREE_NODE_SECONDS = 20
 """How long to wait for a free node that looks whether it sees the folder."""
-OURS = ("array", "signal", "requeue", "output", "error", "open-mode", "wrap")
+OURS = (
+    *("array", "signal", "requeue", "no-requeue", "output", "error", "open-mode", "wrap"),
+    *("job-name", "nodes", "ntasks", "export", "partition", "time"),
+)
 """Options of sbatch that the executor sets itself."""
 
 
@@ -36,9 +43,12 @@ class Slurm(Executor):
         Field(description="Time limit of a task, e.g. 24:00:00; it goes on after it if it must."),
     ] = None
     gpus_per_job: Annotated[
-        float, Field(ge=0, description="GPUs of a job; with 0.25, four jobs share one.")
-    ] = 0
-    cpus_per_job: Annotated[float, Field(gt=0, description="Cores of a job.")] = 1
+        float,
+        Field(ge=0, le=1, description="GPUs that a job takes; with 0.25, four jobs share one."),
+    ] = 0.0
+    cpus_per_job: Annotated[
+        float, Field(gt=0, le=MOST_CORES, description="CPU cores that a job takes.")
+    ] = 1.0
     array_size: Annotated[
         int | None,
         Field(ge=1, description="Tasks at most; more jobs share them. Default: what SLURM allows."),
@@ -55,6 +65,8 @@ class Slurm(Executor):
     def _refuse_no_time(cls, given: str | None) -> str | None:
         if given is not None and not re.fullmatch(r"(\d+-\d+|\d+)(:\d+){0,2}", given):
             raise ValueError("write minutes, or hours:minutes:seconds, or days-hours")
+        if given is not None and given.isdecimal() and int(given) * 60 < LEAST_SECONDS:
+            raise ValueError(f"give {LEAST_SECONDS // 60} minutes or more")
         return given
 
     @field_validator("slurm")
@@ -77,7 +89,8 @@ class Slurm(Executor):
         _import_submitit()
         if device == "cuda" and not self.gpus_per_job:
             raise UserError("--device cuda: give --gpus-per-job too, e.g. --gpus-per-job 1")
-        slurm("sbatch", "--test-only", *_flags(self._options()), "--wrap=true")
+        requeue = "--requeue" if self.requeue else "--no-requeue"
+        slurm("sbatch", "--test-only", *_flags(self._options()), requeue, "--wrap=true")
         with token_in(folder) as (file, text):
             seen = self._read_on_a_node(file)
         if seen is not None and seen.strip() != text:
@@ -92,20 +105,25 @@ class Slurm(Executor):
         if not jobs:
             return Outcome()
         submitit, logs = _import_submitit(), work.folder / LOGS
+        refuse_foreign(logs, folder=True, remedy="delete it")
         logs.mkdir(exist_ok=True)
         packs = pack(jobs, self._width, self.array_size or _most_tasks())
         executor = submitit.SlurmExecutor(logs)
         executor.update_parameters(
-            job_name=f"qsm_bench-{work.folder.name}",
+            job_name=job_name(work.folder),
+            time=None,  # SLURM's own default, not submitit's five minutes
             array_parallelism=len(packs),
             additional_parameters=self._options()
-            | {"signal": f"USR1@{WARNING_SECONDS}", "requeue": self.requeue or None}
-            | ({} if self.requeue else {"no-requeue": True}),
+            | {"signal": f"USR1@{WARNING_SECONDS}"}
+            | ({"requeue": True} if self.requeue else {"no-requeue": True}),
+            # Where cores are bound, srun does not take this from the task.
+            srun_args=[f"--cpus-per-task={self._cores}"],
         )
         tasks = [
             SlurmTask(
                 work.folder,
                 tuple(mine),
+                mine[0].read_manifest().job.device,
                 self._width,
                 work.checkpoint_every,
                 work.command,
@@ -113,6 +131,8 @@ class Slurm(Executor):
             )
             for mine in packs
         ]
+        if work.stop():
+            return Outcome()
         try:
             with executor.batch():
                 submitted = [executor.submit(task) for task in tasks]
@@ -122,7 +142,8 @@ class Slurm(Executor):
         queued = {}
         for mine, task in zip(packs, submitted, strict=True):
             for job in mine:
-                note_task(job, task.job_id)
+                make_pending(job)
+                note_task(job, task.job_id, job_name(work.folder))
                 queued[job] = str(task.job_id)
         forget()
         return Outcome(queued=queued)
@@ -132,33 +153,43 @@ class Slurm(Executor):
         """How many jobs run at a time in a task: those that share a GPU."""
         return max(1, math.floor(1 / self.gpus_per_job)) if self.gpus_per_job else 1
 
+    @property
+    def _cores(self) -> int:
+        """The cores of a task."""
+        return math.ceil(self.cpus_per_job * self._width)
+
     def _options(self) -> dict[str, Any]:
         """What a task asks of SLURM, as options of sbatch."""
         gpus = math.ceil(self.gpus_per_job * self._width)
         options = {
             "partition": self.partition,
             "time": self.time,
-            "cpus-per-task": math.ceil(self.cpus_per_job * self._width),
+            "cpus-per-task": self._cores,
             "gpus": gpus or None,
         }
         given = dict(text.split("=", 1) for text in self.slurm)
         return {key: value for key, value in (options | given).items() if value is not None}
 
     def _read_on_a_node(self, file: Path) -> str | None:
-        """What a node reads in a file, nothing if it has none; None if no node is free to say."""
+        """What a node reads in a file, nothing if it has none; None if no node can say now."""
         small = {"time": "1", "ntasks": "1", "cpus-per-task": "1", "gpus": None}
         now = f"--immediate={FREE_NODE_SECONDS}"
-        look = ("sh", "-c", 'cat "$1" 2>/dev/null || true', "sh", str(file))
-        try:
+        look = ("/bin/sh", "-c", 'cat "$1" 2>/dev/null || true', "sh", str(file))
+        with suppress(UserError):
             return slurm("srun", now, "--quiet", *_flags(self._options() | small), *look)
-        except UserError as error:
-            if re.search(r"immediate|nodes are busy|timed out|no answer|unavailable", str(error)):
-                return None
-            raise
+        return None
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={value}" for key, value in options.items() if value is not None]
+
+
+def make_pending(job: "JobFolder") -> None:
+    """Have a job that failed count as one that waits, now that it is to be tried again."""
+    manifest = job.read_manifest()
+    if manifest.status == "failed":
+        again = {"status": "pending", "reason": None, "log_tail": (), "retried": None}
+        job.change_manifest(manifest, manifest.model_copy(update=again))
 
 
 def pack(jobs: "Sequence[JobFolder]", width: int, most: int) -> "list[list[JobFolder]]":

@@ -1,11 +1,10 @@
 """What SLURM's queue holds of an experiment's jobs, and how it is taken out."""
 
-import getpass
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_bench.errors import UserError
@@ -16,11 +15,13 @@ if TYPE_CHECKING:
 
 LOGS = ".slurm"
 """The folder in an experiment's for the tasks' logs and what SLURM is given."""
+OURS = "qsm_bench-"
+"""How the names of our tasks begin."""
 SQUEUE_SECONDS = 5.0
 """The least time between two questions to SLURM: its controller serves many users."""
 PATIENCE_SECONDS = 60
 
-_seen: tuple[float, dict[str, str]] = (float("-inf"), {})
+_seen: tuple[float, dict[tuple[str, str], str]] = (float("-inf"), {})
 
 
 def slurm(*command: str) -> str:
@@ -44,29 +45,56 @@ def slurm(*command: str) -> str:
     return done.stdout
 
 
-def note_task(folder: "JobFolder", task: str) -> None:
-    """Note in a job's folder that a task of SLURM will run it."""
-    write_atomically(folder.queue_file, json.dumps({"slurm": task}) + "\n")
+def job_name(experiment: Path) -> str:
+    """The name that SLURM has for the tasks of the experiment in a folder."""
+    return f"{OURS}{experiment.name}"
 
 
-def noted_task(folder: "JobFolder") -> str | None:
-    """The task of SLURM that a job was last queued as; None if it never was."""
+def note_task(folder: "JobFolder", task: str, name: str) -> None:
+    """Note in a job's folder that a task of SLURM, of this number and name, will run it."""
+    write_atomically(folder.queue_file, json.dumps({"slurm": task, "name": name}) + "\n")
+
+
+def noted_task(folder: "JobFolder") -> tuple[str, str] | None:
+    """The number and name of the task that a job was last queued as; None if it never was."""
     try:
         noted = read_json(folder.queue_file, MIB)
     except UserError:
         return None
-    task = noted.get("slurm") if isinstance(noted, dict) else None
-    return task if isinstance(task, str) else None
+    if not isinstance(noted, dict):
+        return None
+    task, name = noted.get("slurm"), noted.get("name")
+    if isinstance(task, str) and isinstance(name, str) and name.startswith(OURS):
+        return task, name
+    return None
 
 
-def queued_tasks(folders: "Iterable[JobFolder]") -> "dict[JobFolder, tuple[str, str]]":
+def queued_tasks(
+    folders: "Iterable[JobFolder]", *, or_none: bool = False
+) -> "dict[JobFolder, tuple[str, str]]":
     """The jobs whose tasks wait or run in SLURM, each with its task and that task's state.
 
-    Where SLURM cannot be asked, there are none: what a job has written still tells how it stands.
+    Raises UserError if jobs were given to SLURM and it cannot be asked; with ``or_none`` there are
+    none then: what a job has written still tells how it stands.
     """
     noted = {folder: task for folder in folders if (task := noted_task(folder))}
-    queue = _queue() if noted else {}
-    return {folder: (task, queue[task]) for folder, task in noted.items() if task in queue}
+    if not noted:
+        return {}
+    try:
+        queue = _queue()
+    except UserError as error:
+        if or_none:
+            return {}
+        raise UserError(
+            f"jobs were given to SLURM, and whether it still has them cannot be asked ({error}): "
+            "run this where squeue works"
+        ) from error
+    # A task of that number may be another one by now, or on another cluster.
+    return {
+        folder: (task, queue[task, name])
+        for folder, (task, name) in noted.items()
+        if (task, name) in queue
+    }
 
 
 def cancel(folders: "Iterable[JobFolder]") -> list[str]:
@@ -85,19 +113,17 @@ def forget() -> None:
     _seen = float("-inf"), {}
 
 
-def _queue() -> dict[str, str]:
-    """The state of each of this user's tasks, "PENDING (Resources)" or "RUNNING"."""
+def _queue() -> dict[tuple[str, str], str]:
+    """The state of each of this user's tasks, by its number and name: "PENDING (Resources)".
+
+    Raises UserError if SLURM cannot be asked.
+    """
     global _seen
     if time.monotonic() - _seen[0] >= SQUEUE_SECONDS:
         queue = {}
-        if shutil.which("squeue"):
-            try:
-                mine = f"--user={getpass.getuser()}"
-                listed = slurm("squeue", "--noheader", "--array", mine, "--format=%i|%T|%r")
-            except UserError:
-                listed = ""
-            for line in listed.splitlines():
-                task, state, why = line.split("|", 2)
-                queue[task] = state if why == "None" else f"{state} ({why})"
+        listed = slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%j")
+        for line in listed.splitlines():
+            task, state, why, name = line.split("|", 3)
+            queue[task, name] = state if why == "None" else f"{state} ({why})"
         _seen = time.monotonic(), queue
     return _seen[1]

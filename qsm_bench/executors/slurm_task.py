@@ -3,11 +3,12 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from qsm_bench.errors import UserError
 from qsm_bench.executors.executor import Work
 from qsm_bench.executors.processes import run_locally
 from qsm_bench.executors.slurm_queue import slurm
@@ -22,6 +23,7 @@ class SlurmTask:
 
     folder: Path
     jobs: tuple[JobFolder, ...]
+    device: str
     width: int
     checkpoint_every: int
     command: str
@@ -30,7 +32,7 @@ class SlurmTask:
     def __call__(self) -> None:
         """Run the jobs. Before the time limit they are saved, and the task is queued again."""
         jobs = [job for job in self.jobs if not (_resumed() and _has_failed(job))]
-        gpus = visible_gpus() if jobs and jobs[0].read_manifest().job.device == "cuda" else ()
+        gpus = visible_gpus() if self.device == "cuda" else ()
         with _time_limit() as limit, remember_signals() as received:
             work = Work(
                 self.folder,
@@ -91,4 +93,6 @@ def _resumed() -> bool:
 
 
 def _has_failed(job: JobFolder) -> bool:
-    return job.read_manifest().status == "failed"
+    with suppress(UserError):  # a damaged one is told of when it is to be started
+        return job.read_manifest().status == "failed"
+    return False

@@ -107,7 +107,7 @@ def assert_equal(results: Path, local: Results) -> None:
 def test_run_returns_at_once_and_the_jobs_leave_the_bytes_of_a_local_run(
     cluster: None, tmp_path: Path
 ) -> None:
-    run(tmp_path / "slurm", Slurm(time="10", slurm=("comment=ours",)))
+    run(tmp_path / "slurm", Slurm(requeue=False, cpus_per_job=0.5, slurm=("comment=ours",)))
     store = ExperimentStore(tmp_path / "slurm", "there")
     assert at_work(store)
     with pytest.raises(UserError, match="take them out with 'cancel there' first"):
@@ -118,6 +118,39 @@ def test_run_returns_at_once_and_the_jobs_leave_the_bytes_of_a_local_run(
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     store.remove()
     assert not store.folder.exists()
+
+
+@needs_slurm
+def test_what_slurm_is_asked_is_what_was_asked(cluster: None, tmp_path: Path) -> None:
+    run(tmp_path, Slurm(slurm=("begin=now+1hour",)))
+    task = task_of(folders(tmp_path)[0])
+    shown = subprocess.check_output(["scontrol", "show", "job", task], text=True)
+    assert "TimeLimit=UNLIMITED" in shown  # the partition's own
+    assert "Requeue=1" in shown
+    with patch.object(slurm_queue, "slurm", side_effect=UserError("squeue is not there")):
+        with pytest.raises(UserError, match="were given to SLURM, and whether it still has them"):
+            run(tmp_path)
+        assert [state.status for state in read_states(folders(tmp_path))] == ["pending"] * 2
+    cancel(ExperimentStore(tmp_path, "there"))
+    run(tmp_path)  # on this machine
+    assert [job.read_manifest().status for job in folders(tmp_path)] == ["finished"] * 2
+
+
+@needs_slurm
+def test_a_job_that_failed_is_submitted_again_as_one_that_waits(
+    cluster: None, tmp_path: Path
+) -> None:
+    run(tmp_path, Slurm(slurm=("begin=now+1hour",)))
+    store = ExperimentStore(tmp_path, "there")
+    cancel(store)
+    for job in folders(tmp_path):
+        manifest = job.read_manifest()
+        job.write_manifest(manifest.model_copy(update={"status": "failed", "reason": "then"}))
+    run(tmp_path, Slurm(slurm=("begin=now+1hour",)))
+    assert [state.status for state in read_states(folders(tmp_path))] == ["queued"] * 2
+    assert at_work(store)
+    assert all(job.read_manifest().status == "pending" for job in folders(tmp_path))
+    cancel(store)
 
 
 @needs_slurm
@@ -142,9 +175,8 @@ def test_before_the_time_limit_a_task_is_saved_and_queued_again(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     first, second = folders(tmp_path)
-    task = slurm_queue.noted_task(first)
-    assert task is not None
-    assert task == slurm_queue.noted_task(second)  # they share the only task
+    task = task_of(first)
+    assert task == task_of(second)  # they share the only task
     subprocess.run(["scancel", "--signal=USR1", task], check=True)
     wait(tmp_path, lambda states: states == ["queued", "queued"])
     assert 0 < first.read_manifest().step < LONG.steps
@@ -159,10 +191,9 @@ def test_before_the_time_limit_a_task_is_saved_and_queued_again(
 @pytest.mark.slow
 def test_the_time_limit_of_slurm_itself_costs_nothing(cluster: None, tmp_path: Path) -> None:
     protocol = LONG.but(steps=100_000, eval_every=500)
-    with patch.object(on_slurm, "WARNING_SECONDS", 35):
+    with patch.multiple(on_slurm, WARNING_SECONDS=35, LEAST_SECONDS=60):
         run(tmp_path, Slurm(time="2"), protocol=protocol, seeds=[0])
-    task = slurm_queue.noted_task(folders(tmp_path)[0])
-    assert task is not None
+    task = task_of(folders(tmp_path)[0])
     wait(tmp_path, lambda states: states == ["running"])
     wait(tmp_path, lambda states: states == ["queued"])
     saved = folders(tmp_path)[0].read_manifest()
@@ -184,7 +215,7 @@ def test_what_is_cancelled_is_saved_and_run_submits_what_is_missing(
     run(tmp_path, Slurm(time="10"), protocol=LONG, seeds=[0])
     under_way(tmp_path)
     store = ExperimentStore(tmp_path, "there")
-    assert cancel(store) == ["1 tasks of SLURM were asked to save their jobs and end"]
+    assert cancel(store) == ["asked 1 SLURM task to save and end"]
     assert wait(tmp_path, ended) == ["interrupted"]
     assert folders(tmp_path)[0].read_manifest().step > 0
     with pytest.raises(UserError, match="nothing of there runs or is queued"):
@@ -212,7 +243,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_refused(cluster: None, hidden: Pa
     [
         ({"partition": "nowhere"}, "sbatch: .*partition"),
         ({"gpus_per_job": 1}, "sbatch: .*gres"),
-        ({"cpus_per_job": 1e5}, "sbatch: .*not available"),
+        ({"cpus_per_job": 9_999}, "sbatch: .*not available"),
         ({"slurm": ("nonsense=1",)}, "sbatch: unrecognized option '--nonsense=1'"),
     ],
 )
@@ -240,7 +271,13 @@ def hurry(task: str) -> None:
 
 
 def queue_state(task: str) -> str:
-    return slurm_queue._queue().get(task, "")
+    return slurm_queue._queue().get((task, "qsm_bench-there"), "")
+
+
+def task_of(job: JobFolder) -> str:
+    noted = slurm_queue.noted_task(job)
+    assert noted is not None
+    return noted[0]
 
 
 def wait_until_left(job: JobFolder) -> None:
@@ -282,7 +319,11 @@ def test_jobs_that_share_a_gpu_ask_for_one(options: dict[str, Any], asked: dict[
     [
         ({"slurm": ("mem",)}, "write key=value"),
         ({"slurm": ("array=0-3",)}, "array is set by qsm_bench itself"),
+        ({"slurm": ("export=NONE",)}, "export is set by qsm_bench itself"),
         ({"gpus_per_job": -1}, "--gpus-per-job -1"),
+        ({"gpus_per_job": 2}, "--gpus-per-job 2"),
+        ({"cpus_per_job": float("inf")}, "--cpus-per-job inf"),
+        ({"time": "2"}, "give 5 minutes or more"),
         ({"time": "a day"}, "--time 'a day' is not right: write minutes, or hours:minutes:seconds"),
         ({"workers": 2}, "--workers is an option of --executor local"),
     ],

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,20 @@ def test_as_many_jobs_run_as_the_visible_gpus_may_hold(
     assert executor.at_once("cpu") == 100
 
 
+@pytest.mark.parametrize("kind", ["slurm", "ray"])
+def test_a_part_of_a_gpu_is_a_number_on_the_command_line(tmp_path: Path, kind: str) -> None:
+    """There is no GPU to time a dry run on, and nothing else is wrong."""
+    if visible_gpus():
+        pytest.skip("a GPU is here")
+    words = ["--agents=td3", "--tasks=Pendulum-v1", f"--executor={kind}", "--dry-run"]
+    words += ["--gpus-per-job=0.25", "--cpus-per-job=0.5", f"--results={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qsm_bench", "run", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "the jobs will train on a GPU, and none is here" in done.stderr
+
+
 def test_what_a_process_of_this_machine_runs_is_asked_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +120,7 @@ def test_what_a_process_of_this_machine_runs_is_asked_to_end(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *what: asked.append(what))
     with Heartbeat(store.holder_file):
-        assert cancel(store) == [f"process {os.getpid()} was asked to save its jobs and end"]
+        assert cancel(store) == [f"asked process {os.getpid()} to save its jobs and end"]
         assert asked == [(os.getpid(), signal.SIGTERM)]
     elsewhere = {"place": "another-machine", "pid": 5}
     with (
