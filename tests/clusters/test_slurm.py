@@ -192,7 +192,7 @@ def test_before_the_time_limit_a_task_is_saved_and_queued_again(
 def test_the_time_limit_of_slurm_itself_costs_nothing(cluster: None, tmp_path: Path) -> None:
     protocol = LONG.but(steps=100_000, eval_every=500)
     with patch.multiple(on_slurm, WARNING_SECONDS=35, LEAST_SECONDS=60):
-        run(tmp_path, Slurm(time="2"), protocol=protocol, seeds=[0])
+        run(tmp_path, Slurm(time="2"), protocol=protocol, seeds=[0], compiled="off")
     task = task_of(folders(tmp_path)[0])
     wait(tmp_path, lambda states: states == ["running"])
     wait(tmp_path, lambda states: states == ["queued"])
