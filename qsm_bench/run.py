@@ -19,7 +19,6 @@ from agents.speed.acceleration import why_not_compiled
 from envs import close, make
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.executors import Executor, Local, Outcome, Work
-from qsm_bench.executors.slurm_queue import queued_tasks
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
 from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
 from qsm_bench.job_folder import JobFolder
@@ -250,14 +249,16 @@ def train(
     """
     experiment, say = prepared.experiment, line_printer(console)
     with prepared.store.lock():
-        if len(prepared.open_jobs) > len(prepared.store.queued()):
+        tasks = prepared.store.queued()
+        if any(prepared.store.folder_of(job).path not in tasks for job in prepared.open_jobs):
             prepared.executor.refuse_unusable(prepared.store.folder, experiment.device)
         keep = prepared.keeps_replay
         folders = prepared.store.prepare(experiment, command, keep_replay=keep)
         open_jobs, finished, damaged = _sort(folders)
         if finished:
             say(f"{len(finished)} finished jobs are skipped")
-        if queued := {job: task for job, (task, _) in queued_tasks(open_jobs).items()}:
+        queued = {folder: tasks[folder.path] for folder in open_jobs if folder.path in tasks}
+        if queued:
             say(f"{len(queued)} jobs are in SLURM's queue and left to it")
             open_jobs = [folder for folder in open_jobs if folder not in queued]
         if open_jobs:

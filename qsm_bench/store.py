@@ -74,6 +74,10 @@ class ExperimentStore:
             folder /= folder_name(seeds)
         return JobFolder(folder, agent, task, seeds, job)
 
+    def folder_of(self, job: Job) -> JobFolder:
+        """Return the folder of a job."""
+        return self.job_folder(job.agent, job.task, job.seeds)
+
     @property
     def groups(self) -> Groups:
         """The groups of seeds that the experiment has; empty before there is one."""
@@ -88,7 +92,7 @@ class ExperimentStore:
 
     def is_open(self, job: Job) -> bool:
         """Return whether the job is still to run: neither finished nor damaged."""
-        folder = self.job_folder(job.agent, job.task, job.seeds)
+        folder = self.folder_of(job)
         manifest = _manifest_or_none(folder) if folder.begun else None
         return not folder.begun or (manifest is not None and is_open(manifest, job))
 
@@ -147,9 +151,14 @@ class ExperimentStore:
                     if folder.begun:
                         yield folder
 
-    def queued(self) -> dict[JobFolder, tuple[str, str]]:
-        """The jobs that SLURM has. Raises UserError if there are such, and it cannot be asked."""
-        return queued_tasks(self.job_folders()) if os.path.lexists(self.file) else {}
+    def queued(self) -> dict[Path, str]:
+        """The folders of the jobs that SLURM has, each with its task.
+
+        Raises UserError if jobs were given to SLURM, and it cannot be asked.
+        """
+        if not os.path.lexists(self.file):
+            return {}
+        return {job.path: task for job, (task, _) in queued_tasks(self.job_folders()).items()}
 
     def read(self) -> dict[str, Any]:
         """Return what was asked for. Raises UserError if there is no such experiment."""
@@ -231,7 +240,7 @@ class ExperimentStore:
         """
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs
-        folders = [self.job_folder(job.agent, job.task, job.seeds) for job in jobs]
+        folders = [self.folder_of(job) for job in jobs]
         found = [_manifest_or_none(folder) if folder.begun else None for folder in folders]
         for folder, job, manifest in zip(folders, jobs, found, strict=True):
             if manifest:
@@ -286,7 +295,6 @@ class ExperimentStore:
                 folder.delete()
             if agent is None and task is None:
                 self.file.unlink()
-                _delete_logs(self.folder / LOGS)
             elif task is None or agent is None:
                 what, value = ("agents", agent) if task is None else ("tasks", task)
                 asked[what] = [name for name in asked[what] if name != value]
@@ -295,6 +303,7 @@ class ExperimentStore:
                 else:
                     self.file.unlink()
         if not os.path.lexists(self.file):
+            _delete_logs(self.folder / LOGS)
             (self.folder / ".lock").unlink(missing_ok=True)
             remove_if_empty(self.folder)
         return [folder.path for folder in folders]
