@@ -63,7 +63,7 @@ PLAIN_WIDTH = 1_000
 """Characters of a line where no terminal bounds it."""
 NEWLINE = "\n"
 
-CELLS_FAILED = 1
+JOBS_FAILED = 1
 """Exit status."""
 
 
@@ -169,7 +169,7 @@ def run(
         _show_outcome(outcome, prepared, results, stopped=bool(received))
         received.exit_if_any()
     if outcome.unfinished:
-        raise typer.Exit(CELLS_FAILED)
+        raise typer.Exit(JOBS_FAILED)
 
 
 def _show_outcome(
@@ -372,10 +372,10 @@ def cancel(
     results: ResultsFolder = RESULTS,
 ) -> None:
     """End what runs or waits of an experiment; its jobs save themselves and can go on later."""
-    from qsm_bench import cancel as ending_of
+    from qsm_bench.cancel import cancel as ask_to_end
     from qsm_bench.store import ExperimentStore
 
-    for line in ending_of.cancel(ExperimentStore(results, name)):
+    for line in ask_to_end(ExperimentStore(results, name)):
         print(visible(line))
 
 
@@ -552,7 +552,7 @@ def regress(
         return
     _show_findings(console, findings, len(plan.seeds))
     if any(finding.alarm for finding in findings):
-        raise typer.Exit(CELLS_FAILED)
+        raise typer.Exit(JOBS_FAILED)
 
 
 def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> None:

@@ -120,6 +120,21 @@ class JobFolder:
         with self.lock():
             self.write_manifest(after)
 
+    def mark(self, **changes: Any) -> bool:
+        """Change the manifest, unless the job is finished or another process has it.
+
+        Return whether it was changed. What an earlier end has left in it is taken back.
+        """
+        self.refuse_foreign(writing=True)
+        with suppress(Timeout), FileLock(self.lock_file, timeout=0):
+            manifest = self.read_manifest()
+            if manifest.status != "finished":
+                manifest.end_stretch(self.read_progress())
+                unsaid = {"reason": None, "log_tail": ()}
+                self.write_manifest(manifest.model_copy(update=unsaid | changes))
+                return True
+        return False
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one writer. Raises UserError while another process writes it."""

@@ -5,15 +5,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsm_bench.errors import UserError
 from qsm_bench.protocol import option
 
 if TYPE_CHECKING:
     from qsm_bench.job_folder import JobFolder
+
+MOST_CORES = 10_000
+"""More for a job are a slip of the hand."""
 
 
 def _nothing() -> None:
@@ -94,3 +97,30 @@ class Executor(BaseModel, ABC):
         Once ``work.stop()`` is true, or if anything is raised, jobs that run are asked to save
         themselves and end. Raises UserError if nothing can be run.
         """
+
+
+class Cluster(Executor):
+    """An executor of a cluster, where a job takes a share of a machine."""
+
+    cpus_per_job: Annotated[
+        float, Field(gt=0, le=MOST_CORES, description="CPU cores that a job takes.")
+    ] = 1.0
+    gpus_per_job: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="GPUs that a job takes; with 0.25, four jobs share one.",
+        ),
+    ] = 0.0
+
+    def device(self) -> str:
+        """The kind of device that jobs have: a GPU if they take one, or a part of one."""
+        return "cuda" if self.gpus_per_job else "cpu"
+
+    def refuse_no_gpu(self, device: str) -> None:
+        """Raise UserError if jobs are to train on a GPU and take none."""
+        if device == "cuda" and not self.gpus_per_job:
+            raise UserError(
+                f"--device {device} needs --gpus-per-job above 0: a job that takes none sees none"
+            )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from qsm_bench.errors import UserError, one_line
-from qsm_bench.executors.executor import Executor, Outcome, Work
+from qsm_bench.executors.executor import Cluster, Outcome, Work
 from qsm_bench.executors.shared_folder import token_in
 from qsm_bench.machine import visible_gpus
 from qsm_bench.signals import GRACE_SECONDS, STOP_SIGNALS
@@ -38,7 +38,7 @@ LOSSES = 3
 """How many times a job is taken up again whose node was lost."""
 
 
-class Ray(Executor):
+class Ray(Cluster):
     """A Ray cluster whose nodes share the results folder; it decides what runs where and when."""
 
     kind = "ray"
@@ -46,10 +46,6 @@ class Ray(Executor):
     address: Annotated[
         str, Field(description="The cluster: HOST:PORT; auto: the one that this machine is in.")
     ] = "auto"
-    cpus_per_job: Annotated[float, Field(gt=0, description="CPU cores that a job takes.")] = 1.0
-    gpus_per_job: Annotated[
-        float, Field(ge=0, description="GPUs that a job takes; 0.25: four jobs share one.")
-    ] = 0.0
 
     @field_validator("cpus_per_job", "gpus_per_job")
     @classmethod
@@ -58,17 +54,9 @@ class Ray(Executor):
             raise ValueError("above 1 it must be a whole number")
         return number
 
-    def device(self) -> str:
-        """The kind of device that jobs have: a GPU if they take one."""
-        return "cuda" if self.gpus_per_job else "cpu"
-
     def refuse_unusable(self, folder: Path, device: str) -> None:
         """Raise UserError if there is no cluster, or none that can run a job with this folder."""
-        if device != "cpu" and not self.gpus_per_job:
-            raise UserError(
-                f"--device {device} needs --gpus-per-job above 0: Ray hides the GPUs from a job "
-                "that takes none"
-            )
+        self.refuse_no_gpu(device)
         self._refuse_no_cluster()
         with self._connected() as ray:
             nodes = [node for node in ray.nodes() if node["Alive"]]

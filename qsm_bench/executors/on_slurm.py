@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from qsm_bench.errors import UserError
-from qsm_bench.executors.executor import Executor, Outcome, Work
+from qsm_bench.executors.executor import Cluster, Outcome, Work
 from qsm_bench.executors.shared_folder import token_in
 from qsm_bench.executors.slurm_queue import LOGS, forget, job_name, note_task, slurm
 from qsm_bench.files import refuse_foreign
@@ -22,7 +22,6 @@ WARNING_SECONDS = 120
 """How long before its time limit a task is told to save its jobs; SLURM may be a minute early."""
 LEAST_SECONDS = 5 * 60
 """With less time before it is told to end, a task would do little but start."""
-MOST_CORES = 10_000
 FREE_NODE_SECONDS = 20
 """How long to wait for a free node that looks whether it sees the folder."""
 OURS = (
@@ -32,7 +31,7 @@ OURS = (
 """Options of sbatch that the executor sets itself."""
 
 
-class Slurm(Executor):
+class Slurm(Cluster):
     """A SLURM cluster, through submitit. Every machine must see the folder of results."""
 
     kind = "slurm"
@@ -42,13 +41,6 @@ class Slurm(Executor):
         str | None,
         Field(description="Time limit of a task, e.g. 24:00:00; it goes on after it if it must."),
     ] = None
-    gpus_per_job: Annotated[
-        float,
-        Field(ge=0, le=1, description="GPUs that a job takes; with 0.25, four jobs share one."),
-    ] = 0.0
-    cpus_per_job: Annotated[
-        float, Field(gt=0, le=MOST_CORES, description="CPU cores that a job takes.")
-    ] = 1.0
     array_size: Annotated[
         int | None,
         Field(ge=1, description="Tasks at most; more jobs share them. Default: what SLURM allows."),
@@ -80,15 +72,17 @@ class Slurm(Executor):
                 raise ValueError(f"{key} is set by qsm_bench itself")
         return given
 
-    def device(self) -> str:
-        """A GPU where jobs have one, or a part of one."""
-        return "cuda" if self.gpus_per_job else "cpu"
+    @field_validator("gpus_per_job")
+    @classmethod
+    def _refuse_several_gpus(cls, given: float) -> float:
+        if given > 1:
+            raise ValueError("a job trains on one GPU at most")
+        return given
 
     def refuse_unusable(self, folder: Path, device: str) -> None:
         """Raise UserError if SLURM refuses, or a node does not see the folder."""
         _import_submitit()
-        if device == "cuda" and not self.gpus_per_job:
-            raise UserError("--device cuda: give --gpus-per-job too, e.g. --gpus-per-job 1")
+        self.refuse_no_gpu(device)
         requeue = "--requeue" if self.requeue else "--no-requeue"
         slurm("sbatch", "--test-only", *_flags(self._options()), requeue, "--wrap=true")
         with token_in(folder) as (file, text):
@@ -142,7 +136,8 @@ class Slurm(Executor):
         queued = {}
         for mine, task in zip(packs, submitted, strict=True):
             for job in mine:
-                make_pending(job)
+                if job.read_manifest().status == "failed":  # it is to be tried again
+                    job.mark(status="pending", retried=None)
                 note_task(job, task.job_id, job_name(work.folder))
                 queued[job] = str(task.job_id)
         forget()
@@ -182,14 +177,6 @@ class Slurm(Executor):
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={value}" for key, value in options.items() if value is not None]
-
-
-def make_pending(job: "JobFolder") -> None:
-    """Have a job that failed count as one that waits, now that it is to be tried again."""
-    manifest = job.read_manifest()
-    if manifest.status == "failed":
-        again = {"status": "pending", "reason": None, "log_tail": (), "retried": None}
-        job.change_manifest(manifest, manifest.model_copy(update=again))
 
 
 def pack(jobs: "Sequence[JobFolder]", width: int, most: int) -> "list[list[JobFolder]]":

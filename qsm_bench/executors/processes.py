@@ -85,7 +85,7 @@ def run_locally(
                     if orphans.hold(folder):
                         continue
                     waiting.remove(folder)
-                    if _mark(folder, status="pending", retried=died.get(folder)):
+                    if folder.mark(status="pending", retried=died.get(folder)):
                         taken = [places[other].gpu for other in running]
                         places[folder] = Place(cores, min(gpus, key=taken.count, default=None))
                         running[folder] = _start(folder, work, places[folder])
@@ -170,27 +170,11 @@ def _end(folder: JobFolder, process: subprocess.Popen[bytes]) -> tuple[Status, s
     return "failed", ended
 
 
-def _mark(folder: JobFolder, **changes: Any) -> bool:
-    """Change a job's manifest, unless it is finished or another process has it.
-
-    Return whether it was changed.
-    """
-    folder.refuse_foreign(writing=True)
-    with suppress(Timeout), FileLock(folder.lock_file, timeout=0):
-        manifest = folder.read_manifest()
-        if manifest.status != "finished":
-            manifest.end_stretch(folder.read_progress())
-            unsaid = {"reason": None, "log_tail": ()}
-            folder.write_manifest(manifest.model_copy(update=unsaid | changes))
-            return True
-    return False
-
-
 def _record(folder: JobFolder, **changes: Any) -> None:
     """Change a job's manifest, if it can be written."""
     # Where the manifest cannot be written, as on a full disk, run_locally's answer is all there is.
     with suppress(OSError, UserError):
-        _mark(folder, **changes)
+        folder.mark(**changes)
 
 
 def _stop(running: dict[JobFolder, subprocess.Popen[bytes]]) -> dict[JobFolder, str]:

@@ -3,12 +3,14 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch._dynamo  # noqa: F401 - or each copy would import it for its first optimizer
 
 from qsm_bench import worker
-from qsm_bench.executors import Work
+from qsm_bench.executors import Work, processes
 from qsm_bench.executors.processes import Place, run_locally
 from qsm_bench.job_folder import JobFolder
 
@@ -46,6 +48,23 @@ def run_jobs(
     """Run jobs on this machine; return those that did not finish, and why."""
     work = Work(folders[0].path.parent, checkpoint_every, "", on_poll, stop)
     return run_locally(folders, work, workers=workers)
+
+
+@contextmanager
+def made_up_jobs(job: type) -> Iterator[None]:
+    """Let the processes of jobs be objects of a class with the methods of Popen, and no more."""
+    with (
+        patch.multiple(
+            processes,
+            _start=job,
+            _end=lambda *_: ("finished", ""),
+            reap_adopted=lambda _: None,
+            POLL_SECONDS=0,
+        ),
+        patch.object(JobFolder, "mark", lambda *_, **__: True),
+        patch.object(processes.Orphans, "hold", lambda *_: False),
+    ):
+        yield
 
 
 class ForkedJob:

@@ -32,7 +32,14 @@ from qsm_bench.progress import job_state
 from qsm_bench.store import ExperimentStore
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import POISONED, POISONED_AT, make_experiment, make_job, poison
-from tests.qsm_bench.processes import ForkedJob, crowding, exit_status, fork, run_jobs
+from tests.qsm_bench.processes import (
+    ForkedJob,
+    crowding,
+    exit_status,
+    fork,
+    made_up_jobs,
+    run_jobs,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -474,17 +481,7 @@ def test_all_workers_are_busy_until_fewer_jobs_than_workers_are_left(
         for folder in running:
             running[folder] -= 1
 
-    with (
-        patch.multiple(
-            processes,
-            _start=Job,
-            _mark=lambda *_, **__: True,
-            _end=lambda *_: ("finished", ""),
-            reap_adopted=lambda _: None,
-        ),
-        patch.object(processes.Orphans, "hold", lambda *_: False),
-        patch.object(processes, "POLL_SECONDS", 0),
-    ):
+    with made_up_jobs(Job):
         folders = [JobFolder(folder) for folder in jobs]
         assert run_jobs(folders, workers=workers, checkpoint_every=1, on_poll=tick) == {}
     tail = next((at for at, count in enumerate(busy) if count < workers), len(busy))

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -22,6 +21,7 @@ from qsm_bench.job_folder import JobFolder
 from qsm_bench.machine import usable_cores, visible_gpus
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import make_experiment
+from tests.qsm_bench.processes import made_up_jobs
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
@@ -54,17 +54,7 @@ def test_jobs_are_spread_over_the_gpus_and_the_cores(jobs: int, workers: int, gp
             running.pop(self.folder, None)
             return 0
 
-    with (
-        patch.multiple(
-            processes,
-            _start=Job,
-            _mark=lambda *_, **__: True,
-            _end=lambda *_: ("finished", ""),
-            reap_adopted=lambda _: None,
-            POLL_SECONDS=0,
-        ),
-        patch.object(processes.Orphans, "hold", lambda *_: False),
-    ):
+    with made_up_jobs(Job):
         folders = [JobFolder(Path(f"/nowhere/{index}")) for index in range(jobs)]
         work = Work(Path("/nowhere"), 1, "")
         assert run_locally(folders, work, workers=workers, gpus=names) == {}
