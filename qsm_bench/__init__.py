@@ -15,10 +15,12 @@ if TYPE_CHECKING:  # what an editor and mypy see; ``_EXPORTS`` is where it comes
     from agents.common.optimizer import Adam, polyak_update
     from agents.common.streams import SeedStreams, derive_seed
     from agents.protocol import Agent, AgentConfig, Batch, StateDict
+    from qsm_bench.beside import place_beside
     from qsm_bench.errors import UserError
     from qsm_bench.executors import Executor, Local, Ray, Slurm
     from qsm_bench.policy import Policy, load_policy
     from qsm_bench.protocol import Protocol
+    from qsm_bench.record import LoadedRecord, load_record
     from qsm_bench.report import write_report
     from qsm_bench.results import Results, load_results
     from qsm_bench.run import run_experiment
@@ -44,6 +46,7 @@ _EXPORTS = {
     "Schedule": "agents.common.diffusion",
     "SeedStreams": "agents.common.streams",
     "derive_seed": "agents.common.streams",
+    "place_beside": "qsm_bench.beside",
     "UserError": "qsm_bench.errors",
     "Executor": "qsm_bench.executors",
     "Local": "qsm_bench.executors",
@@ -52,6 +55,8 @@ _EXPORTS = {
     "Policy": "qsm_bench.policy",
     "load_policy": "qsm_bench.policy",
     "Protocol": "qsm_bench.protocol",
+    "LoadedRecord": "qsm_bench.record",
+    "load_record": "qsm_bench.record",
     "write_report": "qsm_bench.report",
     "Results": "qsm_bench.results",
     "load_results": "qsm_bench.results",
@@ -71,6 +76,7 @@ __all__ = [
     "Executor",
     "Learner",
     "Linear",
+    "LoadedRecord",
     "Local",
     "Policy",
     "Protocol",
@@ -86,8 +92,10 @@ __all__ = [
     "critic_loss",
     "derive_seed",
     "load_policy",
+    "load_record",
     "load_results",
     "mish",
+    "place_beside",
     "polyak_update",
     "run_experiment",
     "write_report",

@@ -20,6 +20,7 @@ from qsm_bench.signals import raise_signals, remember_signals
 from qsm_bench.visible import visible
 
 if TYPE_CHECKING:
+    from qsm_bench.record import LoadedRecord
     from qsm_bench.regression import Finding
     from qsm_bench.run import PreparedRun, Trained
 
@@ -53,6 +54,13 @@ ResultsFolder = Annotated[
 ]
 ReportsFolder = Annotated[
     Path, typer.Option(help="Folder that holds the reports.", parser=_path, metavar="FOLDER")
+]
+Beside = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RECORD",
+        help="Compare with a record, too: see 'list records', or the path of a folder or a zip.",
+    ),
 ]
 RESULTS, REPORTS = Path("results"), Path("reports")
 
@@ -136,13 +144,16 @@ def run(
         bool,
         typer.Option("--dry-run", help="Show the jobs and what they will take; run nothing."),
     ] = False,
+    beside: Beside = None,
     results: ResultsFolder = RESULTS,
+    reports: ReportsFolder = REPORTS,
     changes: dict[str, Any],
     placement: dict[str, Any],
 ) -> None:
     """Train every agent on every task, or resume where an earlier run of this name stopped."""
     from qsm_bench.run import choose_suite, prepare, train
 
+    record = _record(beside, results)
     chosen = choose_suite(suite, tasks)
     prepared = prepare(
         agents,
@@ -159,6 +170,11 @@ def run(
         keep_replay=keep_replay,
         results=results,
     )
+    if record:
+        from qsm_bench.beside import conditions_asked, differences_text, find_differences
+
+        apart = find_differences(conditions_asked(prepared.experiment), record)
+        print(visible("\n".join(differences_text(apart, record)), keep=NEWLINE))
     if dry_run:
         _show_plan(prepared)
     prepared.refuse_what_does_not_fit()
@@ -168,6 +184,8 @@ def run(
         outcome = train(prepared, _typed(), Console(), received)
         _show_outcome(outcome, prepared, results, stopped=bool(received))
         received.exit_if_any()
+    if record and not outcome.queued:
+        _write_report(prepared.experiment.name, results, reports, record)
     if outcome.unfinished:
         raise typer.Exit(JOBS_FAILED)
 
@@ -228,14 +246,28 @@ def _with_results(arguments: Sequence[str], results: Path) -> list[str]:
 @app.command()
 def report(
     name: Annotated[str, typer.Argument(help="The experiment.")],
+    beside: Beside = None,
     results: ResultsFolder = RESULTS,
     reports: ReportsFolder = REPORTS,
 ) -> None:
     """Write reports/NAME/: index.html (one file), report.md, figures and their numbers."""
+    _write_report(name, results, reports, _record(beside, results))
+
+
+def _record(beside: str | None, results: Path) -> "LoadedRecord | None":
+    from qsm_bench.record import find_record, load_record
+
+    return None if beside is None else load_record(find_record(beside, results))
+
+
+def _write_report(name: str, results: Path, reports: Path, record: "LoadedRecord | None") -> None:
+    from qsm_bench.beside import place_beside
     from qsm_bench.report import write_report
     from qsm_bench.results import load_results
 
     loaded = load_results(results, name)
+    if record:
+        loaded = place_beside(loaded, record)
     with raise_signals(), naming(reports / name):
         page = write_report(loaded, reports / name)
     print(f"{page}\n{page.with_name('report.md')}")
@@ -270,7 +302,7 @@ def compare(
 def export_(
     name: Annotated[str, typer.Argument(help="The experiment.")],
     to: Annotated[
-        str, typer.Option(metavar="tensorboard|wandb|tdmpc2|parquet", help="The format.")
+        str, typer.Option(metavar="tensorboard|wandb|tdmpc2|parquet|record", help="The format.")
     ],
     out: Annotated[
         Path | None,
@@ -283,6 +315,9 @@ def export_(
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on until the run ends, adding what is new.")
     ] = False,
+    who: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who publishes it, for a record.")
+    ] = None,
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Write an experiment in the format of another program; what was exported is updated."""
@@ -295,7 +330,7 @@ def export_(
             followed(ExperimentStore(results, name)) if follow else [load_results(results, name)]
         )
         for loaded in whole:
-            folder = export(loaded, to, out)
+            folder = export(loaded, to, out, who=who)
     for job in loaded.damaged:
         print(visible(f"left out: {job.agent} on {job.task}: {job.fault}"), file=sys.stderr)
     print(visible(str(folder)))
@@ -400,11 +435,11 @@ def remove(
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(metavar="agents|suites|tasks|experiments", help="What to list.")
+        str, typer.Argument(metavar="agents|suites|tasks|experiments|records", help="What to list.")
     ],
     results: ResultsFolder = RESULTS,
 ) -> None:
-    """List agents, suites, tasks, or the experiments in the folder of results."""
+    """List agents, suites, tasks, the experiments in the folder of results, or records."""
     import inspect
 
     if what == "agents":
@@ -442,8 +477,13 @@ def list_(
         names = experiment_names(results)
         rows = [(visible(name), summary(ExperimentStore(results, name))) for name in names]
         rows = rows or [("none", f"no experiment is in {results}")]
+    elif what == "records":
+        from qsm_bench.record import known_records
+
+        rows = [(visible(name), _summary(place)) for name, place in known_records(results).items()]
+        rows = rows or [("none", f"no record is in {results} or comes with the program")]
     else:
-        kinds = ("agents", "suites", "tasks", "experiments")
+        kinds = ("agents", "suites", "tasks", "experiments", "records")
         raise UserError(f"cannot list {what!r}: {did_you_mean(what, kinds)}")
     _print_rows(rows)
 
@@ -650,6 +690,16 @@ def _show_plan(prepared: "PreparedRun") -> None:
 def _console() -> Console:
     """The terminal; where there is none, nothing is cut to fit."""
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+
+
+def _summary(place: Path) -> str:
+    """What a record is; of one that cannot be read, why."""
+    from qsm_bench.record import read_record
+
+    try:
+        return visible(read_record(place).summary)
+    except UserError as error:
+        return visible(str(error))
 
 
 def _pairs(settings: Any) -> str:

@@ -62,6 +62,11 @@ class ExternalCurve:
         """Its label, marked, as a report shows it."""
         return f"{self.declared.label} (external)"
 
+    @property
+    def task(self) -> str:
+        """The task that it was measured on."""
+        return self.declared.task
+
 
 @dataclass(frozen=True)
 class External:

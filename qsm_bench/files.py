@@ -83,7 +83,11 @@ def read_json(file: Path, limit: int = 16 * MIB) -> Any:
     Raises UserError if there is none, or if two programs could read it differently: keys that
     stand twice and half characters (surrogates) are refused.
     """
-    data = read(file, limit)
+    return parse_json(file, read(file, limit))
+
+
+def parse_json(file: Path, data: bytes) -> Any:
+    """Return the JSON that was read from a file. Raises UserError as ``read_json`` does."""
     try:
         content = json.loads(data.decode(), object_pairs_hook=_object)
         json.dumps(content, ensure_ascii=False).encode()

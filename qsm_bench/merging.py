@@ -32,6 +32,7 @@ def _merged(jobs: list[Manifest]) -> dict[str, Any]:
     first = min(jobs, key=lambda manifest: ORDER.index(manifest.status))
     seeds = sum(len(manifest.job.seeds) for manifest in jobs)
     cell: dict[str, Any] = {
+        "protocol": first.job.protocol.model_dump(mode="json"),
         **first.job.protocol.model_dump(mode="json"),
         **first.job.model_dump(mode="json", exclude={"protocol"}),
         **first.model_dump(mode="json", exclude={"job", "checksums"}),

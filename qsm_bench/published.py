@@ -1,4 +1,4 @@
-"""Scores that others have published, from results/published/, to be shown next to ours."""
+"""Scores that others have published, which come with the program, to be shown next to ours."""
 
 import os
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from qsm_bench.errors import UserError
 from qsm_bench.files import MIB, read, read_json
+from qsm_bench.shipped import shipped
 from qsm_bench.tables import parse_table
 
-PUBLISHED = Path(__file__).parent.parent / "results" / "published"
+PUBLISHED = shipped("published")
 COLUMNS = ("source", "agent", "task", "action_repeat", "steps", "seeds")
 SPREAD = ("mean", "std", "median", "min", "max")
 """The columns with statistics over seeds."""
@@ -59,7 +60,7 @@ class Published:
 
 
 def published_scores(folder: Path = PUBLISHED) -> Published:
-    """Read the scores in ``folder``. There are none if the package was installed without them.
+    """Read the scores in ``folder``. There are none if it has no file of them.
 
     If a file is damaged, there are no scores, and ``fault`` names the file in one line.
     """

@@ -10,6 +10,7 @@ is at most FALSE_ALARMS, for any dependence between tests and any distribution o
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import describe_commit, describe_hardware, describe_versions
 from qsm_bench.results import load_results
 from qsm_bench.run import show_and_run
+from qsm_bench.shipped import shipped
 from qsm_bench.signals import ReceivedSignal
 from qsm_bench.statistics.selection import normalized
 from qsm_bench.statistics.significance import permutation_test
@@ -129,11 +131,16 @@ class Plan:
 
 
 def plan(folder: Path, seeds: int | None, first_seed: int | None, *, record: bool) -> Plan:
-    """Choose the seeds. Raises UserError if the baseline has one of them, or cannot be read."""
+    """Choose the seeds, and the baseline: the one in ``folder``, or else the program's own.
+
+    Raises UserError if the baseline has one of the seeds, or cannot be read.
+    """
     if record:
         check_writable(folder)
         first = first_seed or 0
         return Plan(folder, range(first, first + (seeds or BASELINE_SEEDS)), None)
+    if not os.path.lexists(folder):
+        folder = shipped("regression")
     baseline = read_baseline(folder)
     first = FIRST_SEED if first_seed is None else first_seed
     fresh = range(first, first + (seeds or SEEDS))

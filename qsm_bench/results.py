@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from qsm_bench.errors import UserError
-from qsm_bench.external import External, load_external
+from qsm_bench.external import External, ExternalCurve, load_external
 from qsm_bench.files import read
 from qsm_bench.job_folder import TABLE_LIMIT, JobFolder
 from qsm_bench.manifest import LaterFormatError, Manifest
@@ -41,6 +41,17 @@ class Damaged:
 
 
 @dataclass(frozen=True)
+class ReferenceCurve:
+    """A cell of a record that is drawn beside an experiment's own, and in no statistic."""
+
+    name: str
+    """What the report calls its agent."""
+    task: str
+    rows: "pd.DataFrame"
+    """step, return, seed."""
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything statistics and reports read."""
 
@@ -64,6 +75,15 @@ class Results:
     """The folder that holds the experiment's."""
     external: External = field(default_factory=External)
     """What others have measured, where it was imported."""
+    references: tuple[ReferenceCurve, ...] = ()
+    """The cells of a record that are only drawn."""
+    beside: tuple[str, ...] = ()
+    """Sentences on the record that these results stand beside, if they do."""
+
+    @property
+    def elsewhere(self) -> "list[ExternalCurve | ReferenceCurve]":
+        """All curves of somebody else, imported or of a record."""
+        return [*self.external.curves, *self.references]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,16 @@ def loaded_after_importing(*names: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def test_the_wheel_has_every_package() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert folders == set(declared["packages"]) - set(declared["package-dir"])
+
+
 @one_way
 def test_no_file_of_a_package_imports_what_it_must_not_know(
     package: str, forbidden: set[str]

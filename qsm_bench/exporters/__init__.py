@@ -4,6 +4,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,23 +14,33 @@ from qsm_bench.progress import FOLLOW_SECONDS, at_work
 from qsm_bench.results import Results, load_results
 from qsm_bench.store import ExperimentStore
 
-FORMATS = ("tensorboard", "wandb", "tdmpc2", "parquet")
+FORMATS = ("tensorboard", "wandb", "tdmpc2", "parquet", "record")
 
 
-def export(results: Results, to: str, folder: str | Path | None = None) -> Path:
+def export(
+    results: Results, to: str, folder: str | Path | None = None, *, who: str | None = None
+) -> Path:
     """Write an experiment into ``folder``, by default exports/<name>/<to>, in the format ``to``.
+
+    ``who`` publishes it, where it is a record.
 
     What an earlier export wrote there is brought up to date: the folder then holds what these
     results say and nothing else of ours, so that doing it twice changes nothing. Returns the
-    folder. Raises UserError for an unknown format, one whose package is missing, or a folder that
-    holds something else.
+    folder. Raises UserError for an unknown format, one whose package is missing, a record that
+    nobody publishes, or a folder that holds something else.
     """
+    outputs = outputs_in(to)
+    if (to == "record") != (who is not None):
+        needed = "needs --who, the name of who publishes it" if who is None else "has no --who"
+        raise UserError(f"--to {to} {needed}")
+    if who is not None:
+        outputs = partial(outputs, who=who)
     target = Path("exports", results.name, to) if folder is None else Path(folder)
-    update(target.absolute(), results.name, to, outputs_in(to)(results))
+    update(target.absolute(), results.name, to, outputs(results))
     return target
 
 
-def outputs_in(to: str) -> Callable[[Results], Iterable[Output]]:
+def outputs_in(to: str) -> Callable[..., Iterable[Output]]:
     """Return the function that says which files an experiment is in a format."""
     if to not in FORMATS:
         raise UserError(f"--to {to!r} is not right: {did_you_mean(to, FORMATS)}")
@@ -40,7 +51,7 @@ def outputs_in(to: str) -> Callable[[Results], Iterable[Output]]:
             f"--to {to} needs {error.name or to}, which is not installed: "
             f"pip install 'qsm_bench[{to}]'"
         ) from error
-    return cast("Callable[[Results], Iterable[Output]]", module.outputs)
+    return cast("Callable[..., Iterable[Output]]", module.outputs)
 
 
 def followed(store: ExperimentStore) -> Iterator[Results]:

@@ -30,7 +30,7 @@ def write_report(results: Results, folder: str | Path, published: Published | No
     published = (published or published_scores()).within(budgets)
     agents, tasks = agents_of(results), tasks_of(results)
     with replacing(folder) as fresh:
-        external = dict.fromkeys(curve.name for curve in results.external.curves)
+        external = dict.fromkeys(curve.name for curve in results.elsewhere)
         drawing = Drawing.into(fresh, agents, list(external))
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
@@ -39,6 +39,7 @@ def write_report(results: Results, folder: str | Path, published: Published | No
                 "of the agent. A run is one agent on one task with one seed. Its score is the mean "
                 "return over the episodes of its last evaluation, not of its best one. In an "
                 "evaluation, every action is one sample of the policy."
+                + "".join(f" {sentence}" for sentence in results.beside)
             ),
             sections=[
                 answer,

@@ -39,7 +39,7 @@ class Analysis:
 
     @cached_property
     def external_curves(self) -> pd.DataFrame:
-        """Every imported curve: see ``estimates.task_curves`` for the columns."""
+        """Every curve from elsewhere: see ``estimates.task_curves`` for the columns."""
         return task_curves(external_curves(self.results))
 
     @cached_property

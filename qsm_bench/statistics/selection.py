@@ -262,11 +262,11 @@ def _failed_jobs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def external_curves(results: Results) -> dict[CellKey, Curves]:
-    """Every imported curve, at the steps that all its seeds have and that ours reach."""
+    """Every curve from elsewhere, at the steps that all its seeds have and that ours reach."""
     budgets = {cell["task"]: cell["steps"] for cell in results.cells}
     curves = {}
-    for curve in results.external.curves:
-        task = curve.declared.task
+    for curve in results.elsewhere:
+        task = curve.task
         table = curve.rows.pivot(index="seed", columns="step", values="return")
         counts = curve.rows.groupby("step").size()
         of_all = [int(step) for step in counts.index[counts == len(table)]]

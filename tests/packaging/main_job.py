@@ -87,10 +87,16 @@ def check(folder: Path) -> None:
     assert (folder / "reports/plain/figures/learning-curves.png").stat().st_size > 10_000
     call(folder, *QSM_BENCH, "compare", "plain", "plain")
 
-    # What an extra gives, or only a checkout has, is said in one line.
+    # The data of the program is there: published scores, the regression's baseline, the record.
+    assert "the baseline has seeds 0 to 23" in call(
+        folder, *QSM_BENCH, "regress", "--first-seed=0", status=2
+    )
+    shipped = Path(find_spec("qsm_bench").origin).parent / "shipped"  # type: ignore[union-attr, arg-type]
+    assert (shipped / "published/scores.csv").exists()
+
+    # What an extra gives is said in one line.
     refusal = call(folder, *QSM_BENCH, *evaluation, "--video=film.mp4", status=2)
     assert "pip install 'qsm_bench[video]'" in refusal, refusal
-    assert "baseline" in call(folder, *QSM_BENCH, "regress", status=2)
     assert not (folder / "film.mp4").exists()
 
 

@@ -1,0 +1,125 @@
+"""A record: the runs of an experiment as data to publish. ``qsm_bench/record.py`` reads it.
+
+Agents are in it as a whole or not at all: one is in it if its runs on every task of the experiment
+have ended. Checkpoints are left out, and so is the folder of results in the commands that were
+typed, which is a place on somebody's machine.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from qsm_bench.comparable import protocol_hash
+from qsm_bench.errors import UserError
+from qsm_bench.exporters.folder import Output
+from qsm_bench.files import read
+from qsm_bench.job_folder import TABLE_LIMIT, JobFolder
+from qsm_bench.manifest import FORMAT
+from qsm_bench.merging import jobs_of
+from qsm_bench.protocol import Protocol
+from qsm_bench.record import ENDED, EXPERIMENT_FILE, RECORD_FILE, Record
+from qsm_bench.results import Results
+from qsm_bench.statistics.selection import agents_of, tasks_of
+from qsm_bench.store import ExperimentStore
+
+
+def outputs(results: Results, who: str) -> list[Output]:
+    """The files of the record. Raises UserError if no agent's runs have ended on every task."""
+    agents = whole_agents(results)
+    if not agents:
+        raise UserError(
+            f"{results.name} cannot be a record yet: no agent's runs have ended on every task"
+        )
+    store = ExperimentStore(results.root, results.name)
+    files = {EXPERIMENT_FILE: _experiment(results.experiment, agents)}
+    for folder in store.job_folders():
+        if folder.agent in agents:
+            inside = folder.path.relative_to(store.folder).as_posix()
+            files |= {f"{inside}/{name}": content for name, content in _files(folder)}
+    record = _record(results, agents, files, who)
+    files[RECORD_FILE] = _json(record.model_dump(mode="json"))
+    return [_output(path, content) for path, content in files.items()]
+
+
+def whole_agents(results: Results) -> dict[str, tuple[int, ...]]:
+    """The agents whose runs have ended on every task, each with its seeds, equal on each task."""
+    damaged = {job.agent for job in results.damaged}
+    whole = {}
+    for agent in agents_of(results):
+        cells = [cell for cell in results.cells if cell["agent"] == agent]
+        seeds = {tuple(sorted(cell["seeds"])) for cell in cells}
+        ended = all(job["status"] in ENDED for cell in cells for job in jobs_of(cell))
+        everywhere = len(cells) == len(tasks_of(results))
+        if agent not in damaged and ended and everywhere and len(seeds) == 1:
+            whole[agent] = next(iter(seeds))
+    return whole
+
+
+def _record(
+    results: Results,
+    agents: Mapping[str, tuple[int, ...]],
+    files: Mapping[str, bytes],
+    who: str,
+) -> Record:
+    cells = [cell for cell in results.cells if cell["agent"] in agents]
+    stretches = [stretch for cell in cells for stretch in cell["stretches"]]
+    protocol = Protocol(**cells[0]["protocol"])
+    return Record(
+        name=results.name,
+        who=who,
+        began=min((s["started"] for s in stretches if s["started"]), default=""),
+        ended=max((s["ended"] for s in stretches if s["ended"]), default=""),
+        commits=tuple(dict.fromkeys(s["commit"] or "unknown" for s in stretches)),
+        agents=dict(agents),
+        tasks=tuple(tasks_of(results)),
+        protocol=protocol,
+        protocol_hash=protocol_hash(protocol),
+        files={path: hashlib.sha256(content).hexdigest() for path, content in files.items()},
+    )
+
+
+def _experiment(asked: Mapping[str, Any], agents: Mapping[str, Any]) -> bytes:
+    """``experiment.json`` with the agents that are in the record."""
+    command = _published(str(asked.get("command", "")))
+    return _json({**asked, "format": FORMAT, "agents": list(agents), "command": command})
+
+
+def _files(folder: JobFolder) -> Iterator[tuple[str, bytes]]:
+    """The manifest and the tables of a job."""
+    manifest = folder.read_manifest()
+    stretches = tuple(
+        stretch.model_copy(update={"command": _published(stretch.command)})
+        for stretch in manifest.stretches
+    )
+    manifest = manifest.model_copy(update={"stretches": stretches})
+    yield folder.manifest_file.name, (manifest.model_dump_json(indent=2) + "\n").encode()
+    yield from ((file.name, read(file, TABLE_LIMIT)) for file in folder.tables if file.exists())
+
+
+def _published(command: str) -> str:
+    """A command without the folder of results."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip or word.startswith("--results="):
+            skip = False
+        elif word == "--results":
+            skip = True
+        else:
+            kept.append(word)
+    return command if len(kept) == len(words) else shlex.join(kept)
+
+
+def _output(path: str, content: bytes) -> Output:
+    return Output(path, hashlib.sha256(content).hexdigest(), partial(bytes, content))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,0 +1,281 @@
+"""A record: runs that somebody has published, for others to compare theirs with.
+
+<record>/record.json                          what it is, and the checksum of every file
+<record>/experiment.json
+<record>/<agent>/<task>/<seeds>/manifest.json, evaluations.csv, training.csv, ...
+
+``export NAME --to record`` writes one. It may be passed on as a folder or as a zip of one. It is
+data: nothing in it is executed, no link in it is followed, and a file that is not what was
+published makes the whole record damaged.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+from zipfile import BadZipFile, ZipFile
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qsm_bench import protocol
+from qsm_bench.comparable import protocol_hash
+from qsm_bench.errors import UserError, did_you_mean
+from qsm_bench.files import MIB, parse_json, read, refuse_foreign
+from qsm_bench.merging import jobs_of
+from qsm_bench.results import Results, load_results
+from qsm_bench.shipped import shipped
+
+FORMAT = 1
+RECORD_FILE = "record.json"
+FILE_LIMIT, RECORD_LIMIT = 256 * MIB, 1024 * MIB
+"""The most bytes of one file of a record, and of all of them."""
+EXPERIMENT_FILE = "experiment.json"
+JOB_FILES = ("manifest.json", "evaluations.csv", "training.csv", "diagnostics.csv", "slices.csv")
+ENDED = ("finished", "failed")
+"""How the jobs of a record stand: a run that failed stays in it as failed."""
+
+
+class Record(BaseModel):
+    """What ``record.json`` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    name: str
+    """The name of the experiment that it was."""
+    who: str
+    """Who published it."""
+    began: str
+    ended: str
+    """When its first run began and its last one ended, in ISO 8601."""
+    commits: tuple[str, ...]
+    """The commits of this program that trained it."""
+    agents: dict[str, tuple[int, ...]]
+    """Its agents, each with its seeds, which are the same on every task."""
+    tasks: tuple[str, ...]
+    protocol: protocol.Protocol
+    protocol_hash: str
+    """That of ``comparable``: runs under a protocol of the same hash may be compared."""
+    files: dict[str, str]
+    """SHA-256 of every other file, by its path within the record."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        seeds = sorted({len(seeds) for seeds in self.agents.values()})
+        return (
+            f"{', '.join(self.agents)} on {len(self.tasks)} tasks, "
+            f"{' or '.join(map(str, seeds))} seeds, {self.protocol.steps:,} steps; by {self.who}, "
+            f"{self.began[:10]} to {self.ended[:10]}, commit "
+            f"{', '.join(commit[:7] for commit in self.commits)}, protocol "
+            f"{self.protocol_hash[:12]}"
+        )
+
+
+@dataclass(frozen=True)
+class LoadedRecord:
+    """A record whose files are what was published."""
+
+    place: Path
+    """The folder or the zip that it was read from."""
+    record: Record
+    results: Results
+    """Its agents' runs."""
+
+
+def find_record(name: str, results: Path) -> Path:
+    """The place of a record: a path to a folder or a zip, or a name.
+
+    A name is looked for in the folder ``results`` and among what comes with the program. Raises
+    UserError if there is none.
+    """
+    path = Path(name)
+    if "/" in name or os.sep in name or path.suffix == ".zip":
+        return path.absolute()
+    known = known_records(results)
+    if name not in known:
+        hint = did_you_mean(name, known) if known else "there is none here"
+        raise UserError(
+            f"no record {name!r} (one elsewhere is named by a path: ./{name}, {name}.zip): {hint}"
+        )
+    return known[name]
+
+
+def known_records(results: Path) -> dict[str, Path]:
+    """The records that have a name here: those in a folder of results, and the program's own."""
+    places = [shipped("record"), *sorted(results.glob("*"))]
+    return {place.name: place for place in places if os.path.lexists(place / RECORD_FILE)}
+
+
+def read_record(place: Path) -> Record:
+    """Read what a record says of itself. Raises UserError if it is none, or damaged."""
+    with _open(place) as source:
+        return _parse(place, source.read(RECORD_FILE, FILE_LIMIT))
+
+
+def load_record(place: str | Path) -> LoadedRecord:
+    """Read a record, from a folder or a zip.
+
+    Raises UserError if it is none, or if any of its files is not what was published.
+    """
+    place = Path(place).absolute()
+    with (
+        tempfile.TemporaryDirectory(prefix="qsm_bench-record-") as temporary,
+        _open(place) as source,
+    ):
+        record = _parse(place, source.read(RECORD_FILE, FILE_LIMIT))
+        _copy_checked(place, source, record, Path(temporary) / record.name)
+        results = load_results(temporary, record.name)
+        if results.damaged:
+            fault = results.damaged[0].fault.replace(f"{temporary}/{record.name}", str(place))
+            raise UserError(f"record {place} is damaged: {fault.partition('; ')[0]}")
+    _refuse_contradiction(place, record, results)
+    return LoadedRecord(place, record, results)
+
+
+class Source(Protocol):
+    """Where the files of a record are read from."""
+
+    def __enter__(self) -> "Source": ...
+    def __exit__(self, *error: object) -> None: ...
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a file's content; raises UserError if it cannot be read or is too long."""
+
+
+class FolderSource:
+    """The files of a record in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> "FolderSource":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, path: str, limit: int) -> bytes:
+        file = self.folder / path
+        for parent in list(file.parents)[: path.count("/") + 1]:
+            refuse_foreign(parent, folder=True)
+        return read(file, limit)
+
+
+class ZipSource:
+    """The files of a record in a zip, directly or within one folder."""
+
+    def __init__(self, file: Path) -> None:
+        """Raise UserError if it is no zip of a record."""
+        refuse_foreign(file)
+        self.file = file
+        try:
+            self.zip = ZipFile(file)
+        except (OSError, BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"record {file} cannot be read: {reason}") from error
+        found = [name for name in self.zip.namelist() if PurePosixPath(name).name == RECORD_FILE]
+        tops = [name.removesuffix(RECORD_FILE) for name in found if name.count("/") <= 1]
+        if len(tops) != 1:
+            raise UserError(f"record {file} is no zip of one record: {RECORD_FILE} is wanted once")
+        self.top = tops[0]
+
+    def __enter__(self) -> "ZipSource":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.zip.close()
+
+    def read(self, path: str, limit: int) -> bytes:
+        try:
+            with self.zip.open(self.top + path) as member:
+                content = member.read(limit + 1)
+        except KeyError as error:
+            raise UserError(f"{self.file} is damaged: it has no {path}") from error
+        except Exception as error:  # of a zip that somebody has made, a library raises anything
+            raise UserError(f"{self.file} is damaged: {path} cannot be read: {error}") from error
+        if len(content) > limit:
+            raise UserError(f"{self.file} is damaged: {path} has more than {limit:,} bytes")
+        return content
+
+
+def _open(place: Path) -> Source:
+    if not os.path.lexists(place):
+        raise UserError(f"no record at {place}: a folder or a zip with a {RECORD_FILE} is wanted")
+    return FolderSource(place) if place.is_dir() else ZipSource(place)
+
+
+def _parse(place: Path, text: bytes) -> Record:
+    """Read ``record.json``. Raises UserError if it is damaged or of a later version."""
+    content = parse_json(place / RECORD_FILE, text)
+    written = content.get("format") if isinstance(content, dict) else None
+    if isinstance(written, int) and written > FORMAT:
+        raise UserError(
+            f"record {place} is of format {written}; this version of qsm_bench reads formats up to "
+            f"{FORMAT}: upgrade qsm_bench"
+        )
+    try:
+        record = Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise UserError(f"{place / RECORD_FILE} is damaged: {where}: {first['msg']}") from error
+    except UserError as error:
+        raise UserError(f"{place / RECORD_FILE} is damaged: protocol: {error}") from error
+    strange = [path for path in record.files if not _is_of_a_record(path)]
+    if strange:
+        raise UserError(f"{place / RECORD_FILE} is damaged: no record has a file {strange[0]!r}")
+    plain = record.name.isprintable() and not record.name.startswith(".")
+    if not plain or not record.name or Path(record.name).name != record.name:
+        raise UserError(f"{place / RECORD_FILE} is damaged: {record.name!r} is no name")
+    if not record.agents or not record.tasks:
+        raise UserError(f"{place / RECORD_FILE} is damaged: it has no agent or no task")
+    return record
+
+
+def _is_of_a_record(path: str) -> bool:
+    *folders, name = path.split("/")
+    if not folders:
+        return name == EXPERIMENT_FILE
+    plain = not {"", ".", ".."} & {*folders} and "\\" not in path and "\0" not in path
+    return plain and 2 <= len(folders) <= 3 and name in JOB_FILES
+
+
+def _copy_checked(place: Path, source: Source, record: Record, folder: Path) -> None:
+    """Copy a record's files into a new folder. Raises UserError if one is not as published."""
+    left = RECORD_LIMIT
+    for path, known in record.files.items():
+        content = source.read(path, min(FILE_LIMIT, left))
+        left -= len(content)
+        if hashlib.sha256(content).hexdigest() != known:
+            raise UserError(f"record {place} is damaged: {path} is not what was published")
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def _refuse_contradiction(place: Path, record: Record, results: Results) -> None:
+    """Raise UserError if the runs are not those that ``record.json`` tells of."""
+    cells = {(cell["agent"], cell["task"]): cell for cell in results.cells}
+    wanted = {(agent, task) for agent in record.agents for task in record.tasks}
+    fault = None
+    if record.protocol_hash != protocol_hash(record.protocol):
+        fault = "its protocol's hash is another"
+    for agent, task in sorted(wanted ^ cells.keys()):
+        fault = f"{agent} on {task} is in one of {RECORD_FILE} and the files alone"
+    for (agent, task), cell in cells.items():
+        if fault:
+            break
+        if sorted(cell["seeds"]) != sorted(record.agents[agent]):
+            fault = f"{agent} on {task} has other seeds than {RECORD_FILE} says"
+        elif _hash_of(cell) != record.protocol_hash:
+            fault = f"{agent} on {task} has another protocol than {RECORD_FILE} says"
+        elif any(job["status"] not in ENDED for job in jobs_of(cell)):
+            fault = f"{agent} on {task} has not ended"
+    if fault:
+        raise UserError(f"record {place} is damaged: {fault}")
+
+
+def _hash_of(cell: Mapping[str, Any]) -> str:
+    return protocol_hash(protocol.Protocol(**cell["protocol"]))

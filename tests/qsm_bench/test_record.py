@@ -1,0 +1,367 @@
+"""Records: published, read back, checked, and put beside an experiment."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsm_bench.beside import STAGED, place_beside
+from qsm_bench.cli import app
+from qsm_bench.comparable import protocol_differences, protocol_hash
+from qsm_bench.errors import UserError
+from qsm_bench.exporters import export
+from qsm_bench.manifest import Manifest
+from qsm_bench.protocol import Protocol
+from qsm_bench.record import find_record, known_records, load_record, read_record
+from qsm_bench.report import write_report
+from qsm_bench.results import Results, load_results
+from qsm_bench.statistics.selection import select_runs
+from qsm_bench.statistics.significance import compare_all_pairs
+from qsm_bench.store import ExperimentStore
+from tests.qsm_bench.jobs import EVAL_EVERY, PROTOCOL, make_experiment
+
+TASKS = ("four-goals", "linear-quadratic")
+LEVEL = {"sac": 0.0, "td3": 100.0}
+
+
+def experiment_on_disk(
+    root: Path,
+    name: str,
+    agents: str = "sac,td3",
+    tasks: tuple[str, ...] = TASKS,
+    seeds: int = 3,
+    shift: float = 0.0,
+    **protocol: Any,
+) -> Results:
+    """Write a finished experiment; the returns are made up, seed by seed."""
+    experiment = make_experiment(agents, tasks, name=name, seeds=seeds, per_job=2, **protocol)
+    store = ExperimentStore(root, name)
+    store.prepare(experiment, f"python -m qsm_bench run --name {name} --results /a/place")
+    for job in experiment.jobs:
+        folder = store.folder_of(job)
+        steps = [s for s in range(1, job.protocol.steps + 1) if job.protocol.is_evaluated(s)]
+        rows = [
+            f"{seed},{step},{k},{LEVEL[job.agent] + shift + seed + step / 100},10\n"
+            for step in steps
+            for seed in job.seeds
+            for k in range(job.protocol.eval_episodes)
+        ]
+        folder.evaluations_file.write_text("seed,step,episode,return,length\n" + "".join(rows))
+        training = [f"{seed},{step},{step},1.0\n" for step in steps for seed in job.seeds]
+        folder.training_file.write_text(
+            "seed,step,wall_clock,training_return\n" + "".join(training)
+        )
+        manifest = Manifest(job=job, status="finished", step=job.protocol.steps, train_seconds=9.0)
+        folder.write_manifest(manifest.model_copy(update={"checksums": folder.checksums()}))
+    return load_results(root, name)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A record of sac and td3 on two tasks."""
+    return export(experiment_on_disk(tmp_path, "base"), "record", tmp_path / "out/base", who="us")
+
+
+def zipped(folder: Path, top: str = "") -> Path:
+    file = folder.with_suffix(".zip")
+    with ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, top + path.relative_to(folder).as_posix())
+    return file
+
+
+@pytest.mark.parametrize("form", [lambda f: f, zipped, lambda f: zipped(f, "base/")])
+def test_a_record_has_the_runs_that_were_published(
+    published: Path, tmp_path: Path, form: Callable[[Path], Path]
+) -> None:
+    loaded, own = load_record(form(published)), load_results(tmp_path, "base")
+    assert loaded.record.agents == {"sac": (0, 1, 2), "td3": (0, 1, 2)}
+    assert (loaded.record.who, loaded.record.tasks) == ("us", TASKS)
+    for table in ("evaluations", "training"):
+        pd.testing.assert_frame_equal(getattr(loaded.results, table), getattr(own, table))
+    assert loaded.results.damaged == ()
+
+
+def test_a_record_names_no_folder_and_has_no_checkpoint(published: Path, tmp_path: Path) -> None:
+    job = next((tmp_path / "base").rglob("manifest.json")).parent
+    (job / "checkpoint").mkdir()
+    (job / "checkpoint/state.pt").write_bytes(b"weights")
+    (job / "log.txt").write_text("a line")
+    again = export(load_results(tmp_path, "base"), "record", tmp_path / "again", who="us")
+    names = {file.name for file in again.rglob("*") if file.is_file()}
+    assert not {"state.pt", "log.txt"} & names
+    assert not any(b"/a/place" in file.read_bytes() for file in again.rglob("*.json"))
+    assert "--name base" in (again / "experiment.json").read_text()
+    assert (again / "record.json").read_bytes() == (published / "record.json").read_bytes()
+
+
+def test_only_agents_that_have_ended_everywhere_are_in_it(tmp_path: Path) -> None:
+    experiment_on_disk(tmp_path, "base")
+    store = ExperimentStore(tmp_path, "base")
+    (folder, *_) = store.job_folders_of("sac", TASKS[1])
+    manifest = folder.read_manifest()
+    folder.write_manifest(manifest.model_copy(update={"status": "interrupted"}))
+    place = export(load_results(tmp_path, "base"), "record", tmp_path / "out", who="us")
+    assert list(load_record(place).record.agents) == ["td3"]
+    assert not (place / "sac").exists()
+    folder.write_manifest(manifest.model_copy(update={"status": "failed"}))
+    export(load_results(tmp_path, "base"), "record", place, who="us")
+    assert list(load_record(place).record.agents) == ["sac", "td3"]
+    experiment_on_disk(tmp_path, "none", agents="sac", tasks=TASKS[:1])
+    (folder, *_) = ExperimentStore(tmp_path, "none").job_folders_of("sac", TASKS[0])
+    folder.write_manifest(folder.read_manifest().model_copy(update={"status": "running"}))
+    with pytest.raises(UserError, match="no agent's runs have ended on every task"):
+        export(load_results(tmp_path, "none"), "record", tmp_path / "no", who="us")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_record_has_who_publishes_it_and_nothing_else_has(tmp_path: Path) -> None:
+    results = experiment_on_disk(tmp_path, "base")
+    with pytest.raises(UserError, match="needs --who"):
+        export(results, "record", tmp_path / "out")
+    with pytest.raises(UserError, match="has no --who"):
+        export(results, "tdmpc2", tmp_path / "out", who="us")
+
+
+@pytest.mark.parametrize("name", ["record.json", "experiment.json", "manifest.json", "*.csv"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "link", "folder", "pipe"])
+def test_a_record_that_is_not_as_published_is_refused_in_one_line(
+    published: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    file = next(published.rglob(name))
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "changed":
+        file.write_bytes(content.replace(b"0", b"1", 1))
+    elif damage == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        file.symlink_to(tmp_path / "elsewhere")
+    elif damage == "folder":
+        file.mkdir()
+    elif damage == "pipe":
+        import os
+
+        os.mkfifo(file)
+    with pytest.raises(UserError, match=str(published)) as error:
+        load_record(published)
+    assert "\n" not in str(error.value)
+
+
+def change(published: Path, **changes: object) -> None:
+    file = published / "record.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+STRANGE: list[tuple[dict[str, object], str]] = [
+    ({"format": 2}, "upgrade qsm_bench"),
+    ({"format": "x"}, "format"),
+    ({"files": {"../../x": "0"}}, "no record has a file"),
+    ({"files": {"a/b/../manifest.json": "0"}}, "no record has a file"),
+    ({"files": {"/a/b/manifest.json": "0"}}, "no record has a file"),
+    ({"files": {"a/b/checkpoint/state.pt": "0"}}, "no record has a file"),
+    ({"name": "../x"}, "is no name"),
+    ({"name": ""}, "is no name"),
+    ({"agents": {}}, "no agent or no task"),
+    ({"agents": {"td3": [0, 1, 2]}}, "sac on "),
+    ({"agents": {"sac": [0, 1], "td3": [0, 1, 2]}}, "other seeds"),
+    ({"protocol_hash": "0"}, "hash"),
+    ({"protocol": {"steps": 5}}, "record.json is damaged: protocol"),
+    ({"protocol": PROTOCOL.but(batch_size=9).model_dump(mode="json")}, "hash"),
+    ({"who": 3}, "who"),
+]
+
+
+@pytest.mark.parametrize(("changes", "fault"), STRANGE)
+def test_a_record_that_says_what_its_files_do_not_is_refused(
+    published: Path, changes: dict[str, object], fault: str
+) -> None:
+    change(published, **changes)
+    with pytest.raises(UserError, match=fault) as error:
+        load_record(published)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("write", "fault"),
+    [
+        (lambda f: f.write_bytes(b"no zip"), "cannot be read"),
+        (lambda f: ZipFile(f, "w").close(), "no zip of one record"),
+        (lambda f: f.mkdir(), "record.json cannot be read"),
+        (lambda f: None, "no record at"),
+    ],
+)
+def test_what_is_no_record_is_refused_in_one_line(
+    tmp_path: Path, write: Callable[[Path], object], fault: str
+) -> None:
+    write(tmp_path / "x.zip")
+    with pytest.raises(UserError, match=fault) as error:
+        load_record(tmp_path / "x.zip")
+    assert "\n" not in str(error.value)
+
+
+def test_a_zip_whose_bytes_were_changed_is_read_as_it_was_or_refused(published: Path) -> None:
+    file = zipped(published)
+    content = file.read_bytes()
+    refused = []
+    for at in range(0, len(content), 997):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        with suppress(UserError):  # any other error fails the test
+            assert load_record(file).record == read_record(published)  # a byte such as of a time
+            continue
+        refused.append(at)
+    assert len(refused) > len(content) / 997 / 2
+
+
+def test_a_name_is_looked_for_among_the_results(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "results" / "base")
+    assert find_record("base", tmp_path / "results") == tmp_path / "results" / "base"
+    assert known_records(tmp_path / "results")["base"] == tmp_path / "results" / "base"
+    assert read_record(tmp_path / "results" / "base").who == "us"
+    with pytest.raises(UserError, match="did you mean 'base'"):
+        find_record("bas", tmp_path / "results")
+    assert find_record(str(published), tmp_path) == published
+    assert find_record("x.zip", tmp_path).name == "x.zip"
+
+
+def test_equal_protocols_are_compared_at_the_last_common_step(
+    published: Path, tmp_path: Path
+) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3", shift=50.0, steps=EVAL_EVERY)
+    together = place_beside(own, load_record(published))
+    comparison = select_runs(together)
+    assert comparison.agents == ("td3", "sac (base)", "td3 (base)")
+    assert {int(runs.steps[-1]) for runs in comparison.runs.values()} == {EVAL_EVERY}
+    pairs = compare_all_pairs(comparison)
+    assert set(zip(pairs["better"], pairs["worse"], strict=True)) == {
+        ("td3", "sac (base)"),
+        ("td3", "td3 (base)"),
+        ("td3 (base)", "sac (base)"),
+    }
+    assert "are compared on four-goals, linear-quadratic" in " ".join(together.beside)
+    # Seen from the other side, what is compared is the same.
+    theirs = comparison.runs["td3 (base)", TASKS[0]].returns
+    base = load_results(tmp_path, "base").evaluations
+    rows = base[
+        (base["agent"] == "td3") & (base["task"] == TASKS[0]) & (base["step"] == EVAL_EVERY)
+    ]
+    assert list(theirs[:, -1]) == list(rows.groupby("seed")["return"].mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eval_episodes": 3}, "eval_episodes is 2 there and 3 here"),
+        ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
+        ({"settings": {"discount": 0.9}}, "discount is 0.99 there and 0.9 here"),
+        ({"eval_every": 10, "warmup_steps": 9}, "warmup_steps is 8 there and 9 here; eval_every"),
+    ],
+)
+def test_other_protocols_are_only_drawn(
+    published: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3", **changes)
+    together = place_beside(own, load_record(published))
+    alone, beside = select_runs(own), select_runs(together)
+    assert (beside.agents, beside.left_out) == (alone.agents, alone.left_out)
+    assert {curve.name for curve in together.references} == {"sac (base)", "td3 (base)"}
+    assert said in " ".join(together.beside)
+    page = write_report(together, tmp_path / "report")
+    text = page.with_name("report.md").read_text("utf-8")
+    assert said in text
+    drawn = pd.read_csv(tmp_path / "report/data/learning-curves.csv")
+    assert {"td3", "sac (base)", "td3 (base)"} == set(drawn["agent"])
+
+
+def test_a_staged_experiment_tests_its_own_agents_alone(published: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    own = experiment_on_disk(tmp_path, "mine", "td3")
+    staged = replace(own, experiment={**own.experiment, "stages": {}})
+    together = place_beside(staged, load_record(published))
+    assert select_runs(together).agents == ("td3",)
+    assert STAGED in " ".join(together.beside)
+
+
+def test_tasks_that_one_of_them_has_stay_as_they_are(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3", tasks=("four-goals", "bimodal-bandit"))
+    comparison = select_runs(place_beside(own, load_record(published)))
+    assert ("td3 (base)", "linear-quadratic") not in comparison.runs
+    assert comparison.shared_tasks("td3", "sac (base)") == ("four-goals",)
+    assert comparison.shared_tasks("td3") == ("four-goals", "bimodal-bandit")
+
+
+def test_what_shares_no_task_or_is_the_record_is_refused(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3", tasks=("bimodal-bandit",))
+    with pytest.raises(UserError, match="has no task of this experiment"):
+        place_beside(own, load_record(published))
+    itself = load_results(published.parent, "base")
+    with pytest.raises(UserError, match="is this record itself"):
+        place_beside(itself, load_record(published))
+
+
+def test_the_command_line_lists_publishes_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment_on_disk(tmp_path / "results", "base")
+    experiment_on_disk(tmp_path / "results", "mine", "td3")
+    publish = ["export", "base", "--to", "record", "--who", "a lab", "--out", "rec/base"]
+    app(publish, standalone_mode=False)
+    shutil.copytree(tmp_path / "rec/base", tmp_path / "results/published-base")
+    capsys.readouterr()
+    app(["list", "records"], standalone_mode=False)
+    listed = capsys.readouterr().out
+    assert "sac, td3 on 2 tasks, 3 seeds, 45 steps; by a lab" in listed
+    app(["report", "mine", "--beside", "rec/base"], standalone_mode=False)
+    assert "sac (base)" in (tmp_path / "reports/mine/report.md").read_text("utf-8")
+    with pytest.raises(UserError, match="no record 'best'"):
+        app(["report", "mine", "--beside", "best"], standalone_mode=False)
+
+
+# The hash
+
+
+FIELDS = {
+    "warmup_steps": st.integers(1, 99),
+    "batch_size": st.integers(1, 512),
+    "eval_every": st.integers(1, 100),
+    "eval_episodes": st.integers(1, 20),
+    "action_repeat": st.integers(1, 4),
+}
+
+
+def protocol_of(values: dict[str, Any]) -> Protocol:
+    return Protocol(**{"warmup_steps": 10, **values})
+
+
+PROTOCOLS = st.fixed_dictionaries(
+    {"steps": st.integers(100, 200)},
+    optional={
+        **FIELDS,
+        "settings": st.fixed_dictionaries({"discount": st.sampled_from([0.9, 0.99])}),
+    },
+).map(protocol_of)
+
+
+@given(first=PROTOCOLS, second=PROTOCOLS)
+def test_hashes_are_equal_where_nothing_differs_but_the_length(
+    first: Protocol, second: Protocol
+) -> None:
+    same = protocol_hash(first) == protocol_hash(second)
+    assert same == (protocol_differences(first, second) == {})
+    assert protocol_hash(first) == protocol_hash(first.but(steps=first.steps + 1))
+
+
+def test_the_hash_of_the_default_protocol_never_changes() -> None:
+    """Published records name it: a field that is added must leave it as it is."""
+    expected = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of {}
+    assert protocol_hash(Protocol()) == expected
