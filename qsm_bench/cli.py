@@ -14,7 +14,7 @@ from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.executors import EXECUTORS, make_executor
 from qsm_bench.machine import usable_cores, visible_gpus
-from qsm_bench.options import run_options
+from qsm_bench.options import placement_options, run_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
 from qsm_bench.signals import raise_signals, remember_signals
 from qsm_bench.visible import visible
@@ -63,6 +63,8 @@ Beside = Annotated[
     ),
 ]
 RESULTS, REPORTS = Path("results"), Path("reports")
+
+EXECUTOR_HELP = f"Where jobs run: {', '.join(EXECUTORS)}. Each has options below."
 
 MOST_SEEDS = 10_000
 """More are a slip of the hand, and a machine would only find out by failing."""
@@ -123,9 +125,7 @@ def run(
         Literal["auto", "on", "off"],
         typer.Option("--compile", help="Compile the updates; auto: if the run is long enough."),
     ] = "auto",
-    executor: Annotated[
-        str, typer.Option(help=f"Where jobs run: {', '.join(EXECUTORS)}. Each has options below.")
-    ] = "local",
+    executor: Annotated[str, typer.Option(help=EXECUTOR_HELP)] = "local",
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
@@ -553,6 +553,68 @@ def evaluate(
     if film:
         film_job(folders[0], film)
         print(film.file)
+
+
+@app.command()
+@placement_options
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="A study; without one, all are listed.")
+    ] = None,
+    *,
+    budget: Annotated[
+        Literal["tiny", "quick", "full"],
+        typer.Option(help="quick: minutes; full: the paper's; tiny: only shows that it runs."),
+    ] = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    executor: Annotated[str, typer.Option(help=EXECUTOR_HELP)] = "local",
+    results: ResultsFolder = RESULTS,
+    reports: ReportsFolder = REPORTS,
+    placement: dict[str, Any],
+) -> None:
+    """Try one of the paper's claims, and write reports/studies/NAME/; or list all of them."""
+    from qsm_bench.studies import find_study
+    from qsm_bench.studies.running import train_cells, write_study
+
+    if name is None:
+        _list_studies(reports)
+        return
+    chosen, console = find_study(name), Console()
+    with remember_signals() as received:
+        trained = train_cells(
+            chosen,
+            budget,
+            executor=make_executor(executor, placement),
+            device=device,
+            results=results,
+            command=_typed(),
+            console=console,
+            received=received,
+        )
+        received.exit_if_any()
+    if trained is None:
+        print("not all runs of the study have finished: run it again for the rest", file=sys.stderr)
+        raise typer.Exit(JOBS_FAILED)
+    with raise_signals():
+        page, verdict = write_study(chosen, budget, trained, reports)
+    print(visible(f"{name}: {verdict.outcome}. {verdict.why}\n{page}", keep=NEWLINE))
+
+
+def _list_studies(reports: Path) -> None:
+    """Show what each study claims, what it costs, and what its report says."""
+    from rich.table import Table
+
+    from qsm_bench.studies import STUDIES, find_study
+    from qsm_bench.studies.running import published_verdict
+
+    table = Table("study", "claim", "quick", "full", "verdict", box=None)
+    for name in STUDIES:
+        listed = find_study(name)
+        found = published_verdict(listed, reports)
+        said = f"{found.outcome} ({found.budget})" if found else "not run"
+        minutes = (f"{listed.minutes[budget]:g} min" for budget in ("quick", "full"))
+        table.add_row(name, listed.claim, *minutes, said)
+    _console().print(table)
 
 
 @app.command()

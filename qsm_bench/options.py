@@ -1,4 +1,4 @@
-"""The options of ``run`` that are fields of the protocol or of an executor, listed there alone."""
+"""The options of commands that are fields of the protocol or of an executor, listed there."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -17,17 +17,29 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     It is called with ``changes`` of the protocol and with the ``placement`` of the executor: what
     stands on the command line, and nothing else.
     """
+    return _with_options(command, changes=[*_protocol_options()], placement=[*_executor_options()])
+
+
+def placement_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of the executors, in place of its last argument ``placement``."""
+    return _with_options(command, placement=[*_executor_options()])
+
+
+def _with_options(
+    command: Callable[..., None], **groups: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Replace a command's last arguments, one for each group, by the options of that group."""
     signature = inspect.signature(command)
-    *own, _, _ = signature.parameters.values()
-    options = {p.name: p for p in (*_protocol_options(), *_executor_options())}
+    own = [p for name, p in signature.parameters.items() if name not in groups]
 
     def called(**values: Any) -> None:
-        typed = {name: values.pop(name) for name in options}
-        typed = {name: value for name, value in typed.items() if value is not None and value != []}
-        changes = {name: typed.pop(name) for name in Protocol.model_fields if name in typed}
-        command(**values, changes=changes, placement=typed)
+        typed: dict[str, dict[str, Any]] = {}
+        for group, options in groups.items():
+            given = {option.name: values.pop(option.name) for option in options}
+            typed[group] = {k: v for k, v in given.items() if v is not None and v != []}
+        command(**values, **typed)
 
-    parameters = [*own, *options.values()]
+    parameters = [*own, *(option for options in groups.values() for option in options)]
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(called)["__signature__"] = signature.replace(parameters=parameters)
