@@ -15,6 +15,7 @@ from rich.console import Console
 from qsm_bench.errors import UserError, naming
 from qsm_bench.executors import Executor
 from qsm_bench.files import MIB, read_json
+from qsm_bench.process import configure_process
 from qsm_bench.provenance import describe_commit
 from qsm_bench.report import runs
 from qsm_bench.report.document import Block, Bullets, Code, Document, Section, Text, write_document
@@ -94,6 +95,7 @@ def write_study(
 
     Returns the path of index.html, and the verdict. Raises UserError where ``write_report`` does.
     """
+    configure_process()
     folder = reports / FOLDER / study.name
     agents = dict.fromkeys(agent for part in results.values() for agent in agents_of(part))
     with naming(folder), replacing(folder) as fresh:
