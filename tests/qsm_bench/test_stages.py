@@ -1,6 +1,7 @@
 """Experiments in stages: the plan, the tests, the runs, and what the report says of them."""
 
 import json
+import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -29,7 +30,12 @@ from qsm_bench.stages import FALSE_ALARMS, Stages, parse_counts, refuse_counts, 
 from qsm_bench.statistics import estimates
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import Comparison, Curves, FloatArray
-from qsm_bench.statistics.significance import compare_all_pairs, permutation_test
+from qsm_bench.statistics.significance import (
+    check_pairs,
+    compare_all_pairs,
+    permutation_test,
+    with_tasks,
+)
 from qsm_bench.statistics.stages import Look, looks, sentence, staged_pairs
 from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import CsvLog
@@ -230,6 +236,18 @@ def test_two_agents_that_never_overlap_have_the_p_of_a_closed_form() -> None:
     assert not taken[0].tests["attainable"].any()
 
 
+@pytest.mark.parametrize("tests", [1, 3, 6])
+def test_a_pair_that_cannot_be_tested_counts_as_a_test(tests: int) -> None:
+    scores = np.array([np.arange(5.0) + 100, np.arange(5.0)])[:, :, np.newaxis]
+    plan = plan_of(scores, [5])
+    comparison = runs_of(scores, plan)(0, plan.agents)
+    pairs = with_tasks(comparison, [("agent-0", "agent-1")])
+    (row,) = check_pairs(comparison, pairs, tests=tests).to_dict("records")
+    assert row["p"] == pytest.approx(tests * 2 / comb(10, 5))
+    one = check_pairs(comparison, pairs, level=FALSE_ALARMS / tests)["p"][0]
+    assert row["p"] == pytest.approx(one)
+
+
 def test_agents_whose_pairs_are_decided_are_not_trained_on() -> None:
     noise = np.random.default_rng(0).normal(size=(3, 20, 6))
     scores = noise + np.array([50.0, 0.0, 0.0])[:, np.newaxis, np.newaxis]
@@ -268,14 +286,19 @@ class MadeUp(Executor):
 
     kind: ClassVar[str] = "made-up"
     trained: ClassVar[list[tuple[str, tuple[int, ...]]]] = []
+    calls: ClassVar[list[int]] = []
+    """The number of jobs each time that it was called."""
     end_after: int = 1_000
     """After so many jobs it is stopped."""
     fails: str = ""
     """The agent whose jobs fail."""
     queues: bool = False
+    is_asked_to_stop: bool = False
+    """While it runs, but after its last job."""
 
     def run(self, jobs: Sequence[JobFolder], work: Work) -> Outcome:
         unfinished = {}
+        MadeUp.calls.append(len(jobs))
         for number, folder in enumerate(jobs):
             if self.queues:
                 continue
@@ -288,6 +311,8 @@ class MadeUp(Executor):
                 continue
             MadeUp.trained.append((job.agent, job.seeds))
             finish(folder)
+        if self.is_asked_to_stop:
+            signal.raise_signal(signal.SIGTERM)
         return Outcome(unfinished, dict.fromkeys(jobs, "1_0") if self.queues else {})
 
 
@@ -310,6 +335,7 @@ def finish(folder: JobFolder) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_trained() -> None:
     MadeUp.trained.clear()
+    MadeUp.calls.clear()
 
 
 def go(
@@ -348,6 +374,17 @@ def test_the_next_stage_trains_only_agents_in_an_open_pair(
     assert list(pairs["stage"][:2]) == [5, 5]
     assert np.isnan(pairs["stage"][2])
     assert list(pairs["seeds_better"]) == [5, 5, 10]
+
+
+def test_it_ends_when_no_pair_is_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        results = go(tmp_path, "td3,sac")
+        assert {seed for _, seeds in MadeUp.trained for seed in seeds} == {0, 1, 2, 3, 4}
+        assert len(MadeUp.trained) == 4
+        said = capsys.readouterr().out
+        assert "stage 1 of 2, 5 seeds: td3 is better than sac; no pair is open" in said
+    assert "stage 2" not in said
+    assert "has not ended" not in text_of_report(results, tmp_path)
 
 
 def test_the_plan_is_written_before_the_first_job(tmp_path: Path) -> None:
@@ -417,6 +454,7 @@ def test_a_failed_job_ends_the_stage_and_nothing_is_tested(
     with pytest.warns(UserWarning, match="made to fail"):
         results = go(tmp_path, executor=MadeUp(fails="qsm"))
     assert "stage 1" not in capsys.readouterr().out
+    assert MadeUp.calls == [6]
     assert all(max(seeds) < 5 for _, seeds in MadeUp.trained)
     pairs = Analysis(results).pairs
     assert not pairs["verdict"].any()
@@ -424,6 +462,14 @@ def test_a_failed_job_ends_the_stage_and_nothing_is_tested(
     text = text_of_report(results, tmp_path)
     assert "not tested yet" in text
     assert "Stage 1, 5 seeds, has not ended" in text
+
+
+def test_no_stage_begins_after_it_was_asked_to_stop(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, executor=MadeUp(is_asked_to_stop=True))
+    assert MadeUp.calls == [6]
+    go(tmp_path)
+    assert MadeUp.calls == [6, 4]
 
 
 def test_a_seed_that_diverged_has_finished_and_is_left_out(tmp_path: Path) -> None:
@@ -441,6 +487,7 @@ def test_slurm_gets_one_stage_and_the_next_by_the_same_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     go(tmp_path, executor=MadeUp(queues=True))
+    assert MadeUp.calls == [6]
     out = capsys.readouterr().out
     assert "stage 1 of 2 is in SLURM's queue: run this command again when its jobs have" in out
     store = ExperimentStore(tmp_path, "there")
