@@ -182,6 +182,9 @@ class PreparedRun:
     def replay_note(self) -> str:
         """Whether the replay buffers stay on the disk, and what that means, in a sentence."""
         buffers = f"replay buffers of {format_bytes(self.replay_bytes)}"
+        if self.experiment.stages:  # the plan has a number of steps
+            kept = "stay on the disk" if self.keeps_replay else "are deleted as each job finishes"
+            return f"{buffers} {kept}"
         if self.keeps_replay:
             return f"{buffers} stay on the disk, so that this run can be given more --steps"
         return (
