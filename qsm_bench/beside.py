@@ -29,9 +29,8 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     """
     if (results.root / results.name).resolve() == loaded.place.resolve():
         raise UserError(f"{results.name} is this record itself: give the report without --beside")
-    apart = find_differences(conditions_of(results.cells), loaded)
-    if "stages" in results.experiment:
-        apart = dict.fromkeys(apart, STAGED)
+    staged = "stages" in results.experiment
+    apart = find_differences(conditions_of(results.cells), loaded, staged=staged)
     joined = [task for task, reason in apart.items() if not reason]
     theirs = _labeled(loaded.results, loaded.record)
     return replace(
@@ -64,8 +63,10 @@ def conditions_asked(experiment: Experiment) -> Conditions:
     return {job.task: job.model_dump(mode="json") for job in experiment.jobs}
 
 
-def find_differences(own: Conditions, loaded: LoadedRecord) -> dict[str, str]:
-    """What differs on each task that an experiment shares with a record; empty where nothing does.
+def find_differences(own: Conditions, loaded: LoadedRecord, *, staged: bool) -> dict[str, str]:
+    """What keeps an experiment from being compared with a record, on each task that both have.
+
+    It is empty where nothing does. An experiment that is ``staged`` tests its own agents alone.
 
     Raises UserError if they share no task.
     """
@@ -76,7 +77,7 @@ def find_differences(own: Conditions, loaded: LoadedRecord) -> dict[str, str]:
             f"record {loaded.record.name!r} has no task of this experiment: it has "
             f"{', '.join(loaded.record.tasks)}"
         )
-    return {task: _difference(own[task], theirs[task]) for task in shared}
+    return {task: STAGED if staged else _difference(own[task], theirs[task]) for task in shared}
 
 
 def differences_text(apart: Mapping[str, str], loaded: LoadedRecord) -> list[str]:

@@ -17,6 +17,7 @@ from qsm_bench.machine import usable_cores, visible_gpus
 from qsm_bench.options import placement_options, run_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
 from qsm_bench.signals import raise_signals, remember_signals
+from qsm_bench.stages import FALSE_ALARMS, MOST_SEEDS, Stages, parse_counts, text_of
 from qsm_bench.visible import visible
 
 if TYPE_CHECKING:
@@ -66,9 +67,6 @@ RESULTS, REPORTS = Path("results"), Path("reports")
 
 EXECUTOR_HELP = f"Where jobs run: {', '.join(EXECUTORS)}. Each has options below."
 
-MOST_SEEDS = 10_000
-"""More are a slip of the hand, and a machine would only find out by failing."""
-
 PLAIN_WIDTH = 1_000
 """Characters of a line where no terminal bounds it."""
 NEWLINE = "\n"
@@ -97,14 +95,17 @@ def run(
         str | None, typer.Option(help="Name of the experiment; default: the suite's or the tasks'.")
     ] = None,
     seeds: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, max=MOST_SEEDS, help="How many seeds each agent has on each task: 0, 1, ..."
+            metavar="N|N,N,...",
+            help="How many seeds each agent has on each task: 0, 1, ... With 5,10,20, agents in a "
+            "pair without a verdict after 5 get more.",
         ),
     ] = None,
     first_seed: Annotated[
-        int, typer.Option(min=0, max=MOST_STEPS, help="The first of these seeds.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, max=MOST_STEPS, help="The first of these seeds; default: 0."),
+    ] = None,
     seeds_per_job: Annotated[
         str,
         typer.Option(
@@ -155,12 +156,15 @@ def run(
 
     record = _record(beside, results)
     chosen = choose_suite(suite, tasks)
+    counts = (len(chosen.seeds),) if seeds is None else parse_counts(seeds)
+    first = first_seed or 0
     prepared = prepare(
         agents,
         chosen,
         protocol=chosen.protocol.but(**changes),
         name=name,
-        seeds=range(first_seed, first_seed + (seeds or len(chosen.seeds))),
+        seeds=None if (seeds, first_seed) == (None, None) else range(first, first + counts[-1]),
+        stages=counts if len(counts) > 1 else None,
         seeds_per_job=seeds_per_job,
         settings=settings or (),
         device=device,
@@ -173,7 +177,8 @@ def run(
     if record:
         from qsm_bench.beside import conditions_asked, differences_text, find_differences
 
-        apart = find_differences(conditions_asked(prepared.experiment), record)
+        asked = prepared.experiment
+        apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
         print(visible("\n".join(differences_text(apart, record)), keep=NEWLINE))
     if dry_run:
         _show_plan(prepared)
@@ -703,8 +708,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
     experiment, jobs, workers = prepared.experiment, prepared.open_jobs, prepared.workers
     if jobs:
         prepared.refuse_uncompilable()
-    if len(jobs) < len(experiment.jobs):
-        say(f"{len(experiment.jobs) - len(jobs)} jobs that are finished or damaged are left out")
+    if len(jobs) < len(prepared.jobs):
+        say(f"{len(prepared.jobs) - len(jobs)} jobs that are finished or damaged are left out")
     if not jobs:
         return
     if experiment.device == "cuda" and not visible_gpus():
@@ -742,11 +747,33 @@ def _show_plan(prepared: "PreparedRun") -> None:
     if experiment.compiled:
         start = duration(max(cost.start_seconds for cost in costs))
         lines.insert(1, f"Updates were timed compiled; compiling takes up to {start} of each job.")
+    if experiment.stages:
+        timed = [(job.seeds, cost.seconds) for job, cost in zip(jobs, costs, strict=True)]
+        lines.append(_next_stage(experiment.stages, timed, workers))
     if len(experiment.labels) > 1:
         counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
-        lines.append(sentence(*counts))
+        last_share = experiment.stages.shares[-1] if experiment.stages else FALSE_ALARMS
+        lines.append(sentence(*counts, last_share))
     for line in lines:
         say(line)
+
+
+def _next_stage(stages: Stages, jobs: Sequence[tuple[Sequence[int], float]], workers: int) -> str:
+    """What the next stage takes by itself, of jobs with their seeds and seconds."""
+    from qsm_bench.plan import makespan
+    from qsm_bench.progress import duration
+
+    number = next(
+        number
+        for number, seeds in enumerate(stages.seeds)
+        if any({*mine} <= {*seeds} for mine, _ in jobs)
+    )
+    seconds = [each for mine, each in jobs if {*mine} <= {*stages.seeds[number]}]
+    return (
+        f"This is the most that stages of {text_of(stages.counts)} seeds can take. Stage "
+        f"{number + 1} alone: {len(seconds)} jobs, about "
+        f"{duration(makespan(sorted(seconds, reverse=True), workers))}."
+    )
 
 
 def _console() -> Console:

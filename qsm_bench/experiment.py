@@ -19,6 +19,7 @@ from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.groups import Groups
 from qsm_bench.protocol import Protocol
 from qsm_bench.settings import as_json, validated
+from qsm_bench.stages import Stages
 
 EXTERNAL_FOLDER = "external"
 """Of an experiment: it holds what was imported, so no agent may have this label."""
@@ -143,6 +144,8 @@ class Experiment:
     protocol: Protocol
     device: str = "cpu"
     compiled: bool = False
+    stages: Stages | None = None
+    """The plan by which its seeds are added, if it has stages."""
 
     def __post_init__(self) -> None:
         """Raise UserError or TaskError for what does not resolve, or a column that stands twice."""

@@ -24,6 +24,7 @@ from qsm_bench.groups import seeds_text
 from qsm_bench.heartbeat import liveness, process_name, time_of
 from qsm_bench.job_folder import GONE, JobFolder
 from qsm_bench.manifest import SeedFailure
+from qsm_bench.stages import read_stages, text_of
 from qsm_bench.store import ExperimentStore
 from qsm_bench.visible import visible
 
@@ -265,7 +266,10 @@ def summary(store: ExperimentStore) -> str:
     counts = Counter(state.status for state in states)
     status = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing begun"
     agents, tasks = (", ".join(asked[what]) for what in ("agents", "tasks"))
-    return visible(f"{agents} on {tasks}, {len(store.seeds)} seeds; jobs: {status}")
+    seeds = f"{len(store.seeds)} seeds"
+    if stages := read_stages(asked):
+        seeds = f"stages of {text_of(stages.counts)} seeds"
+    return visible(f"{agents} on {tasks}, {seeds}; jobs: {status}")
 
 
 def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -> None:

@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,8 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
 from qsm_bench.results import Results, load_results, read_job
 from qsm_bench.signals import STOP_SIGNALS, ReceivedSignal, remember_signals
+from qsm_bench.stages import Stages, refuse_counts
+from qsm_bench.statistics.stages import Look, looks_at, sentence
 from qsm_bench.store import ExperimentStore
 from qsm_bench.stretches import changes
 from qsm_bench.suites import SUITES, Suite, find_suite
@@ -51,6 +54,7 @@ def run_experiment(
     protocol: Protocol | None = None,
     name: str | None = None,
     seeds: Sequence[int] | None = None,
+    stages: Sequence[int] | None = None,
     seeds_per_job: int | Literal["auto"] = "auto",
     settings: Sequence[str] = (),
     device: str = "auto",
@@ -68,6 +72,9 @@ def run_experiment(
     below ``results``, one process for each job at work. Ctrl-C saves every job and raises
     KeyboardInterrupt. A job that fails is told by a warning, and shown as failed by the results.
 
+    With ``stages``, such as ``[5, 10, 20]``, every agent has the first 5 seeds, and agents in a
+    pair without a verdict get more, up to all 20; ``seeds`` are then 0, 1, ... unless given.
+
     Raises UserError for what cannot be run as it was asked.
     """
     prepared = prepare(
@@ -76,6 +83,7 @@ def run_experiment(
         protocol=protocol,
         name=name,
         seeds=seeds,
+        stages=stages,
         seeds_per_job=seeds_per_job,
         settings=settings,
         device=device,
@@ -116,21 +124,27 @@ class PreparedRun:
     """An experiment that can be run here as it was asked, and where and how."""
 
     experiment: Experiment
+    jobs: tuple[Job, ...]
+    """Those of the experiment that are to be finished; with stages, all that may still be."""
     store: ExperimentStore
     executor: Executor
     checkpoint_every: int
     keep_replay: bool | None
     """Whether replay buffers stay on the disk; None: if they take at most KEPT_BYTES together."""
 
+    def stage(self, agents: Collection[str], seeds: Collection[int]) -> "PreparedRun":
+        """The run of these agents with these seeds alone."""
+        return replace(self, jobs=_jobs_of(self.experiment, agents, seeds))
+
     @cached_property
     def open_jobs(self) -> list[Job]:
         """The jobs that are neither finished nor damaged."""
-        return [job for job in self.experiment.jobs if self.store.is_open(job)]
+        return [job for job in self.jobs if self.store.is_open(job)]
 
     @property
     def workers(self) -> int:
         """How many jobs run at a time."""
-        return int(min(self.executor.at_once(self.experiment.device), len(self.experiment.jobs)))
+        return int(min(self.executor.at_once(self.experiment.device), len(self.jobs)))
 
     @cached_property
     def memory(self) -> list[Memory]:
@@ -168,6 +182,9 @@ class PreparedRun:
     def replay_note(self) -> str:
         """Whether the replay buffers stay on the disk, and what that means, in a sentence."""
         buffers = f"replay buffers of {format_bytes(self.replay_bytes)}"
+        if self.experiment.stages:  # the plan has a number of steps
+            kept = "stay on the disk" if self.keeps_replay else "are deleted as each job finishes"
+            return f"{buffers} {kept}"
         if self.keeps_replay:
             return f"{buffers} stay on the disk, so that this run can be given more --steps"
         return (
@@ -183,6 +200,7 @@ def prepare(
     protocol: Protocol | None,
     name: str | None,
     seeds: Sequence[int] | None,
+    stages: Sequence[int] | None,
     seeds_per_job: int | str,
     settings: Sequence[str],
     device: str,
@@ -205,8 +223,10 @@ def prepare(
     compiling = _compiled(compiled, protocol.updates, device, store)
     workers = executor.at_once(device)
     cells = len(entries) * len(suite.tasks)
+    seeds, counts = _seeds_and_counts(suite, seeds, stages, store)
     groups = _groups(
-        suite.seeds if seeds is None else seeds,
+        seeds,
+        counts,
         seeds_per_job,
         lambda new: choose_seeds_per_job(new, cells, workers, device=device, compiled=compiling),
         store.groups,
@@ -220,10 +240,15 @@ def prepare(
         device=device,
         compiled=compiling,
     )
+    if counts:
+        plan = Stages.declare(seeds, counts, experiment.labels, suite.tasks, protocol.steps)
+        experiment = replace(experiment, stages=plan)
+    store.refuse_other_stages(experiment)
     for job in {job.task: job for job in experiment.jobs}.values():
         close(make(job.environment))  # one that cannot be trained on is refused here
     return PreparedRun(
         experiment,
+        _jobs_to_come(experiment, store),
         store,
         executor,
         checkpoint_every=checkpoint_every or experiment.protocol.eval_every,
@@ -247,37 +272,80 @@ def train(
     ``command`` is noted as what started the run. Raises UserError if another process runs the
     experiment, or it was begun as something else, or the executor cannot run it.
     """
-    experiment, say = prepared.experiment, line_printer(console)
     with prepared.store.lock():
-        tasks = prepared.store.queued()
-        if any(prepared.store.folder_of(job).path not in tasks for job in prepared.open_jobs):
-            prepared.executor.refuse_unusable(prepared.store.folder, experiment.device)
-        keep = prepared.keeps_replay
-        folders = prepared.store.prepare(experiment, command, keep_replay=keep)
-        open_jobs, finished, damaged = _sort(folders)
-        if finished:
-            say(f"{len(finished)} finished jobs are skipped")
-        queued = {folder: tasks[folder.path] for folder in open_jobs if folder.path in tasks}
-        if queued:
-            say(f"{len(queued)} jobs are in SLURM's queue and left to it")
-            open_jobs = [folder for folder in open_jobs if folder not in queued]
-        if open_jobs:
-            if not keep:
-                say(prepared.replay_note)
-            prepared.refuse_uncompilable()
-            if prepared.executor.here:
-                _say_changes(open_jobs, command, say)
-            open_jobs = _longest_first(open_jobs, prepared.workers)
-        outcome = show_and_run(
-            prepared.executor,
-            prepared.store.folder,
-            folders,
-            open_jobs,
-            console,
-            received,
-            checkpoint_every=prepared.checkpoint_every,
-            command=command,
-        )
+        if prepared.experiment.stages:
+            return _train_stages(prepared, prepared.experiment.stages, command, console, received)
+        return _train_jobs(prepared, command, console, received)
+
+
+def _train_stages(
+    prepared: PreparedRun,
+    stages: Stages,
+    command: str,
+    console: Console,
+    received: ReceivedSignal,
+) -> Trained:
+    """Train stage after stage, each for the agents that are then in an open pair.
+
+    What was decided is read from the disk, so it does not matter where an earlier run stopped. It
+    ends with a stage whose jobs did not all finish, or are in a queue.
+    """
+    say, outcome, said = line_printer(console), Trained(), 0
+    for _ in range(len(stages.seeds) + 1):
+        taken = _looks(prepared.store, stages)
+        for look in taken[said:]:
+            say(sentence(look, stages))
+        said = len(taken)
+        if said == len(stages.seeds) or (taken and not taken[-1].open):
+            prepared.store.prepare(prepared.experiment, command, jobs=())
+            break
+        agents = taken[-1].open_agents if taken else stages.agents
+        current = prepared.stage(agents, stages.seeds[said])
+        outcome = _train_jobs(current, command, console, received)
+        if outcome.queued:
+            say(
+                f"stage {said + 1} of {len(stages.seeds)} is in SLURM's queue: run this command "
+                "again when its jobs have ended, for its test and the next stage"
+            )
+        if outcome.unfinished or outcome.queued or received:
+            break
+    return outcome
+
+
+def _train_jobs(
+    prepared: PreparedRun, command: str, console: Console, received: ReceivedSignal
+) -> Trained:
+    """Train those of the jobs that are not finished; the store is locked."""
+    experiment, say = prepared.experiment, line_printer(console)
+    tasks = prepared.store.queued()
+    if any(prepared.store.folder_of(job).path not in tasks for job in prepared.open_jobs):
+        prepared.executor.refuse_unusable(prepared.store.folder, experiment.device)
+    keep = prepared.keeps_replay
+    folders = prepared.store.prepare(experiment, command, jobs=prepared.jobs, keep_replay=keep)
+    open_jobs, finished, damaged = _sort(folders)
+    if finished:
+        say(f"{len(finished)} finished jobs are skipped")
+    queued = {folder: tasks[folder.path] for folder in open_jobs if folder.path in tasks}
+    if queued:
+        say(f"{len(queued)} jobs are in SLURM's queue and left to it")
+        open_jobs = [folder for folder in open_jobs if folder not in queued]
+    if open_jobs:
+        if not keep:
+            say(prepared.replay_note)
+        prepared.refuse_uncompilable()
+        if prepared.executor.here:
+            _say_changes(open_jobs, command, say)
+        open_jobs = _longest_first(open_jobs, prepared.workers)
+    outcome = show_and_run(
+        prepared.executor,
+        prepared.store.folder,
+        folders,
+        open_jobs,
+        console,
+        received,
+        checkpoint_every=prepared.checkpoint_every,
+        command=command,
+    )
     return Trained(damaged | outcome.unfinished, queued | outcome.queued, frozenset(damaged))
 
 
@@ -367,25 +435,79 @@ def _longest_first(folders: Sequence[JobFolder], workers: int) -> list[JobFolder
     return [folders[number] for number in longest_first([c.read_manifest().job for c in folders])]
 
 
+def _seeds_and_counts(
+    suite: Suite,
+    seeds: Sequence[int] | None,
+    stages: Sequence[int] | None,
+    store: ExperimentStore,
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The seeds, and how many of them each stage has at its end; no numbers without stages.
+
+    Where none are given, they are those that were declared, or else the suite's. Raises UserError
+    if they do not fit each other.
+    """
+    if stages is None and seeds is None and (declared := store.stages):
+        return declared.all_seeds, declared.counts
+    if stages is None:
+        return suite.seeds if seeds is None else seeds, ()
+    refuse_counts(stages, None if seeds is None else len(seeds))
+    return range(stages[-1]) if seeds is None else seeds, stages
+
+
+def _looks(store: ExperimentStore, stages: Stages) -> list[Look]:
+    """The tests of the stages that have ended."""
+    if not os.path.lexists(store.file):
+        return []
+    return looks_at(load_results(store.folder.parent, store.name), stages)
+
+
+def _jobs_to_come(experiment: Experiment, store: ExperimentStore) -> tuple[Job, ...]:
+    """The jobs that are to be finished; with stages, all that may have to be."""
+    if experiment.stages is None:
+        return experiment.jobs
+    taken = _looks(store, experiment.stages)
+    agents = taken[-1].open_agents if taken else experiment.stages.agents
+    return _jobs_of(experiment, agents, experiment.seeds)
+
+
+def _jobs_of(
+    experiment: Experiment, agents: Collection[str], seeds: Collection[int]
+) -> tuple[Job, ...]:
+    """The jobs of these agents with these seeds."""
+    return tuple(job for job in experiment.jobs if job.agent in agents and {*job.seeds} <= {*seeds})
+
+
 def _groups(
-    seeds: Sequence[int], per_job: int | str, choose: Callable[[int], int], earlier: Groups
+    seeds: Sequence[int],
+    counts: Sequence[int],
+    per_job: int | str,
+    choose: Callable[[int], int],
+    earlier: Groups,
 ) -> Groups:
-    """Put new seeds into groups behind the ``earlier`` ones.
+    """Put new seeds into groups behind the ``earlier`` ones; no group has seeds of two stages.
 
     Raises UserError for what is no number of seeds, or a seed that stands twice.
     """
     for seed in seeds:
         if list(seeds).count(seed) > 1:
             raise UserError(f"seed {seed!r} is named twice: name each once")
-    if per_job == "auto":
-        return group_seeds(seeds, choose(len({*seeds}.difference(*earlier))), earlier)
+    groups = earlier
+    for begin, end in pairwise([0, *(counts or [len(seeds)])]):
+        part = seeds[begin:end]
+        new = len({*part}.difference(*earlier))
+        groups = group_seeds(part, choose(new) if per_job == "auto" else _size(per_job), groups)
+    return groups
+
+
+def _size(per_job: int | str) -> int:
+    """How many seeds a job has. Raises UserError for what is no number of seeds."""
     try:
         count = int(per_job)
     except ValueError:
         count = 0
     if count < 1:
         raise UserError(f"--seeds-per-job {per_job!r}: use auto, or a whole number from 1 on")
-    return group_seeds(seeds, count, earlier)
+    return count
 
 
 def _compiled(asked: Compile, updates: int, device: str, earlier: ExperimentStore) -> bool:

@@ -18,8 +18,9 @@ results/<experiment>/<agent>/<task>/<seeds>/
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,6 +44,7 @@ from qsm_bench.manifest import (
     refuse_difference,
     refuse_later,
 )
+from qsm_bench.stages import Stages, read_stages, text_of
 
 MOST_PAIRS = 100_000
 """An experiment that says it has more is damaged."""
@@ -90,6 +92,11 @@ class ExperimentStore:
         """The seeds that the experiment has."""
         return [seed for group in self.groups for seed in group]
 
+    @property
+    def stages(self) -> Stages | None:
+        """The plan of an experiment in stages; None of another one, and before there is one."""
+        return read_stages(self.read()) if os.path.lexists(self.file) else None
+
     def is_open(self, job: Job) -> bool:
         """Return whether the job is still to run: neither finished nor damaged."""
         folder = self.folder_of(job)
@@ -97,9 +104,17 @@ class ExperimentStore:
         return not folder.begun or (manifest is not None and is_open(manifest, job))
 
     def job_folders_of(self, agent: str, task: str) -> list[JobFolder]:
-        """Return the folders of an agent's jobs on a task. Raises UserError if it has none."""
+        """Return the folders of an agent's jobs on a task. Raises UserError if it has none.
+
+        With stages, the agent may have stopped before the last seeds: jobs are those on disk, and
+        those of the first stage.
+        """
         asked = self._read_with(agent, task)
-        return [self.job_folder(agent, task, tuple(group)) for group in asked["groups"]]
+        stages = read_stages(asked)
+        folders = [self.job_folder(agent, task, tuple(group)) for group in asked["groups"]]
+        if stages is None:
+            return folders
+        return [f for f in folders if f.begun or set(f.seeds or ()) <= set(stages.seeds[0])]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -219,8 +234,10 @@ class ExperimentStore:
             fault = (
                 f"it is of the experiment {asked['name']!r}, which must lie in a folder so named"
             )
-        elif fault := _groups_fault(asked["groups"]):
+        elif fault := _groups_fault(asked["groups"]) or _stages_fault(asked):
             pass
+        elif not _are_rising(asked.get("seeds_asked", [1, 2])):
+            fault = "seeds_asked must be rising numbers of seeds, of two at least"
         elif not isinstance(asked.get("command", ""), str):
             fault = "command must be a text"
         elif not isinstance(asked.get("compiled", False), bool):
@@ -228,25 +245,53 @@ class ExperimentStore:
         if fault:
             raise UserError(f"{self.file} is damaged: {fault}")
 
-    def prepare(
-        self, experiment: Experiment, command: str, *, keep_replay: bool = False
-    ) -> list[JobFolder]:
-        """Lay out the jobs of ``experiment``, or find them as an earlier run left them.
+    def refuse_other_stages(self, experiment: Experiment) -> None:
+        """Raise UserError if the experiment has begun, and by another plan, or by none."""
+        if not os.path.lexists(self.file):
+            return
+        declared, now = self.stages, experiment.stages
+        if declared and now:
+            declared.refuse_difference(self.name, now)
+        elif declared:
+            raise UserError(
+                f"experiment {self.name!r} was declared before its first run with stages of "
+                f"{text_of(declared.counts)} seeds: give --seeds {text_of(declared.counts)} or "
+                "none, or choose another --name"
+            )
+        elif now:
+            raise UserError(
+                f"experiment {self.name!r} has begun without stages, and --seeds "
+                f"{text_of(now.counts)} asks for some: they are declared before the first run, so "
+                "choose another --name"
+            )
 
-        Agents, tasks and steps may be added to an experiment; apart from its steps, a job that is
-        there must be the same job. Raises UserError with the difference if it is not, or if a
-        finished job without its replay buffer is to train on; nothing is written then. A job
-        that is damaged is left as it is, for its own ``read_manifest`` to tell of.
+    def prepare(
+        self,
+        experiment: Experiment,
+        command: str,
+        *,
+        jobs: Sequence[Job] | None = None,
+        keep_replay: bool = False,
+    ) -> list[JobFolder]:
+        """Lay out ``jobs`` of ``experiment``, or find them as an earlier run left them.
+
+        All its jobs, if none are named. Agents, tasks and steps may be added to an experiment
+        without stages; apart from its steps, a job that is there must be the same job. Raises
+        UserError with the difference if it is not, or if a finished job without its replay buffer
+        is to train on; nothing is written then. A job that is damaged is left as it is, for its own
+        ``read_manifest`` to tell of.
         """
+        self.refuse_other_stages(experiment)
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
-        jobs = experiment.jobs
-        folders = [self.folder_of(job) for job in jobs]
+        jobs = experiment.jobs if jobs is None else jobs
+        wanted = {self.folder_of(job).path for job in jobs}
+        folders = [self.folder_of(job) for job in experiment.jobs]
         found = [_manifest_or_none(folder) if folder.begun else None for folder in folders]
-        for folder, job, manifest in zip(folders, jobs, found, strict=True):
+        for folder, job, manifest in zip(folders, experiment.jobs, found, strict=True):
             if manifest:
                 refuse_difference(experiment.name, manifest.job, job)
                 folder.refuse_without_replay(manifest, job)
-        asked |= {
+        asked |= self._seeds_asked(asked, experiment) | {
             "format": FORMAT,
             "name": experiment.name,
             "agents": list(dict.fromkeys([*asked["agents"], *experiment.labels])),
@@ -257,16 +302,27 @@ class ExperimentStore:
             "compiled": experiment.compiled,
             "command": command,
         }
+        if experiment.stages:
+            asked["stages"] = experiment.stages.model_dump(mode="json")
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
-            for folder, job, manifest in zip(folders, jobs, found, strict=True):
+            for folder, job, manifest in zip(folders, experiment.jobs, found, strict=True):
+                if folder.path not in wanted:
+                    continue
                 if not folder.begun:
                     folder.refuse_foreign(writing=True)
                     folder.write_manifest(Manifest(job=job, keep_replay=keep_replay))
                 elif manifest and is_open(manifest, job):
                     folder.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
         return [self.job_folder(job.agent, job.task, job.seeds, job.identity) for job in jobs]
+
+    def _seeds_asked(self, asked: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+        """How many seeds were asked for each time, if some are added after a job has begun."""
+        before, now = sum(map(len, asked.get("groups", ()))), len(experiment.seeds)
+        if not 0 < before < now or not any(map(_has_run, self.job_folders())):
+            return {}
+        return {"seeds_asked": [*asked.get("seeds_asked", [before]), now]}
 
     def remove(self, agent: str | None = None, task: str | None = None) -> list[Path]:
         """Delete the jobs of ``agent``, of ``task`` or of both; if neither is given, everything.
@@ -342,6 +398,31 @@ def _groups_fault(groups: Any) -> str | None:
     if len(set(seeds)) < len(seeds):
         return "a seed is in two groups"
     return None
+
+
+def _stages_fault(asked: dict[str, Any]) -> str | None:
+    """What is wrong with the stages of an experiment, if anything."""
+    try:
+        read_stages(asked)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _are_rising(numbers: Any) -> bool:
+    """Whether these are two numbers or more, of which each is above the one before it."""
+    return (
+        isinstance(numbers, list)
+        and len(numbers) > 1
+        and all(type(number) is int and 0 < number <= MOST_SEEDS for number in numbers)
+        and all(a < b for a, b in pairwise(numbers))
+    )
+
+
+def _has_run(folder: JobFolder) -> bool:
+    """Whether a job has ever been at work; one that is damaged may have been."""
+    manifest = _manifest_or_none(folder)
+    return manifest is None or bool(manifest.stretches)
 
 
 def as_folder(name: str) -> str:

@@ -8,11 +8,11 @@ import pandas as pd
 
 from qsm_bench.external import ExternalCurve
 from qsm_bench.published import Published
-from qsm_bench.report import figures
+from qsm_bench.report import figures, staging
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.runs import MISSING_TITLE
-from qsm_bench.report.wording import NONE, count, interval, listed, number, p_value_text
+from qsm_bench.report.wording import NONE, count, interval, listed, number
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import (
@@ -44,8 +44,10 @@ def answer(analysis: Analysis) -> Section:
         sentences = ["No agent has a run to compare: all of them failed or diverged."]
     elif not sentences:
         sentences = [f"Only {listed(comparison.agents)} has runs: there are no pairs to compare."]
-    warnings = _warnings(comparison, analysis.results)
+    warnings = [*_warnings(comparison, analysis.results), *staging.warnings(analysis)]
     blocks: list[Block] = [Bullets(sentences)]
+    if by_stage := staging.sentences(analysis):
+        blocks.append(Bullets(by_stage))
     if len(analysis.pairs) > 1:
         verdicts = int(analysis.pairs["verdict"].sum())
         blocks.insert(0, Text(f"Verdicts: {verdicts} of {len(analysis.pairs)} pairs of agents."))
@@ -62,7 +64,7 @@ def _verdict(pair: "pd.Series[float]") -> str:
     improvement = (
         f"probability of improvement {interval(pair['probability'], pair['low'], pair['high'])}"
     )
-    evidence = f"{p_value_text(pair['p'])}, adjusted for all pairs"
+    evidence = staging.evidence(pair)
     if pair["verdict"]:
         return f"{better} is better than {worse} ({runs}): {higher}; {improvement}; {evidence}."
     if not pair["attainable"]:
@@ -216,6 +218,7 @@ def improvement(analysis: Analysis, drawing: Drawing) -> Section:
             "higher mean on": f"{row['wins']} of {row['tasks']}",
             "p": number(row["p"], 2),
             "verdict": "better" if row["verdict"] else "cannot tell",
+            **staging.stage_cell(row),
         }
         for _, row in table.iterrows()
     )
@@ -228,7 +231,7 @@ def improvement(analysis: Analysis, drawing: Drawing) -> Section:
                 f"task, averaged over tasks. {BOOTSTRAP} p: exact permutation test of the "
                 "hypothesis that the two agents are equal, with Holm's adjustment over all pairs. "
                 "Verdicts depend on p only. If all agents are equal, at most "
-                f"{FALSE_ALARMS:.0%} of experiments name a better one.",
+                f"{FALSE_ALARMS:.0%} of experiments name a better one." + staging.caption(analysis),
                 cells,
                 table,
             ),
@@ -351,7 +354,10 @@ def _external(analysis: Analysis) -> list[str]:
     sentences = []
     for name, curves in imported.items():
         files = listed([f"{c.declared.source} ({c.declared.task})" for c in curves])
-        if name in analysis.comparison.agents:
+        if name in analysis.comparison.agents and analysis.stages:
+            use = "Its protocol was declared equal, but it is in no pair: the plan of the stages "
+            use += "does not have it."
+        elif name in analysis.comparison.agents:
             use = "Its protocol was declared equal: it is compared as one more agent."
         elif any(curve.declared.equal_protocol for curve in curves):
             use = "Its protocol was declared equal, but it cannot be compared: see what is missing."

@@ -6,9 +6,11 @@ from functools import cached_property
 import pandas as pd
 
 from qsm_bench.results import Results
+from qsm_bench.stages import Stages, read_stages
 from qsm_bench.statistics.estimates import aggregates, task_curves
 from qsm_bench.statistics.selection import Comparison, external_curves, learning_curves, select_runs
 from qsm_bench.statistics.significance import compare_all_pairs
+from qsm_bench.statistics.stages import Look, looks_at, staged_pairs
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,23 @@ class Analysis:
         return select_runs(self.results)
 
     @cached_property
+    def stages(self) -> Stages | None:
+        """The plan of an experiment in stages; None of another one."""
+        return read_stages(self.results.experiment)
+
+    @cached_property
+    def looks(self) -> list[Look]:
+        """The tests of the stages that have ended; empty without stages."""
+        return looks_at(self.results, self.stages) if self.stages else []
+
+    @cached_property
     def pairs(self) -> pd.DataFrame:
-        """Every pair of agents, tested: see ``compare_all_pairs`` for the columns."""
+        """Every pair of agents, tested: see ``compare_all_pairs`` for the columns.
+
+        In an experiment with stages, see ``staged_pairs``.
+        """
+        if self.stages:
+            return staged_pairs(self.comparison, self.stages, self.looks)
         return compare_all_pairs(self.comparison)
 
     @cached_property

@@ -17,15 +17,17 @@ STEPS = 12
 
 
 @cache
-def improvement_detected(seeds: int, tasks: int, pairs: int) -> float | None:
+def improvement_detected(
+    seeds: int, tasks: int, pairs: int, level: float = FALSE_ALARMS
+) -> float | None:
     """The true probability of improvement at which two agents get a verdict with ``POWER``.
 
     Both have ``seeds`` runs on each of ``tasks`` tasks, and ``pairs`` pairs of agents are compared,
-    of which the first verdict is the hardest (Holm's procedure). Returns are simulated as normal,
-    with equal deviations and the same difference on every task; the test looks at ranks only, so
-    their scale does not matter. None if no outcome of so few runs gives a verdict.
+    of which the first verdict is the hardest (Holm's procedure at ``level``). Returns are simulated
+    as normal, with equal deviations and the same difference on every task; the test looks at ranks
+    only, so their scale does not matter. None if no outcome of so few runs gives a verdict.
     """
-    needed = detectable_improvement(seeds, seeds, tasks, FALSE_ALARMS / pairs)
+    needed = detectable_improvement(seeds, seeds, tasks, level / pairs)
     if np.isnan(needed):
         return None
     noise = np.random.default_rng(0).standard_normal((2, SIMULATIONS, tasks, seeds))
@@ -39,10 +41,10 @@ def improvement_detected(seeds: int, tasks: int, pairs: int) -> float | None:
     return NormalDist().cdf(high / sqrt(2))
 
 
-def sentence(agents: int, seeds: int, tasks: int) -> str:
-    """What the plan at hand can show, and what twice the seeds could."""
+def sentence(agents: int, seeds: int, tasks: int, level: float = FALSE_ALARMS) -> str:
+    """What the plan at hand can show with tests at ``level``, and what twice the seeds could."""
     pairs = agents * (agents - 1) // 2
-    now, more = (improvement_detected(count, tasks, pairs) for count in (seeds, 2 * seeds))
+    now, more = (improvement_detected(count, tasks, pairs, level) for count in (seeds, 2 * seeds))
     plan = f"{seeds} seed{'s' * (seeds > 1)} on {tasks} task{'s' * (tasks > 1)}"
     which = "the two agents" if agents == 2 else f"two of the {agents} agents"
     if now is None:

@@ -10,28 +10,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qsm_bench.stages import FALSE_ALARMS as FALSE_ALARMS
 from qsm_bench.statistics.estimates import bootstrap
 from qsm_bench.statistics.selection import Comparison, FloatArray
 
 AgentPair = tuple[str, str, Sequence[str]]
 """The labels of two agents, and the tasks on which they are compared."""
-FALSE_ALARMS = 0.05
-"""The largest share of experiments on equal agents in which any verdict names a better one."""
 
 
 def compare_all_pairs(comparison: Comparison) -> pd.DataFrame:
     """Apply ``compare_pairs`` to every pair of agents, on the tasks on which both have runs."""
-    pairs = [
-        (first, second, comparison.shared_tasks(first, second))
-        for first, second in combinations(comparison.agents, 2)
-    ]
-    return compare_pairs(comparison, [pair for pair in pairs if pair[2]])
+    return compare_pairs(
+        comparison, with_tasks(comparison, list(combinations(comparison.agents, 2)))
+    )
+
+
+def with_tasks(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> list[AgentPair]:
+    """The pairs that share a task, each with the tasks on which both agents have runs."""
+    shared = [(first, second, comparison.shared_tasks(first, second)) for first, second in pairs]
+    return [pair for pair in shared if pair[2]]
 
 
 def compare_pairs(comparison: Comparison, pairs: Sequence[AgentPair]) -> pd.DataFrame:
-    """Test each pair of agents on its tasks. Returns a row for each pair.
+    """Describe and test each pair of agents on its tasks. Returns a row for each pair.
 
     Score ranges are not needed: everything depends only on the order of returns within a task.
+
+    The columns are those of ``describe_pairs`` and of ``check_pairs``.
+    """
+    described, tested = describe_pairs(comparison, pairs), check_pairs(comparison, pairs)
+    return pd.concat([described, tested], axis=1)
+
+
+def describe_pairs(comparison: Comparison, pairs: Sequence[AgentPair]) -> pd.DataFrame:
+    """Say of each pair of agents which is ahead on its tasks. Returns a row for each pair.
 
     Columns:
         better, worse: the agents; "better" has the higher probability of improvement.
@@ -39,31 +51,57 @@ def compare_pairs(comparison: Comparison, pairs: Sequence[AgentPair]) -> pd.Data
         wins, ties: the number of tasks on which the mean return of "better" is higher, or equal.
         seeds_better, seeds_worse: the number of seeds of each agent on each task.
         probability, low, high: the probability of improvement (ties count half) and its interval.
-        p: the p-value after Holm's adjustment over all pairs.
+    """
+    columns = ["better", "worse", "tasks", "wins", "ties", "seeds_better", "seeds_worse"]
+    rows = [_pair(comparison, *pair) for pair in pairs]
+    return pd.DataFrame(rows, columns=[*columns, "probability", "low", "high"])
+
+
+def check_pairs(
+    comparison: Comparison,
+    pairs: Sequence[AgentPair],
+    *,
+    level: float = FALSE_ALARMS,
+    tests: int | None = None,
+) -> pd.DataFrame:
+    """Test each pair of agents on its tasks at ``level``. Returns a row for each pair.
+
+    ``tests`` is the number of tests among which these are, if it is larger: a pair that cannot be
+    tested counts as one without a verdict.
+
+    Columns:
+        p: the p-value after Holm's adjustment over all tests, times ``FALSE_ALARMS`` / ``level``.
         attainable: False if so few runs could not have led to a verdict, whatever their returns.
         verdict: True if p is at most ``FALSE_ALARMS``.
         detectable: for a pair without a verdict, the smallest probability of improvement that
             would have led to one, with no ties and the other pairs unchanged; NaN if there is none.
     """
-    rows = [_pair(comparison, *pair) for pair in pairs]
-    columns = ["better", "worse", "tasks", "wins", "ties", "seeds_better", "seeds_worse"]
-    table = pd.DataFrame(rows, columns=[*columns, "probability", "low", "high", "p", "floor"])
-    p = table["p"].to_numpy(dtype=np.float64)
-    floor = table.pop("floor").to_numpy(dtype=np.float64)
-    table["p"] = holm(p)
-    # The best outcome has every pair at its smallest p. With unequal numbers of seeds, ties can
-    # make p still smaller.
-    table["attainable"] = holm(np.minimum(p, floor)) <= FALSE_ALARMS
-    table["verdict"] = table["p"] <= FALSE_ALARMS
+    returns = [[comparison.final_returns(agent, pair[2]) for agent in pair[:2]] for pair in pairs]
+    untested = max(0, (tests or 0) - len(pairs))
+    found = np.array([permutation_test(x, y) for x, y in returns]).reshape(-1, 2)
+    p = _adjusted(found[:, 0], untested, level)
+    verdict = p <= FALSE_ALARMS
     # Holm's procedure tests a pair without a verdict at the level / the number of such pairs.
-    level = FALSE_ALARMS / max(1, (~table["verdict"]).sum())
-    table["detectable"] = [
-        np.nan if verdict else detectable_improvement(n, m, tasks, level)
-        for n, m, tasks, verdict in zip(
-            *(table[c] for c in ("seeds_better", "seeds_worse", "tasks", "verdict")), strict=True
-        )
-    ]
-    return table
+    each = level / max(1, untested + (~verdict).sum())
+    return pd.DataFrame(
+        {
+            "p": p,
+            # The best outcome has every pair at its smallest p. With unequal numbers of seeds, ties
+            # can make p still smaller.
+            "attainable": _adjusted(found.min(axis=1), untested, level) <= FALSE_ALARMS,
+            "verdict": verdict,
+            "detectable": [
+                np.nan if known else detectable_improvement(len(x), len(y), x.shape[1], each)
+                for (x, y), known in zip(returns, verdict, strict=True)
+            ],
+        }
+    )
+
+
+def _adjusted(p: FloatArray, untested: int, level: float) -> FloatArray:
+    """Holm's adjustment of the p-values [tests], for a comparison with ``FALSE_ALARMS``."""
+    adjusted = holm(np.append(p, np.ones(untested)))[: len(p)]
+    return np.minimum(1.0, adjusted * (FALSE_ALARMS / level))
 
 
 def probability_of_improvement(x: FloatArray, y: FloatArray) -> FloatArray:
@@ -88,7 +126,7 @@ def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
 
     n, m, tasks = len(x), len(y), x.shape[1]
     ranks = np.rint(2 * rankdata(np.concatenate([x, y]), axis=0)).astype(np.int64)
-    tails = _tails([_rank_sums(tuple(sorted(column)), n) for column in ranks.T.tolist()], n, m)
+    tails = _tails(tuple(tuple(sorted(column)) for column in ranks.T.tolist()), n, m)
     p = float(tails[abs(ranks[:n].sum() - n * (n + m + 1) * tasks)])
     return p, min(1.0, 2 / comb(n + m, n) ** tasks)
 
@@ -99,8 +137,7 @@ def detectable_improvement(n: int, m: int, tasks: int, level: float) -> float:
 
     The agents have ``n`` and ``m`` runs on each task. NaN if no p is so small with so few runs.
     """
-    one_task = _rank_sums(tuple(range(2, 2 * (n + m) + 1, 2)), n)
-    tails = _tails([one_task] * tasks, n, m)
+    tails = _tails((tuple(range(2, 2 * (n + m) + 1, 2)),) * tasks, n, m)
     attained = np.diff(tails, append=0.0) < 0
     seen = np.flatnonzero(attained & (tails <= level))
     return 0.5 + float(seen[0]) / (2 * n * m * tasks) if len(seen) else np.nan
@@ -125,7 +162,6 @@ def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str])
         first, second, x, y = second, first, y, x
     value, low, high = bootstrap(probability_of_improvement, x, y)
     margins = [mx - my for mx, my in zip(_exact_means(x), _exact_means(y), strict=True)]
-    p, floor = permutation_test(x, y)
     return {
         "better": first,
         "worse": second,
@@ -137,8 +173,6 @@ def _pair(comparison: Comparison, first: str, second: str, tasks: Sequence[str])
         "probability": value[0],
         "low": low[0],
         "high": high[0],
-        "p": p,
-        "floor": floor,
     }
 
 
@@ -162,15 +196,16 @@ def _rank_sums(doubled_ranks: tuple[int, ...], size: int) -> FloatArray:
     return chosen
 
 
-def _tails(rank_sums: Sequence[FloatArray], n: int, m: int) -> FloatArray:
-    """The probability that the sum of independent rank sums differs from its mean by at least d.
+@lru_cache
+def _tails(doubled_ranks: tuple[tuple[int, ...], ...], n: int, m: int) -> FloatArray:
+    """The probability that the sum of ``n`` ranks of each task differs from its mean by at least d.
 
     Indexed by d.
     """
-    distribution = reduce(np.convolve, rank_sums)
-    distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * len(rank_sums))
+    distribution = reduce(np.convolve, [_rank_sums(ranks, n) for ranks in doubled_ranks])
+    distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * len(doubled_ranks))
     tails = np.bincount(distance, distribution)[::-1].cumsum()[::-1]
-    ways = comb(n + m, n) ** len(rank_sums)
+    ways = comb(n + m, n) ** len(doubled_ranks)
     if ways < 2**40:
         # p is a ratio of counts: no rounding error may lift it above the level it meets.
         tails = np.rint(tails * ways) / ways

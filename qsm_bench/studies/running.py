@@ -66,6 +66,7 @@ def train_cells(
             protocol=None,
             name=experiment_name(study, budget, cells),
             seeds=range(cells.seeds),
+            stages=None,
             seeds_per_job="auto",
             settings=cells.settings,
             device=device,

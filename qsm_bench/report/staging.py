@@ -1,0 +1,142 @@
+"""What a report says of an experiment in stages, and of one that was given more seeds later."""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qsm_bench.report.wording import count, listed, p_value_text
+from qsm_bench.results import Results
+from qsm_bench.stages import FALSE_ALARMS, Stages
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.stages import agents_in
+
+
+def sentences(analysis: Analysis) -> list[str]:
+    """The plan, what was decided at each stage, and which agents stopped when.
+
+    Empty for an experiment without stages.
+    """
+    stages = analysis.stages
+    if stages is None:
+        return []
+    return [
+        _plan(stages),
+        *_decisions(analysis, stages),
+        *_stopped(analysis, stages),
+        *_not_ended(analysis, stages),
+        *_not_planned(analysis, stages),
+    ]
+
+
+def warnings(analysis: Analysis) -> list[str]:
+    """Why verdicts or estimates can mislead: seeds that were added, or pairs that ended early."""
+    return [*_added(analysis.results), *_early(analysis)]
+
+
+def evidence(pair: "pd.Series[Any]") -> str:
+    """The p-value of a pair in words, with the stage at which it was decided, if it has stages."""
+    if "stage" not in pair:
+        return f"{p_value_text(pair['p'])}, adjusted for all pairs"
+    if np.isnan(pair["p"]):
+        return "not tested yet"
+    fell = f"; decided with {pair['stage']:.0f} seeds" if pair["verdict"] else ""
+    return f"{p_value_text(pair['p'])}, adjusted for all pairs and stages{fell}"
+
+
+def stage_cell(pair: "pd.Series[Any]") -> dict[str, str]:
+    """The column of a table of pairs that says at how many seeds a verdict fell."""
+    if "stage" not in pair:
+        return {}
+    return {"stage": f"{pair['stage']:.0f} seeds" if pair["verdict"] else "open"}
+
+
+def caption(analysis: Analysis) -> str:
+    """What the caption of a table of pairs adds for stages; empty without them."""
+    if analysis.stages is None:
+        return ""
+    return (
+        " Each pair is shown as at its last test: p is adjusted for the pairs that were open "
+        f"there, and multiplied by {FALSE_ALARMS:.0%} / the stage's share."
+    )
+
+
+def _plan(stages: Stages) -> str:
+    shares = listed([f"{100 * share:.3g} %" for share in stages.shares])
+    return (
+        f"Stages were declared before the first run: {listed([*map(str, stages.counts)])} seeds, "
+        f"tested at {shares}, together {FALSE_ALARMS:.0%}. Only agents in a pair without a verdict "
+        "went on to the next stage."
+    )
+
+
+def _decisions(analysis: Analysis, stages: Stages) -> list[str]:
+    pairs = analysis.pairs
+    found = []
+    for look in analysis.looks:
+        seeds = stages.counts[look.number]
+        rows = pairs[pairs["stage"] == seeds]
+        decided = [
+            f"{better} is better than {worse}"
+            for better, worse in zip(rows["better"], rows["worse"], strict=True)
+        ]
+        found.append(
+            f"Stage {look.number + 1}, {count(seeds, 'seed')}: "
+            f"{'; '.join(decided) or 'no verdict'}. {_open(len(look.open))}."
+        )
+    return found
+
+
+def _open(pairs: int) -> str:
+    return {0: "No pair is open", 1: "1 pair is open"}.get(pairs, f"{pairs:,} pairs are open")
+
+
+def _stopped(analysis: Analysis, stages: Stages) -> list[str]:
+    """Which agents stopped before the last stage, since no pair of theirs was open."""
+    going, found = agents_in(list(combinations(stages.agents, 2))), []
+    for look in analysis.looks[: len(stages.seeds) - 1]:
+        ended = [agent for agent in going if agent not in look.open_agents]
+        if ended:
+            seeds = count(stages.counts[look.number], "seed")
+            found.append(f"{listed(ended)} stopped after {seeds}: no pair of theirs was open.")
+        going = look.open_agents
+    return found
+
+
+def _not_ended(analysis: Analysis, stages: Stages) -> list[str]:
+    ended = len(analysis.looks)
+    if ended == len(stages.seeds) or (ended and not analysis.looks[-1].open):
+        return []
+    seeds = count(stages.counts[ended], "seed")
+    return [f"Stage {ended + 1}, {seeds}, has not ended: nothing is tested before all its jobs."]
+
+
+def _not_planned(analysis: Analysis, stages: Stages) -> list[str]:
+    """The imported curves that would otherwise be compared."""
+    others = [agent for agent in analysis.comparison.agents if agent not in stages.agents]
+    return [f"{listed(others)}: not in the plan, so in no pair."] if others else []
+
+
+def _added(results: Results) -> list[str]:
+    asked = results.experiment.get("seeds_asked")
+    if not asked:
+        return []
+    first, *later = asked
+    return [
+        f"Seeds were added after the first {first:,} ({first:,}, then "
+        f"{', then '.join(f'{number:,}' for number in later)}), and no stages were declared: if "
+        "they were added because of what a report said, a verdict among equal agents is more "
+        f"likely than {FALSE_ALARMS:.0%}."
+    ]
+
+
+def _early(analysis: Analysis) -> list[str]:
+    stages = analysis.stages
+    if stages is None or not (analysis.pairs["stage"] < stages.counts[-1]).any():
+        return []
+    return [
+        "Some pairs were decided before the last stage: their probabilities of improvement, and "
+        "the scores of agents that stopped, are on average further apart than the agents are. The "
+        "verdicts allow for it."
+    ]
