@@ -1,0 +1,148 @@
+"""What would settle it: the number of seeds at which an open pair of agents would get a verdict."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from functools import cache
+from math import sqrt
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+from qsm_bench.results import Results
+from qsm_bench.statistics.power import POWER
+from qsm_bench.statistics.selection import CellKey, Comparison, FloatArray
+from qsm_bench.statistics.significance import FALSE_ALARMS, detectable_improvement, in_order
+
+MOST_SEEDS = 50
+"""No larger number of seeds is tried."""
+SIMULATIONS = 2_000
+EXACT_COMPARISONS = 2_400
+"""With more comparisons of two runs than these, the test is taken as normal: 20 seeds each on 6
+tasks, or 49 on one."""
+ELSEWHERE = (" (external)", " (record)")
+"""So end the labels of agents that were measured elsewhere: they get no more seeds here."""
+
+
+def settling(
+    comparison: Comparison, pairs: pd.DataFrame, seconds: Mapping[CellKey, float]
+) -> pd.DataFrame:
+    """The number of seeds that would give each pair without a verdict one, see ``seeds_needed``.
+
+    ``pairs`` is the table of ``compare_all_pairs``, and ``seconds`` has what one more seed of a
+    cell costs. As in Holm's procedure, an open pair is tested at the level / the number of open
+    pairs, as if the others stayed as they are.
+
+    Columns:
+        first, second: the agents, in the order of the comparison.
+        probability, low, high: the probability seen that a run of the first beats one of the
+            second, and its interval.
+        seeds_first, seeds_second: the number of seeds of each agent on each task.
+        grows_first, grows_second: False for an agent that was measured elsewhere.
+        needed: the number of seeds of each agent that grows; NaN if it is larger than
+            ``MOST_SEEDS`` or no agent grows.
+        seconds: what the added seeds cost; NaN if it is not known.
+    """
+    table = in_order(pairs[~pairs["verdict"].astype(bool)], comparison.agents)
+    level = FALSE_ALARMS / max(1, len(table))
+    rows = []
+    for pair in table.to_dict("records"):
+        agents = (pair["first"], pair["second"])
+        tasks = comparison.shared_tasks(*agents)
+        grows = tuple(not agent.endswith(ELSEWHERE) for agent in agents)
+        x, y = (comparison.final_returns(agent, tasks) for agent in agents)
+        needed = seeds_needed(x, y, level, (grows[0], grows[1]))
+        added = [
+            max(0, (needed or 0) - len(runs)) if grow else 0
+            for runs, grow in zip((x, y), grows, strict=True)
+        ]
+        cost = sum(
+            more * seconds.get((agent, task), np.nan)
+            for agent, more in zip(agents, added, strict=True)
+            if more
+            for task in tasks
+        )
+        known = needed is not None
+        rows.append((*grows, needed if known else np.nan, cost if known else np.nan))
+    kept = ["first", "second", "probability", "low", "high", "seeds_first", "seeds_second"]
+    columns = ["grows_first", "grows_second", "needed", "seconds"]
+    return table[kept].join(pd.DataFrame(rows, columns=columns, index=table.index))
+
+
+def seeds_needed(
+    x: FloatArray, y: FloatArray, level: float, grows: tuple[bool, bool] = (True, True)
+) -> int | None:
+    """The number of seeds with which a difference like the one seen gets a verdict.
+
+    ``x`` and ``y`` are the agents' returns [seeds, tasks]. Their distribution on each task is taken
+    for the true one: an experiment with more seeds is simulated by drawing runs of it. The result
+    is a number with which at least ``POWER`` of the simulated experiments have p of at most
+    ``level`` for the agent that is ahead in probability, while with one seed less they do not. It
+    is found by bisection; the share need not rise with every seed, so a smaller number may do, too.
+
+    Only the agents for which ``grows`` is True get more seeds; one that has more than the result
+    keeps them. None if ``MOST_SEEDS`` are not enough, or no agent grows.
+    """
+    above = np.sign(x[:, np.newaxis] - y[np.newaxis, :])
+    if above.mean() < 0:
+        above = -above
+    counts = (len(x), len(y))
+
+    def enough(seeds: int) -> bool:
+        n, m = (max(now, seeds) if g else now for now, g in zip(counts, grows, strict=True))
+        return _power(above, n, m, level) >= POWER
+
+    if not any(grows):
+        return None
+    fewest = min(now for now, grow in zip(counts, grows, strict=True) if grow)
+    candidates = range(fewest + 1, MOST_SEEDS + 1)
+    found = bisect_left(candidates, True, key=enough)
+    return candidates[found] if found < len(candidates) else None
+
+
+def seconds_per_seed(results: Results) -> dict[CellKey, float]:
+    """What one seed of each finished cell took: training and evaluation, in seconds.
+
+    Seeds that were trained together have equal shares of the time of their job.
+    """
+    return {
+        (cell["agent"], cell["task"]): (cell["train_seconds"] + cell["evaluation_seconds"])
+        / len(cell["seeds"])
+        for cell in results.cells
+        if cell["status"] == "finished"
+    }
+
+
+def _power(above: FloatArray, n: int, m: int, level: float) -> float:
+    """The share of simulated experiments with ``n`` and ``m`` seeds that have a verdict.
+
+    ``above`` is 1, 0 or -1 for each run of one agent against each of the other's, and each task,
+    [seeds, other's seeds, tasks]. A simulated experiment is a number of times that each run was
+    drawn.
+    """
+    tasks = above.shape[2]
+    needed = critical_improvement(n, m, tasks, level)
+    rng = np.random.default_rng(0)
+    total = np.zeros(SIMULATIONS)
+    for task in range(tasks):
+        x, y = (
+            rng.multinomial(drawn, np.full(runs, 1 / runs), SIMULATIONS)
+            for drawn, runs in ((n, above.shape[0]), (m, above.shape[1]))
+        )
+        total += ((x @ above[:, :, task]) * y).sum(axis=1)
+    shown = 0.5 + total / (2 * n * m * tasks)
+    return float((shown >= needed - 1e-12).mean())
+
+
+@cache
+def critical_improvement(n: int, m: int, tasks: int, level: float) -> float:
+    """The smallest probability of improvement whose p is at most ``level``, with no ties.
+
+    The agents have ``n`` and ``m`` runs on each task. Infinite if no p is so small. It is exact up
+    to ``EXACT_COMPARISONS``; above, the probability is taken as normal.
+    """
+    if n * m * tasks <= EXACT_COMPARISONS:
+        exact = detectable_improvement(n, m, tasks, level)
+        return np.inf if np.isnan(exact) else exact
+    deviation = sqrt((n + m + 1) / (12 * n * m * tasks))
+    return 0.5 + NormalDist().inv_cdf(1 - level / 2) * deviation
