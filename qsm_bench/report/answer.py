@@ -58,7 +58,7 @@ def sentences(analysis: Analysis) -> list[str]:
             f"So few runs ({runs}) could not have told {which} apart, whatever their returns. "
             f"What would: {SEE_SETTLING}."
         ]
-    said = [_better(analysis), *_different(pairs), _open(analysis)]
+    said = [_better(analysis), *_different(pairs), _open(analysis), _not_compared(analysis)]
     return [sentence for sentence in said if sentence]
 
 
@@ -115,6 +115,15 @@ def _open(analysis: Analysis) -> str:
         return f"{who} {apart}: {_range_needed(needs)}, {SEE_SETTLING}."
     also = "".join(f"; nor can {group}" for group in others)
     return f"{first} cannot be told apart{also}: {_range_needed(needs)}, {SEE_SETTLING}."
+
+
+def _not_compared(analysis: Analysis) -> str:
+    agents = len(analysis.comparison.agents)
+    missing = agents * (agents - 1) // 2 - len(analysis.pairs)
+    if not missing:
+        return ""
+    have = "has" if missing == 1 else "have"
+    return f"{count(missing, 'pair')} of agents {have} no task in common, and cannot be compared."
 
 
 def _needed(need: "pd.Series[Any]") -> str:

@@ -102,9 +102,14 @@ def pairs(analysis: Analysis, drawing: Drawing) -> Section:
             f"Every pair. {BOOTSTRAP} p: exact permutation test of the hypothesis that the two "
             "agents are equal, with Holm's adjustment over all pairs. Verdicts depend on p only. "
             f"If all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name a better "
-            "one. Needed: how far from 0.5 the probability had to be for a verdict with so many "
-            "runs.",
-            _pair_cells(table, names_better(analysis.pairs)),
+            "one."
+            + (
+                " Needed: the probabilities that would have been enough for a verdict with so "
+                "many runs."
+                if table["detectable"].notna().any()
+                else ""
+            ),
+            _pair_cells(table),
             table,
         ),
     ]
@@ -112,8 +117,8 @@ def pairs(analysis: Analysis, drawing: Drawing) -> Section:
     return Section("Pairs", [Fold(title, blocks)])
 
 
-def _pair_cells(table: pd.DataFrame, named: "pd.Series[bool]") -> pd.DataFrame:
-    return pd.DataFrame(
+def _pair_cells(table: pd.DataFrame) -> pd.DataFrame:
+    cells = pd.DataFrame(
         {
             "agent": row["first"],
             "other agent": row["second"],
@@ -125,16 +130,28 @@ def _pair_cells(table: pd.DataFrame, named: "pd.Series[bool]") -> pd.DataFrame:
             "needed": NONE
             if np.isnan(row["detectable"])
             else f"{number(1 - row['detectable'])} or {number(row['detectable'])}",
-            "verdict": f"{row['first']} is better"
-            if better
-            else "they differ"
-            if row["verdict"]
-            else "cannot tell"
-            if row["attainable"]
-            else "cannot tell, whatever the returns",
+            "verdict": verdict,
         }
-        for row, better in zip(table.to_dict("records"), named, strict=True)
+        for row, verdict in zip(table.to_dict("records"), _verdicts(table), strict=True)
     )
+    return cells if table["detectable"].notna().any() else cells.drop(columns="needed")
+
+
+def _verdicts(table: pd.DataFrame) -> list[str]:
+    """The verdict on each pair. That no outcome could have led to one is said if one could have
+    for another pair.
+    """
+    some = table["attainable"].any()
+    return [
+        f"{row['first']} is better"
+        if better
+        else "they differ"
+        if row["verdict"]
+        else "cannot tell"
+        if row["attainable"] or not some
+        else "cannot tell: so few runs could not have led to a verdict"
+        for row, better in zip(table.to_dict("records"), names_better(table), strict=True)
+    ]
 
 
 def _matrices(pairs: pd.DataFrame, agents: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -42,7 +42,8 @@ class Analysis:
     @cached_property
     def settling(self) -> pd.DataFrame:
         """What each open pair needs for a verdict: see ``settling.settling`` for the columns."""
-        return settling(self.comparison, self.pairs, seconds_per_seed(self.results))
+        seconds = seconds_per_seed(self.results)
+        return settling(self.comparison, self.pairs, seconds, self.ranking.agents)
 
     @cached_property
     def task_curves(self) -> pd.DataFrame:

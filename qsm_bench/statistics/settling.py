@@ -1,7 +1,7 @@
 """What would settle it: the number of seeds at which an open pair of agents would get a verdict."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import sqrt
 from statistics import NormalDist
@@ -25,16 +25,20 @@ ELSEWHERE = (" (external)", " (record)")
 
 
 def settling(
-    comparison: Comparison, pairs: pd.DataFrame, seconds: Mapping[CellKey, float]
+    comparison: Comparison,
+    pairs: pd.DataFrame,
+    seconds: Mapping[CellKey, float],
+    agents: Sequence[str],
 ) -> pd.DataFrame:
     """The number of seeds that would give each pair without a verdict one, see ``seeds_needed``.
 
-    ``pairs`` is the table of ``compare_all_pairs``, and ``seconds`` has what one more seed of a
-    cell costs. As in Holm's procedure, an open pair is tested at the level / the number of open
+    ``pairs`` is the table of ``compare_all_pairs``, ``seconds`` has what one more seed of a cell
+    costs, and ``agents`` is an order of the agents. The rows that need the fewest seeds come first.
+    As in Holm's procedure, an open pair is tested at the level / the number of open
     pairs, as if the others stayed as they are.
 
     Columns:
-        first, second: the agents, in the order of the comparison.
+        first, second: the agents, in the order of ``agents``.
         probability, low, high: the probability seen that a run of the first beats one of the
             second, and its interval.
         seeds_first, seeds_second: the number of seeds of each agent on each task.
@@ -43,30 +47,39 @@ def settling(
             ``MOST_SEEDS`` or no agent grows.
         seconds: what the added seeds cost; NaN if it is not known.
     """
-    table = in_order(pairs[~pairs["verdict"].astype(bool)], comparison.agents)
+    table = in_order(pairs[~pairs["verdict"].astype(bool)], agents)
     level = FALSE_ALARMS / max(1, len(table))
-    rows = []
-    for pair in table.to_dict("records"):
-        agents = (pair["first"], pair["second"])
-        tasks = comparison.shared_tasks(*agents)
-        grows = tuple(not agent.endswith(ELSEWHERE) for agent in agents)
-        x, y = (comparison.final_returns(agent, tasks) for agent in agents)
-        needed = seeds_needed(x, y, level, (grows[0], grows[1]))
-        added = [
-            max(0, (needed or 0) - len(runs)) if grow else 0
-            for runs, grow in zip((x, y), grows, strict=True)
-        ]
-        cost = sum(
-            more * seconds.get((agent, task), np.nan)
-            for agent, more in zip(agents, added, strict=True)
-            if more
-            for task in tasks
-        )
-        known = needed is not None
-        rows.append((*grows, needed if known else np.nan, cost if known else np.nan))
+    rows = [
+        _row(comparison, pair["first"], pair["second"], level, seconds)
+        for pair in table.to_dict("records")
+    ]
     kept = ["first", "second", "probability", "low", "high", "seeds_first", "seeds_second"]
     columns = ["grows_first", "grows_second", "needed", "seconds"]
-    return table[kept].join(pd.DataFrame(rows, columns=columns, index=table.index))
+    table = table[kept].join(pd.DataFrame(rows, columns=columns, index=table.index))
+    return table.sort_values("needed", kind="stable", ignore_index=True)
+
+
+def _row(
+    comparison: Comparison,
+    first: str,
+    second: str,
+    level: float,
+    seconds: Mapping[CellKey, float],
+) -> tuple[bool, bool, float, float]:
+    """Who grows, the number of seeds that they need, and what the added ones cost."""
+    tasks = comparison.shared_tasks(first, second)
+    x, y = (comparison.final_returns(agent, tasks) for agent in (first, second))
+    grows = (not first.endswith(ELSEWHERE), not second.endswith(ELSEWHERE))
+    needed = seeds_needed(x, y, level, grows)
+    if needed is None:
+        return *grows, np.nan, np.nan
+    cost = sum(
+        max(0, needed - len(runs)) * seconds.get((agent, task), np.nan)
+        for agent, runs, grow in zip((first, second), (x, y), grows, strict=True)
+        if grow
+        for task in tasks
+    )
+    return *grows, needed, cost
 
 
 def seeds_needed(

@@ -81,7 +81,7 @@ def in_order(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
 
     The columns are the same, with "first" and "second" in place of "better" and "worse". Where
     there is no verdict, the two stand in the order of ``agents``, and probability, low, high and
-    wins are the first's.
+    wins are the first's. The rows are sorted in this order, too.
     """
     table = pairs.rename(columns=lambda c: c.replace("better", "first").replace("worse", "second"))
     rank = {agent: i for i, agent in enumerate(agents)}
@@ -90,7 +90,9 @@ def in_order(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
         table.loc[turned, [one, other]] = table.loc[turned, [other, one]].to_numpy()
     table.loc[turned, ["probability", "low", "high"]] = 1 - table[["probability", "low", "high"]]
     table.loc[turned, "wins"] = table["tasks"] - table["wins"] - table["ties"]
-    return table
+    return table.sort_values(
+        ["first", "second"], key=lambda names: names.map(rank), kind="stable", ignore_index=True
+    )
 
 
 def probability_of_improvement(x: FloatArray, y: FloatArray) -> FloatArray:
