@@ -14,7 +14,7 @@ from qsm_bench.report.wording import BOOTSTRAP, NONE, count, interval, listed, n
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.ranking import Ranking
-from qsm_bench.statistics.selection import Comparison
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison
 from qsm_bench.statistics.settling import MOST_SEEDS
 from qsm_bench.statistics.significance import FALSE_ALARMS, names_better
 
@@ -105,14 +105,13 @@ def _open(analysis: Analysis) -> str:
     if len(groups) == 1 and len(groups[0]) == 2:
         return f"{first} cannot be told apart: {_needed(needs.iloc[0])}."
     if len(groups) > MOST_NAMED or max(map(len, groups)) > MOST_NAMED:
-        agents = len(analysis.comparison.agents)
-        who = (
-            f"No two of the {agents} agents"
-            if len(needs) == len(analysis.pairs)
-            else f"{len(needs)} of {len(analysis.pairs)} pairs of agents cannot"
+        pairs, agents = len(analysis.pairs), len(analysis.comparison.agents)
+        apart = (
+            f"No two of the {agents} agents can be told apart"
+            if len(needs) == pairs
+            else f"{len(needs)} of {pairs} pairs of agents cannot be told apart"
         )
-        apart = "can be told apart" if who.startswith("No") else "be told apart"
-        return f"{who} {apart}: {_range_needed(needs)}, {SEE_SETTLING}."
+        return f"{apart}: {_range_needed(needs)}, {SEE_SETTLING}."
     also = "".join(f"; nor can {group}" for group in others)
     return f"{first} cannot be told apart{also}: {_range_needed(needs)}, {SEE_SETTLING}."
 
@@ -180,24 +179,20 @@ def _tasks(pairs: pd.DataFrame) -> str:
 
 def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple[Picture, Table]:
     """The ranking as a figure and as a table."""
-    rows = ranked.table.to_dict("records")
     at_end = f"{ranked.measure} at the end"
-    with_area = ranked.table["area"].notna().any()
     cells = pd.DataFrame(
         {
             "agent": row["agent"],
             at_end: interval(row["value"], row["low"], row["high"]),
-            **(
-                {"area under the curve": interval(row["area"], row["area_low"], row["area_high"])}
-                if with_area
-                else {}
-            ),
+            AREA_UNDER_CURVE: interval(row["area"], row["area_low"], row["area_high"]),
             "group": row["groups"],
             "better than": row["better_than"] or NONE,
             "seeds x tasks": f"{row['seeds']} x {row['tasks']}",
         }
-        for row in rows
+        for row in ranked.table.to_dict("records")
     )
+    if ranked.table["area"].isna().all():
+        cells = cells.drop(columns=AREA_UNDER_CURVE)
     joined = [f"{name}: {listed(group)}" for group, name in ranked.named_groups if len(group) > 1]
     alone = "Every two agents are told apart."
     ends = "; ".join(f"{row['agent']} {row[at_end]}" for row in cells.to_dict("records"))
@@ -219,31 +214,30 @@ def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple
 
 
 def _about(ranked: Ranking, comparison: Comparison, joined: Sequence[str]) -> str:
+    """The caption: what the values are, and what tells agents apart."""
+    told = "Who is told apart depends on exact permutation tests"
     if ranked.measure.startswith("IQM"):
-        tasks = count(int(ranked.table["tasks"].max()), "task")
-        of = (
-            ""
-            if ranked.table["tasks"].max() == len(comparison.tasks)
-            else (f" of {len(comparison.tasks)}")
-        )
+        used, all_tasks = int(ranked.table["tasks"].max()), len(comparison.tasks)
+        of = "" if used == all_tasks else f" of {all_tasks}"
         what = (
-            f"Interquartile mean over seeds and {tasks}{of}: of the last evaluation, and of the "
-            f"mean over all evaluations (area under the curve). {BOOTSTRAP}"
+            f"Interquartile mean over seeds and {count(used, 'task')}{of}: of the last "
+            "evaluation, and of the mean over all evaluations (area under the curve). "
+            f"{BOOTSTRAP}"
         )
+        told += ", not on the intervals"
     else:
         what = (
             "The probability that a run of the agent beats one of another on the same task, "
             "averaged over tasks and other agents."
         )
-    lines = (
-        " A line at the right joins agents that cannot be told apart; their order may be chance."
-        if joined
-        else ""
-    )
+    if joined:
+        what += (
+            " A line at the right joins agents that cannot be told apart; their order may be "
+            "chance."
+        )
     return (
-        f"{what}{lines} Who is told apart depends on exact permutation tests, not on the "
-        f"intervals; if all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name a "
-        "better one."
+        f"{what} {told}; if all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name "
+        "a better one."
     )
 
 

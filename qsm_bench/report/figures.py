@@ -175,6 +175,7 @@ def ranking(ranked: Ranking, styles: Mapping[str, AgentStyle]) -> Chart:
     agents = ranked.agents
     labels = [_wrapped(agent, LABEL) for agent in agents]
     width, lines = _extent(labels)
+    measure = _wrapped(ranked.measure, TITLE)
     shown = [
         (when, ranked.table[[*columns]].set_axis(["value", "low", "high"], axis=1))
         for when, columns in ((FINAL, BOUNDS[:3]), (AREA_UNDER_CURVE, BOUNDS[3:]))
@@ -182,7 +183,8 @@ def ranking(ranked: Ranking, styles: Mapping[str, AgentStyle]) -> Chart:
     ]
     joined = [(group, name) for group, name in ranked.named_groups if len(group) > 1]
     widths = [3.2] * len(shown) + [max(1.6, 0.25 * len(joined) + 0.3)] * bool(joined)
-    size = (0.5 + width + sum(widths), 1.0 + max(0.27, LINE * lines + 0.08) * len(agents))
+    height = 0.8 + LINE * _extent([measure])[1] + max(0.27, LINE * lines + 0.08) * len(agents)
+    size = (0.5 + width + sum(widths), height)
     with mpl.rc_context(STYLE):
         chart = Chart(Figure(figsize=size, layout="constrained"))
         panels = chart.figure.subplots(
@@ -193,7 +195,8 @@ def ranking(ranked: Ranking, styles: Mapping[str, AgentStyle]) -> Chart:
                 name = f"{agent}, {ranked.measure} {when}"
                 _interval(chart, panel, values.iloc[y], y, styles[agent], name, when=when)
             panel.set_title(when)
-            panel.set_xlabel(ranked.measure)
+            panel.set_xlabel(measure)
+            panel.locator_params(axis="x", nbins=5)
             panel.grid(visible=False, axis="y")
         panels[0].set_yticks(range(len(agents)), labels)
         panels[0].set_ylim(len(agents) - 0.5, -0.8)

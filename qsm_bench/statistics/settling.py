@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import sqrt
 from statistics import NormalDist
 
@@ -133,18 +133,19 @@ def _power(above: FloatArray, n: int, m: int, level: float) -> float:
     [seeds, other's seeds, tasks]. A simulated experiment is a number of times that each run was
     drawn.
     """
-    tasks = above.shape[2]
-    needed = critical_improvement(n, m, tasks, level)
-    rng = np.random.default_rng(0)
-    total = np.zeros(SIMULATIONS)
-    for task in range(tasks):
-        x, y = (
-            rng.multinomial(drawn, np.full(runs, 1 / runs), SIMULATIONS)
-            for drawn, runs in ((n, above.shape[0]), (m, above.shape[1]))
-        )
-        total += ((x @ above[:, :, task]) * y).sum(axis=1)
+    runs, others, tasks = above.shape
+    x, y = _draws(n, runs, tasks, first=True), _draws(m, others, tasks, first=False)
+    total = ((x @ above.transpose(2, 0, 1)) * y).sum(axis=(0, 2))
     shown = 0.5 + total / (2 * n * m * tasks)
-    return float((shown >= needed - 1e-12).mean())
+    return float((shown >= critical_improvement(n, m, tasks, level) - 1e-12).mean())
+
+
+@lru_cache(maxsize=16)
+def _draws(drawn: int, runs: int, tasks: int, *, first: bool) -> FloatArray:
+    """How often each run is drawn in each simulated experiment, [tasks, simulations, runs]."""
+    rng = np.random.default_rng(int(first))
+    shares = np.full(runs, 1 / runs)
+    return rng.multinomial(drawn, shares, size=(tasks, SIMULATIONS)).astype(np.float64)
 
 
 @cache

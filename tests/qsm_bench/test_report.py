@@ -962,19 +962,39 @@ def test_the_page_works_in_a_browser(full: Path, width: int) -> None:
 
 @pytest.mark.slow
 @needs_chromium
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_first_screen_has_the_answer_and_the_ranking(tmp_path: Path, seeds: int) -> None:
+    agents = [f"{name}[x=1]" for name in ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")]
+    results = make_results(agents, tuple("abcdef"), seeds, evaluations=2, episodes=1)
+    page = write_report(with_cell(results, agents[0], "a", status="running"), tmp_path / "r")
+    ends, _ = browse(
+        page,
+        1440,
+        """() => [...document.querySelectorAll("#the-answer li, #the-answer svg")].map(
+            (part) => [part.tagName, part.getBoundingClientRect().bottom])""",
+    )
+    kinds = [kind.lower() for kind, _ in ends]
+    first = ends[: kinds.index("svg") + 1]
+    assert 2 <= len(first) <= 3
+    assert all(bottom < 900 for _, bottom in first)
+    assert len(kinds) > len(first)  # the warnings come after the ranking
+
+
+@pytest.mark.slow
+@needs_chromium
 def test_nothing_is_cut_off_on_paper(full: Path) -> None:
     """A4 has 718 pixels between Chromium's margins."""
-    ends, messages = browse(
+    parts, messages = browse(
         full / "index.html",
         718,
         """() => [...document.querySelectorAll("table, svg, pre, p")].map(
-            (part) => part.getBoundingClientRect().right)""",
+            (part) => [part.getBoundingClientRect().right, part.checkVisibility()])""",
         media="print",
     )
     assert messages == []
-    assert len(ends) > 20
-    assert max(ends) <= 718
-    assert min(ends) > 0  # what is folded away on the screen is on paper
+    assert len(parts) > 20
+    assert max(end for end, _ in parts) <= 718
+    assert all(visible for _, visible in parts)  # also what is folded away on the screen
 
 
 @pytest.mark.slow

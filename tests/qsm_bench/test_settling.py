@@ -70,7 +70,7 @@ def test_no_number_of_seeds_tells_equal_runs_apart(seeds: int, tasks: int) -> No
     assert seeds_needed(runs(seeds, tasks), runs(seeds, tasks), 0.05) is None
 
 
-def test_which_agent_is_named_first_does_not_matter_much_and_a_larger_lead_needs_less() -> None:
+def test_a_larger_lead_needs_fewer_seeds_and_a_smaller_level_more() -> None:
     x, y = runs(8, 2), runs(8, 2, state=1)
     needed = [seeds_needed(x + shift, y, 0.05) for shift in (0.8, 1.2, 2.0, 4.0)]
     known = [n for n in needed if n is not None]
