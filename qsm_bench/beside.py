@@ -8,7 +8,8 @@ from qsm_bench.comparable import protocol_differences
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment
 from qsm_bench.protocol import Protocol
-from qsm_bench.record import LoadedRecord, Record
+from qsm_bench.record import LoadedRecord
+from qsm_bench.relabeling import relabeled
 from qsm_bench.results import ReferenceCurve, Results
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     staged = "stages" in results.experiment
     apart = find_differences(conditions_of(results.cells), loaded, staged=staged)
     joined = [task for task, reason in apart.items() if not reason]
-    theirs = _labeled(loaded.results, loaded.record)
+    labels = {agent: f"{agent} ({loaded.record.name})" for agent in loaded.record.agents}
+    theirs = relabeled(loaded.results, labels)
     return replace(
         results,
         experiment={
@@ -49,6 +51,7 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         slices=_appended(results.slices, theirs.slices, joined),
         notes=(*results.notes, *theirs.notes),
         references=tuple(_curves(theirs, [task for task in apart if task not in joined])),
+        recorded=tuple(labels.values()),
         beside=(_introduction(loaded), *differences_text(apart, loaded)),
     )
 
@@ -119,24 +122,6 @@ def _shown(value: Any) -> str:
 
 def _introduction(loaded: LoadedRecord) -> str:
     return f"({loaded.record.name}) marks the runs of a record: {loaded.record.summary}."
-
-
-def _labeled(results: Results, record: Record) -> Results:
-    """The record's results with its name behind every agent's."""
-    labels = {agent: f"{agent} ({record.name})" for agent in record.agents}
-
-    def labeled(table: "pd.DataFrame") -> "pd.DataFrame":
-        return table.assign(agent=table["agent"].map(labels))
-
-    return replace(
-        results,
-        experiment={**results.experiment, "agents": list(labels.values())},
-        cells=[{**cell, "agent": labels[cell["agent"]]} for cell in results.cells],
-        evaluations=labeled(results.evaluations),
-        training=labeled(results.training),
-        diagnostics=labeled(results.diagnostics),
-        slices=labeled(results.slices),
-    )
 
 
 def _appended(own: "pd.DataFrame", theirs: "pd.DataFrame", tasks: Sequence[str]) -> "pd.DataFrame":

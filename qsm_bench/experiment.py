@@ -256,7 +256,7 @@ def parse_agents(text: str, settings: Settings | None = None) -> tuple[AgentEntr
     Raises UserError for text of another form, and AgentError for an unknown agent.
     """
     settings = settings or {}
-    names = [re.sub(r"\[.*", "", item) for item in _split(text)]
+    names = [re.sub(r"\[.*", "", item) for item in split_outside_brackets(text)]
     for agent, own in settings.items():
         if agent not in names:
             raise UserError(
@@ -264,7 +264,7 @@ def parse_agents(text: str, settings: Settings | None = None) -> tuple[AgentEntr
                 f"{did_you_mean(agent, names)}"
             )
     entries = []
-    for item in _split(text):
+    for item in split_outside_brackets(text):
         match = re.fullmatch(r"([^\[\]]+?)(?:\[(.*)\])?", item)
         if not match:
             raise UserError(f"agent {item!r}: write it as name or name[setting=value,...]")
@@ -275,7 +275,7 @@ def parse_agents(text: str, settings: Settings | None = None) -> tuple[AgentEntr
                 "this program: put it in a module"
             )
         asked = dict(settings.get(name, {}))
-        for pair in _split(inside) if inside is not None else ():
+        for pair in split_outside_brackets(inside) if inside is not None else ():
             key, equals, value = pair.partition("=")
             if not equals:
                 raise UserError(f"agent {item!r}: {pair!r} is not of the form setting=value")
@@ -302,7 +302,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _split(text: str) -> Sequence[str]:
+def split_outside_brackets(text: str) -> Sequence[str]:
     """Split at the commas that stand outside brackets."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):

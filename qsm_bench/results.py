@@ -77,13 +77,20 @@ class Results:
     """What others have measured, where it was imported."""
     references: tuple[ReferenceCurve, ...] = ()
     """The cells of a record that are only drawn."""
+    recorded: tuple[str, ...] = ()
+    """The labels of a record's agents, if these results stand beside one."""
     beside: tuple[str, ...] = ()
-    """Sentences on the record that these results stand beside, if they do."""
+    """Sentences on that record."""
 
     @property
-    def elsewhere(self) -> "list[ExternalCurve | ReferenceCurve]":
-        """All curves of somebody else, imported or of a record."""
+    def curves_elsewhere(self) -> "list[ExternalCurve | ReferenceCurve]":
+        """All curves of somebody else that are no cells here: imported, or of a record."""
         return [*self.external.curves, *self.references]
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """The labels of all that was measured elsewhere: no seeds can be added to it here."""
+        return {*self.recorded, *(curve.name for curve in self.curves_elsewhere)}
 
 
 @dataclass(frozen=True)

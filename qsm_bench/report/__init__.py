@@ -3,14 +3,22 @@
 from pathlib import Path
 
 from qsm_bench.published import Published, published_scores
-from qsm_bench.report import runs, scores
+from qsm_bench.report import answer, pairs, runs, scores
 from qsm_bench.report.document import Document, write_document
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
+from qsm_bench.report.labels import without_shared_settings
 from qsm_bench.report.wording import count
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of, tasks_of
+
+LEAD = (
+    "All agents were trained and evaluated under one protocol. A step is one decision of the "
+    "agent. A run is one agent on one task with one seed. Its score is the mean return over the "
+    "episodes of its last evaluation, not of its best one. In an evaluation, every action is one "
+    "sample of the policy."
+)
 
 
 def write_report(results: Results, folder: str | Path, published: Published | None = None) -> Path:
@@ -18,36 +26,34 @@ def write_report(results: Results, folder: str | Path, published: Published | No
 
     Where task and budget fit, the report shows published scores next to the results; by default
     those of this repository. The report is replaced as a whole: a reader of ``folder`` never sees
-    a half-written one. The same results give the same files. Returns the path of index.html.
+    a half-written one. The same results give the same files. Settings that all agents share leave
+    their labels. Returns the path of index.html.
 
     Raises UserError if there is nothing to report yet, or if ``folder`` contains anything that no
     report wrote.
     """
     folder = Path(folder)
+    results, shared = without_shared_settings(results)
+    settings = [f"All agents: {', '.join(shared)}."] if shared else []
     analysis = Analysis(results)
-    answer = scores.answer(analysis)
+    said = answer.sentences(analysis)
     budgets = {cell["task"]: cell["steps"] for cell in results.cells}
     published = (published or published_scores()).within(budgets)
     agents, tasks = agents_of(results), tasks_of(results)
     with replacing(folder) as fresh:
-        external = dict.fromkeys(curve.name for curve in results.elsewhere)
+        external = dict.fromkeys(curve.name for curve in results.curves_elsewhere)
         drawing = Drawing.into(fresh, agents, list(external))
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
-            lead=(
-                "All agents were trained and evaluated under one protocol. A step is one decision "
-                "of the agent. A run is one agent on one task with one seed. Its score is the mean "
-                "return over the episodes of its last evaluation, not of its best one. In an "
-                "evaluation, every action is one sample of the policy."
-                + "".join(f" {sentence}" for sentence in results.beside)
-            ),
+            lead=" ".join([LEAD, *settings, *results.beside]),
             sections=[
-                answer,
+                answer.answer(said, analysis, drawing),
+                scores.learning_curves(analysis, drawing, published),
+                runs.cost(analysis, drawing),
+                pairs.settling(analysis),
+                pairs.pairs(analysis, drawing),
                 scores.aggregate_scores(analysis, drawing),
                 scores.profiles(analysis, drawing),
-                scores.improvement(analysis, drawing),
-                scores.sample_efficiency(analysis, drawing, published),
-                runs.cost(analysis, drawing),
                 scores.every_run(analysis),
                 runs.trainers(results, drawing),
                 runs.what_ran(results),

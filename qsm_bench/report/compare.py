@@ -23,15 +23,25 @@ from qsm_bench.report.document import (
 )
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
-from qsm_bench.report.scores import BOOTSTRAP, TOO_FEW_RUNS, needed_probability
-from qsm_bench.report.wording import NONE, count, interval, listed, number, p_value_text
+from qsm_bench.relabeling import relabeled
+from qsm_bench.report.wording import (
+    BOOTSTRAP,
+    NONE,
+    count,
+    interval,
+    listed,
+    number,
+    p_value_text,
+)
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import bootstrap
 from qsm_bench.statistics.selection import FloatArray, agents_of, tasks_of
-from qsm_bench.statistics.significance import FALSE_ALARMS, compare_pairs
+from qsm_bench.statistics.significance import FALSE_ALARMS, compare_pairs, names_better
 
 SAME, NOT_FOUND = "the same numbers", "no difference found"
+DIFFERENT = "different"
+"""The outcome of a verdict where the agent that wins more runs has the lower mean return."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,8 @@ class Change:
     def overall(self) -> pd.DataFrame:
         """A row for each agent: its second experiment against its first, over all tasks.
 
-        The columns of ``compare_pairs``, and: agent, outcome (which is better, or one of ``SAME``
-        and ``NOT_FOUND``).
+        The columns of ``compare_pairs``, and: agent, outcome (which is better, or one of ``SAME``,
+        ``NOT_FOUND`` and ``DIFFERENT``).
         """
         shared = self.analysis.comparison.shared_tasks
         pairs = {a: (*labels, shared(*labels)) for a, labels in self.labels.items()}
@@ -121,6 +131,8 @@ class Change:
             for task in comparison.shared_tasks(*labels)
         ]
         table = compare_pairs(comparison, [(*self.labels[agent], [task]) for agent, task in keys])
+        same = [self._is_same(agent, [task]) for agent, task in keys]
+        table = table.assign(outcome=_outcomes(table, same))
         table = table.drop(columns=["low", "high", "tasks", "wins", "ties"])
         table.insert(0, "agent", [agent for agent, _ in keys])
         table.insert(1, "task", [task for _, task in keys])
@@ -130,8 +142,7 @@ class Change:
             value, low, high = bootstrap(_difference, y, x)
             rows.append((x.mean(), y.mean(), value[0], low[0], high[0]))
         table[["first", "second", "difference", "low", "high"]] = rows
-        same = [self._is_same(agent, [task]) for agent, task in keys]
-        return table.assign(outcome=_outcomes(table, same))
+        return table
 
     def _is_same(self, agent: str, tasks: Sequence[str]) -> bool:
         x, y = (
@@ -169,13 +180,18 @@ class Change:
         higher = f"higher mean return on {row['wins']} of {tasks}"
         improvement = interval(row["probability"], row["low"], row["high"])
         evidence = (
-            f"probability of improvement {improvement}; {p_value_text(row['p'])}, adjusted for all "
-            "agents"
+            f"a run of {row['better']} beats one of {row['worse']} with probability {improvement}; "
+            f"{p_value_text(row['p'])}, adjusted for all agents"
         )
         if row["verdict"]:
-            return f"{row['agent']}: {row['outcome']}; {higher}; {evidence}."
-        why = needed_probability(row["detectable"]) if row["attainable"] else TOO_FEW_RUNS
-        return f"{row['agent']}: {NOT_FOUND}; {row['better']} has the {higher}; {evidence}; {why}."
+            subject = f"{row['better']} has the " if row["outcome"] == DIFFERENT else ""
+            return f"{row['agent']}: {row['outcome']}; {subject}{higher}; {evidence}."
+        why = (
+            f"a verdict needed a probability of at least {number(row['detectable'])}"
+            if row["attainable"]
+            else "so few runs could not have led to a verdict, whatever their returns"
+        )
+        return f"{row['agent']}: {NOT_FOUND}; {evidence}; {why}."
 
 
 def write_comparison(first: Results, second: Results, folder: Path) -> tuple[Path, str]:
@@ -339,26 +355,30 @@ def _renamed(results: Results, labels: Mapping[str, str], tasks: list[str]) -> R
     """The part of the results with these agents and tasks, the agents under their new labels."""
 
     def part(table: pd.DataFrame) -> pd.DataFrame:
-        kept = table[table["agent"].isin(labels) & table["task"].isin(tasks)]
-        return kept.assign(agent=kept["agent"].map(labels))
+        return table[table["agent"].isin(labels) & table["task"].isin(tasks)]
 
-    return replace(
+    kept = replace(
         results,
-        cells=[
-            {**cell, "agent": labels[cell["agent"]]}
-            for cell in results.cells
-            if cell["agent"] in labels and cell["task"] in tasks
-        ],
+        cells=[c for c in results.cells if c["agent"] in labels and c["task"] in tasks],
         evaluations=part(results.evaluations),
         training=part(results.training),
         external=External(),
     )
+    return relabeled(kept, labels)
 
 
 def _outcomes(table: pd.DataFrame, same: list[bool]) -> list[str]:
     return [
-        SAME if equal else f"{row['better']} is better" if row["verdict"] else NOT_FOUND
-        for row, equal in zip(table.to_dict("records"), same, strict=True)
+        SAME
+        if equal
+        else f"{row['better']} is better"
+        if named
+        else DIFFERENT
+        if row["verdict"]
+        else NOT_FOUND
+        for row, named, equal in zip(
+            table.to_dict("records"), names_better(table), same, strict=True
+        )
     ]
 
 

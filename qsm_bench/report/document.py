@@ -82,7 +82,16 @@ class Picture:
     height, from the top left, and the text."""
 
 
-Block = Text | Warnings | Bullets | Code | Table | Picture
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that a reader opens to see."""
+
+    kind: ClassVar[str] = "fold"
+    title: str
+    blocks: "Sequence[Block]"
+
+
+Block = Text | Warnings | Bullets | Code | Table | Picture | Fold
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,16 @@ class Document:
     sections: Sequence[Section]
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks, in order."""
+        """All blocks, in order; a fold comes before the blocks in it."""
         for section in self.sections:
-            yield from section.blocks
+            yield from _with_folded(section.blocks)
+
+
+def _with_folded(blocks: Sequence[Block]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        if isinstance(block, Fold):
+            yield from _with_folded(block.blocks)
 
 
 def write_document(document: Document, folder: Path) -> None:

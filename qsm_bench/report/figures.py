@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 
 from qsm_bench.report.wording import interval, number
 from qsm_bench.statistics.estimates import STATISTICS
+from qsm_bench.statistics.ranking import BOUNDS, Ranking
 from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL
 from qsm_bench.visible import visible
 
@@ -165,34 +166,68 @@ def aggregate_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -
     return chart
 
 
-def pair_intervals(table: pd.DataFrame, styles: Mapping[str, AgentStyle]) -> Chart:
-    """A row for each pair: the probability that a run of the first agent beats the second's."""
+def ranking(ranked: Ranking, styles: Mapping[str, AgentStyle]) -> Chart:
+    """A row for each agent, best first: its values, and the groups that cannot be told apart.
+
+    There is a panel for the value at the end, and one for the area under the curve if it is known.
+    At the right, a line with a letter joins the agents of each group of two or more.
+    """
+    agents = ranked.agents
+    labels = [_wrapped(agent, LABEL) for agent in agents]
+    width, lines = _extent(labels)
+    measure = _wrapped(ranked.measure, TITLE)
+    shown = [
+        (when, ranked.table[[*columns]].set_axis(["value", "low", "high"], axis=1))
+        for when, columns in ((FINAL, BOUNDS[:3]), (AREA_UNDER_CURVE, BOUNDS[3:]))
+        if ranked.table[columns[0]].notna().any()
+    ]
+    joined = [(group, name) for group, name in ranked.named_groups if len(group) > 1]
+    widths = [3.2] * len(shown) + [max(1.6, 0.25 * len(joined) + 0.3)] * bool(joined)
+    height = 0.8 + LINE * _extent([measure])[1] + max(0.27, LINE * lines + 0.08) * len(agents)
+    size = (0.5 + width + sum(widths), height)
     with mpl.rc_context(STYLE):
-        names = [f"{row['better']} over {row['worse']}" for _, row in table.iterrows()]
-        labels = [_wrapped(name, 2 * LABEL) for name in names]
-        width, lines = _extent(labels)
-        row_height = max(0.4 if len(names) <= 20 else 0.2, LINE * lines + 0.05)
-        size = (5.5 + width, 1.0 + row_height * len(names))
         chart = Chart(Figure(figsize=size, layout="constrained"))
-        panel = chart.figure.subplots()
-        panel.axvline(0.5, color=INK, linewidth=1, linestyle=":")
-        for y, (name, (_, row)) in enumerate(zip(names, table.iterrows(), strict=True)):
-            _interval(chart, panel, row, y, styles[row["better"]], name, value="probability")
-        panel.set_yticks(range(len(names)), labels)
-        panel.set_ylim(len(names) - 0.5, -0.5)
-        panel.set_xlim(-0.02, 1.02)
-        panel.grid(visible=False, axis="y")
-        panel.set_xlabel("probability of improvement")
+        panels = chart.figure.subplots(
+            1, len(widths), sharey=True, squeeze=False, width_ratios=widths
+        )[0]
+        for panel, (when, values) in zip(panels, shown, strict=False):
+            for y, agent in enumerate(agents):
+                name = f"{agent}, {ranked.measure} {when}"
+                _interval(chart, panel, values.iloc[y], y, styles[agent], name, when=when)
+            panel.set_title(when)
+            panel.set_xlabel(measure)
+            panel.locator_params(axis="x", nbins=5)
+            panel.grid(visible=False, axis="y")
+        panels[0].set_yticks(range(len(agents)), labels)
+        panels[0].set_ylim(len(agents) - 0.5, -0.8)
+        if joined:
+            _join(chart, panels[-1], agents, joined)
     return chart
 
 
-def pair_matrix(matrix: pd.DataFrame) -> Chart:
+def _join(
+    chart: Chart, panel: Axes, agents: Sequence[str], joined: Sequence[tuple[Sequence[str], str]]
+) -> None:
+    """A line with a letter for each group, and a dot on it for each of its agents."""
+    for x, (group, letter) in enumerate(joined):
+        rows = [agents.index(agent) for agent in group]
+        panel.plot([x] * len(rows), rows, color=INK, marker="o", linewidth=2)
+        panel.text(x, rows[0] - 0.3, letter, ha="center", va="bottom")
+        text = f"Cannot be told apart: {', '.join(group)}"
+        chart.values.extend((panel, float(x), float(y), text) for y in rows)
+    panel.set_xlim(-0.7, len(joined) - 0.3)
+    panel.set_title("cannot be told apart")
+    panel.set_axis_off()
+
+
+def pair_matrix(matrix: pd.DataFrame, verdicts: pd.DataFrame) -> Chart:
     """A square for each pair: the probability that a run of the row beats one of the column.
 
-    A square is blank if the probability is unknown.
+    A square is blank if the probability is unknown. It is bold, with an asterisk, where
+    ``verdicts``, which has the same rows and columns, is True.
     """
     agents = list(matrix.index)
-    values = matrix.to_numpy(dtype=float)
+    values, decided = matrix.to_numpy(dtype=float), verdicts.to_numpy(dtype=bool)
     labels = [_wrapped(agent, LABEL) for agent in agents]
     width, lines = _extent(labels)
     across = max(0.5, LINE * lines + 0.1) * len(agents)
@@ -206,12 +241,14 @@ def pair_matrix(matrix: pd.DataFrame) -> Chart:
             panel.text(
                 x + 0.5,
                 y + 0.5,
-                f"{values[y, x]:.2f}",
+                f"{values[y, x]:.2f}" + "*" * bool(decided[y, x]),
+                weight="bold" if decided[y, x] else "normal",
                 ha="center",
                 va="center",
                 color="#ffffff" if dark else "#000000",
             )
-            text = f"{agents[y]} over {agents[x]}: {number(values[y, x])}"
+            text = f"A run of {agents[y]} beats one of {agents[x]}: {number(values[y, x])}"
+            text += ", a verdict" * bool(decided[y, x])
             chart.values.append((panel, x + 0.5, y + 0.5, text))
         ticks = np.arange(len(agents)) + 0.5
         panel.set_xticks(ticks, labels, rotation=90)
@@ -374,20 +411,20 @@ def _interval(
     style: AgentStyle,
     name: str,
     *,
-    when: str = FINAL,
-    value: str = "value",
+    when: str,
 ) -> None:
     panel.plot([row["low"], row["high"]], [y, y], color=style.color, linewidth=3, alpha=0.5)
     panel.plot(
-        [row[value]],
+        [row["value"]],
         [y],
         color=style.color,
         marker=style.marker,
         markersize=7,
         markerfacecolor=style.color if when == FINAL else PAPER,
     )
-    text = f"{name}: {interval(row[value], row['low'], row['high'])}"
-    chart.values.append((panel, float(row[value]), y, text))
+    if np.isfinite(row["value"]):
+        text = f"{name}: {interval(row['value'], row['low'], row['high'])}"
+        chart.values.append((panel, float(row["value"]), y, text))
 
 
 def _name_axes(panels: Sequence[Axes], columns: int, x: str, y: str) -> None:

@@ -1,6 +1,5 @@
-"""Sections on the results: which agent is better, by how much, and with what evidence."""
+"""Sections on the scores: learning curves, aggregates, and every run."""
 
-from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
@@ -8,124 +7,19 @@ import pandas as pd
 
 from qsm_bench.external import ExternalCurve
 from qsm_bench.published import Published
-from qsm_bench.report import figures, staging
+from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.runs import MISSING_TITLE
-from qsm_bench.report.wording import NONE, count, interval, listed, number
+from qsm_bench.report.wording import BOOTSTRAP, NONE, count, interval, listed, number
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import (
-    CONFIDENCE,
-    REPLICATIONS,
     STATISTICS,
     aggregate_curves,
     final_scores,
     performance_profiles,
 )
-from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL, Comparison, tasks_of
-from qsm_bench.statistics.significance import FALSE_ALARMS
-
-FEW_SEEDS, FEW_TASKS = 5, 3
-"""With fewer seeds or tasks than these, the report has a warning."""
-
-SEE_MISSING = f'see "{MISSING_TITLE}"'
-
-BOOTSTRAP = (
-    f"Intervals: {CONFIDENCE:.0%} stratified bootstrap over seeds, {REPLICATIONS:,} replications."
-)
-
-
-def answer(analysis: Analysis) -> Section:
-    """One sentence for each pair of agents, and the warnings that a reader needs with them."""
-    comparison = analysis.comparison
-    sentences = [_verdict(pair) for _, pair in analysis.pairs.iterrows()]
-    if not comparison.agents:
-        sentences = ["No agent has a run to compare: all of them failed or diverged."]
-    elif not sentences:
-        sentences = [f"Only {listed(comparison.agents)} has runs: there are no pairs to compare."]
-    warnings = [*_warnings(comparison, analysis.results), *staging.warnings(analysis)]
-    blocks: list[Block] = [Bullets(sentences)]
-    if by_stage := staging.sentences(analysis):
-        blocks.append(Bullets(by_stage))
-    if len(analysis.pairs) > 1:
-        verdicts = int(analysis.pairs["verdict"].sum())
-        blocks.insert(0, Text(f"Verdicts: {verdicts} of {len(analysis.pairs)} pairs of agents."))
-    if warnings:
-        blocks.append(Warnings(warnings))
-    return Section("The answer", blocks)
-
-
-def _verdict(pair: "pd.Series[float]") -> str:
-    better, worse = str(pair["better"]), str(pair["worse"])
-    seeds = sorted({int(pair["seeds_better"]), int(pair["seeds_worse"])})
-    runs = f"{' and '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}"
-    higher = f"higher mean return on {int(pair['wins'])} of {count(int(pair['tasks']), 'task')}"
-    improvement = (
-        f"probability of improvement {interval(pair['probability'], pair['low'], pair['high'])}"
-    )
-    evidence = staging.evidence(pair)
-    if pair["verdict"]:
-        return f"{better} is better than {worse} ({runs}): {higher}; {improvement}; {evidence}."
-    if not pair["attainable"]:
-        evidence = TOO_FEW_RUNS
-    if np.isfinite(pair["detectable"]):
-        evidence += f"; {needed_probability(pair['detectable'])}"
-    return (
-        f"Cannot tell whether {better} or {worse} is better ({runs}): {better} has the {higher}; "
-        f"{improvement}; {evidence}."
-    )
-
-
-TOO_FEW_RUNS = "so few runs could not have led to a verdict, whatever their returns"
-
-
-def needed_probability(detectable: float) -> str:
-    """Say how large the probability of improvement had to be for a verdict."""
-    return f"a verdict needed a probability of at least {number(detectable)}"
-
-
-def _warnings(comparison: Comparison, results: Results) -> list[str]:
-    warnings = []
-    unfinished = [c for c in results.cells if c["status"] in ("pending", "running", "interrupted")]
-    if unfinished:
-        warnings.append(
-            f"This report is partial: {len(unfinished)} of {count(len(results.cells), 'cell')} "
-            "have not finished."
-        )
-    failed = [c for c in results.cells if c["status"] == "failed"]
-    if failed:
-        warnings.append(f"{count(len(failed), 'cell')} failed: {SEE_MISSING}.")
-    if results.damaged:
-        warnings.append(
-            f"{count(len(results.damaged), 'cell')} cannot be read and "
-            f"{'is' if len(results.damaged) == 1 else 'are'} left out: {SEE_MISSING}."
-        )
-    diverged = sum(len(cell.get("diverged", {})) for cell in results.cells)
-    if diverged:
-        warnings.append(
-            f"{count(diverged, 'run')} diverged and {'is' if diverged == 1 else 'are'} not in the "
-            "statistics: an agent that sometimes diverges is judged here by its other runs only."
-        )
-    lost = sum(len(cell.get("failed_seeds", {})) for cell in results.cells)
-    if lost:
-        warnings.append(
-            f"{count(lost, 'run')} failed in the environment and {'is' if lost == 1 else 'are'} "
-            f"not in the statistics: {SEE_MISSING}."
-        )
-    seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
-    if seeds < FEW_SEEDS:
-        warnings.append(
-            f"Only {count(seeds, 'seed')}: with so few, bootstrap intervals are too narrow, and "
-            "only large differences can be distinguished from chance."
-        )
-    tasks = len(comparison.tasks)
-    if tasks < FEW_TASKS:
-        warnings.append(
-            f"Only {count(tasks, 'task')}: the results say nothing about other tasks, and "
-            "aggregates over so few tasks add nothing to the results of each task."
-        )
-    return warnings
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL, tasks_of
 
 
 def aggregate_scores(analysis: Analysis, drawing: Drawing) -> Section:
@@ -198,87 +92,7 @@ def profiles(analysis: Analysis, drawing: Drawing) -> Section:
     )
 
 
-def improvement(analysis: Analysis, drawing: Drawing) -> Section:
-    """The probability that a run of one agent beats a run of another."""
-    table = analysis.pairs
-    if table.empty:
-        return Section("Probability of improvement", [Text("There are no pairs of agents.")])
-    matrix = _matrix(table, analysis.comparison.agents)
-    matrix_cells = pd.DataFrame(
-        {
-            "a run of": agent,
-            **{f"beats {other}": number(value) for other, value in matrix.loc[agent].items()},
-        }
-        for agent in matrix.index
-    )
-    cells = pd.DataFrame(
-        {
-            "pair": f"{row['better']} over {row['worse']}",
-            "probability of improvement": interval(row["probability"], row["low"], row["high"]),
-            "higher mean on": f"{row['wins']} of {row['tasks']}",
-            "p": number(row["p"], 2),
-            "verdict": "better" if row["verdict"] else "cannot tell",
-            **staging.stage_cell(row),
-        }
-        for _, row in table.iterrows()
-    )
-    return Section(
-        "Probability of improvement",
-        [
-            Table(
-                "pairs",
-                "Probability that a run of the first agent beats a run of the second on the same "
-                f"task, averaged over tasks. {BOOTSTRAP} p: exact permutation test of the "
-                "hypothesis that the two agents are equal, with Holm's adjustment over all pairs. "
-                "Verdicts depend on p only. If all agents are equal, at most "
-                f"{FALSE_ALARMS:.0%} of experiments name a better one." + staging.caption(analysis),
-                cells,
-                table,
-            ),
-            drawing.picture(
-                "improvement",
-                figures.pair_intervals(table, drawing.styles),
-                table,
-                alt="Probability of improvement of each pair with its interval; 0.5 is no "
-                "difference. "
-                + "; ".join(
-                    f"{r['pair']} {r['probability of improvement']}"
-                    for r in cells.to_dict("records")
-                ),
-                caption=f"0.5 is no difference. {BOOTSTRAP}",
-            ),
-            drawing.picture(
-                "improvement-matrix",
-                figures.pair_matrix(matrix),
-                matrix.rename_axis("agent").reset_index(),
-                alt="Matrix of the probability that a run of the row's agent beats one of the "
-                "column's. "
-                + "; ".join(
-                    f"{r['better']} over {r['worse']} {number(r['probability'])}"
-                    for r in table.to_dict("records")
-                ),
-                caption="Probability that a run of the row's agent beats a run of the column's.",
-            ),
-            Table(
-                "improvement-matrix",
-                "The same numbers as a table. The two entries of a pair add up to 1.",
-                matrix_cells,
-                matrix.rename_axis("agent").reset_index(),
-            ),
-        ],
-    )
-
-
-def _matrix(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
-    """Probability that the row's agent improves on the column's; NaN where it is not known."""
-    matrix = pd.DataFrame(np.nan, index=list(agents), columns=list(agents))
-    for pair in pairs.to_dict("records"):
-        matrix.loc[pair["better"], pair["worse"]] = pair["probability"]
-        matrix.loc[pair["worse"], pair["better"]] = 1 - pair["probability"]
-    return matrix
-
-
-def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published) -> Section:
+def learning_curves(analysis: Analysis, drawing: Drawing, published: Published) -> Section:
     """Learning curves over all tasks and on each task, with published scores next to them."""
     comparison = analysis.comparison
     blocks: list[Block] = []
@@ -307,7 +121,7 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
         )
     by_task = analysis.task_curves
     if by_task.empty:
-        return Section("Sample efficiency", [*blocks, Text("No run has finite returns.")])
+        return Section("Learning curves", [*blocks, Text("No run has finite returns.")])
     marks = _marks(analysis.results, published)
     last = by_task.groupby(["task", "agent"], sort=False).last().reset_index()
     ends = "; ".join(
@@ -343,7 +157,7 @@ def sample_efficiency(analysis: Analysis, drawing: Drawing, published: Published
         blocks.append(Bullets(external))
     if len(published.scores):
         blocks += _published(by_task, published)
-    return Section("Sample efficiency", blocks)
+    return Section("Learning curves", blocks)
 
 
 def _external(analysis: Analysis) -> list[str]:
@@ -354,10 +168,7 @@ def _external(analysis: Analysis) -> list[str]:
     sentences = []
     for name, curves in imported.items():
         files = listed([f"{c.declared.source} ({c.declared.task})" for c in curves])
-        if name in analysis.comparison.agents and analysis.stages:
-            use = "Its protocol was declared equal, but it is in no pair: the plan of the stages "
-            use += "does not have it."
-        elif name in analysis.comparison.agents:
+        if name in analysis.comparison.agents:
             use = "Its protocol was declared equal: it is compared as one more agent."
         elif any(curve.declared.equal_protocol for curve in curves):
             use = "Its protocol was declared equal, but it cannot be compared: see what is missing."

@@ -1,12 +1,10 @@
 """What a report says of an experiment in stages, and of one that was given more seeds later."""
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from qsm_bench.report.wording import count, listed, p_value_text
+from qsm_bench.report.wording import count, listed
 from qsm_bench.results import Results
 from qsm_bench.stages import FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis
@@ -35,17 +33,7 @@ def warnings(analysis: Analysis) -> list[str]:
     return [*_added(analysis.results), *_early(analysis)]
 
 
-def evidence(pair: "pd.Series[Any]") -> str:
-    """The p-value of a pair in words, with the stage at which it was decided, if it has stages."""
-    if "stage" not in pair:
-        return f"{p_value_text(pair['p'])}, adjusted for all pairs"
-    if np.isnan(pair["p"]):
-        return "not tested yet"
-    fell = f"; decided with {pair['stage']:.0f} seeds" if pair["verdict"] else ""
-    return f"{p_value_text(pair['p'])}, adjusted for all pairs and stages{fell}"
-
-
-def stage_cell(pair: "pd.Series[Any]") -> dict[str, str]:
+def stage_cell(pair: Mapping[Any, Any]) -> dict[str, str]:
     """The column of a table of pairs that says at how many seeds a verdict fell."""
     if "stage" not in pair:
         return {}

@@ -1,11 +1,17 @@
 """Numbers and lists as text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from qsm_bench.statistics.estimates import CONFIDENCE, REPLICATIONS
+
 NONE = "\N{EM DASH}"
 """The text in place of a missing number."""
+
+BOOTSTRAP = (
+    f"Intervals: {CONFIDENCE:.0%} stratified bootstrap over seeds, {REPLICATIONS:,} replications."
+)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -41,3 +47,9 @@ def listed(names: Sequence[str]) -> str:
 def count(number_of: int, what: str) -> str:
     """``1 seed``, ``3 seeds``."""
     return f"{number_of:,} {what}" + ("" if number_of == 1 else "s")
+
+
+def span(numbers: Iterable[int]) -> str:
+    """The smallest and the largest number, ``3 to 5``, or the only one, ``5``."""
+    different = sorted({int(value) for value in numbers})
+    return str(different[0]) if len(different) == 1 else f"{different[0]} to {different[-1]}"

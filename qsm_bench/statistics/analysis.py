@@ -8,7 +8,9 @@ import pandas as pd
 from qsm_bench.results import Results
 from qsm_bench.stages import Stages, read_stages
 from qsm_bench.statistics.estimates import aggregates, task_curves
+from qsm_bench.statistics.ranking import Ranking, ranking
 from qsm_bench.statistics.selection import Comparison, external_curves, learning_curves, select_runs
+from qsm_bench.statistics.settling import seconds_per_seed, settling
 from qsm_bench.statistics.significance import compare_all_pairs
 from qsm_bench.statistics.stages import Look, looks_at, staged_pairs
 
@@ -48,6 +50,19 @@ class Analysis:
     def aggregates(self) -> pd.DataFrame:
         """Aggregated scores of each agent: see ``estimates.aggregates`` for the columns."""
         return aggregates(self.comparison)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The agents, best first, and those that cannot be told apart."""
+        return ranking(self.comparison, self.aggregates, self.pairs)
+
+    @cached_property
+    def settling(self) -> pd.DataFrame:
+        """What each open pair needs for a verdict: see ``settling.settling`` for the columns."""
+        seconds = seconds_per_seed(self.results)
+        return settling(
+            self.comparison, self.pairs, seconds, self.ranking.agents, self.results.elsewhere
+        )
 
     @cached_property
     def task_curves(self) -> pd.DataFrame:

@@ -265,7 +265,7 @@ def external_curves(results: Results) -> dict[CellKey, Curves]:
     """Every curve from elsewhere, at the steps that all its seeds have and that ours reach."""
     budgets = {cell["task"]: cell["steps"] for cell in results.cells}
     curves = {}
-    for curve in results.elsewhere:
+    for curve in results.curves_elsewhere:
         task = curve.task
         table = curve.rows.pivot(index="seed", columns="step", values="return")
         counts = curve.rows.groupby("step").size()

@@ -104,6 +104,35 @@ def _adjusted(p: FloatArray, untested: int, level: float) -> FloatArray:
     return np.minimum(1.0, adjusted * (FALSE_ALARMS / level))
 
 
+def names_better(pairs: pd.DataFrame) -> "pd.Series[bool]":
+    """For each row of ``compare_pairs``, whether "better" may be called better than "worse".
+
+    There is a verdict, and the mean return of "better" is higher on at least half of the tasks; a
+    task with equal means counts half. The two can disagree: one agent may win more runs by a
+    little, and the other fewer by a lot.
+    """
+    return pairs["verdict"].astype(bool) & (2 * pairs["wins"] + pairs["ties"] >= pairs["tasks"])
+
+
+def in_order(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
+    """The rows of ``compare_pairs`` so that no agent of an open pair stands out.
+
+    The columns are the same, with "first" and "second" in place of "better" and "worse". Where
+    there is no verdict, the two stand in the order of ``agents``, and probability, low, high and
+    wins are the first's. The rows are sorted in this order, too.
+    """
+    table = pairs.rename(columns=lambda c: c.replace("better", "first").replace("worse", "second"))
+    rank = {agent: i for i, agent in enumerate(agents)}
+    turned = ~table["verdict"].astype(bool) & (table["first"].map(rank) > table["second"].map(rank))
+    for one, other in (("first", "second"), ("seeds_first", "seeds_second"), ("low", "high")):
+        table.loc[turned, [one, other]] = table.loc[turned, [other, one]].to_numpy()
+    table.loc[turned, ["probability", "low", "high"]] = 1 - table[["probability", "low", "high"]]
+    table.loc[turned, "wins"] = table["tasks"] - table["wins"] - table["ties"]
+    return table.sort_values(
+        ["first", "second"], key=lambda names: names.map(rank), kind="stable", ignore_index=True
+    )
+
+
 def probability_of_improvement(x: FloatArray, y: FloatArray) -> FloatArray:
     """P(X > Y) + P(X = Y) / 2, averaged over tasks, as an array [1].
 

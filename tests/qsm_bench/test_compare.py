@@ -69,6 +69,22 @@ def test_one_bit_is_enough_to_be_no_longer_the_same() -> None:
     assert list(change.overall["outcome"]) == [NOT_FOUND, SAME]
 
 
+def test_more_wins_with_the_lower_means_are_a_difference_and_not_better() -> None:
+    def risky(agent: str, task: str, seed: int, step: int) -> float:
+        return -1000.0 if seed == 0 else 10.0 + seed
+
+    sides = [
+        make_results(("qsm",), tuple("abcdef"), 5, 1, 1, returns, name=name)
+        for name, returns in (("before", lambda *_: 5.0), ("after", risky))
+    ]
+    change = Change(*sides)
+    assert change.verdict[0] == "Difference found: qsm."
+    assert change.verdict[1].startswith(
+        "qsm: different; qsm in after has the higher mean return on 0 of 6 tasks; a run of qsm in "
+        "after beats one of qsm in before with probability 0.800"
+    )
+
+
 def test_one_seed_is_never_enough_and_that_is_said() -> None:
     change = Change(experiment("before", seeds=1), experiment("after", shift=900, seeds=1))
     assert change.verdict[0] == "No difference found."

@@ -353,7 +353,7 @@ def test_the_report_shows_and_names_what_was_imported(tmp_path: Path, equal: boo
     drawn = pd.read_csv(tmp_path / "report" / "data" / "learning-curves.csv")
     theirs = drawn[drawn["agent"] == "them (external)"]
     assert sorted(theirs["step"].unique()) == OURS
-    answer = text[text.index("## The answer") : text.index("## Aggregate")]
+    answer = text[text.index("## The answer") : text.index("## Learning")]
     assert ("them (external)" in answer) == equal
 
 

@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 from qsm_bench.report import figures
 from qsm_bench.report.figures import Chart
 from qsm_bench.statistics.estimates import STATISTICS
+from qsm_bench.statistics.ranking import BOUNDS, Ranking
 from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL
 
 SETTINGS: tuple[str, ...] = (
@@ -69,15 +70,19 @@ def aggregates(agents: list[str]) -> Chart:
     return figures.aggregate_intervals(table, figures.agent_styles(agents))
 
 
-def pairs(agents: list[str]) -> Chart:
-    rows = [(a, b, 0.5, 0.4, 0.6) for a, b in itertools.combinations(agents[:16], 2)]
-    table = pd.DataFrame(rows, columns=["better", "worse", "probability", "low", "high"])
-    return figures.pair_intervals(table, figures.agent_styles(agents))
+def ranking(agents: list[str]) -> Chart:
+    values = {column: np.linspace(0.9, 0.1, len(agents)) for column in BOUNDS}
+    table = pd.DataFrame({"agent": agents, **values})
+    groups = tuple(tuple(agents[i : i + 3]) for i in range(len(agents) - 1))
+    return figures.ranking(
+        Ranking(f"IQM of returns on {TASKS[1]}", table, groups, {}), figures.agent_styles(agents)
+    )
 
 
 def matrix(agents: list[str]) -> Chart:
     values = np.full((len(agents), len(agents)), 0.25)
-    return figures.pair_matrix(pd.DataFrame(values, index=agents, columns=agents))
+    table = pd.DataFrame(values, index=agents, columns=agents)
+    return figures.pair_matrix(table, table < 1)
 
 
 def slices(agents: list[str]) -> Chart:
@@ -98,7 +103,7 @@ def overlap(one: Bbox, other: Bbox) -> bool:
 
 
 @pytest.mark.parametrize("count", [2, 16, 30])
-@pytest.mark.parametrize("draw", [curves, profiles, aggregates, pairs, matrix, slices])
+@pytest.mark.parametrize("draw", [curves, profiles, aggregates, ranking, matrix, slices])
 def test_nothing_overlaps_and_nothing_is_cut_off(
     draw: Callable[[list[str]], Chart], count: int
 ) -> None:
@@ -132,7 +137,7 @@ def named(panel: Axes) -> list[Text]:
 
 
 def test_a_picture_too_long_to_be_drawn_whole_is_drawn_smaller(tmp_path: Path) -> None:
-    chart = figures.pair_matrix(pd.DataFrame([[0.5]], index=["a"], columns=["a"]))
+    chart = matrix(["a"])
     chart.figure.set_size_inches(1, 500)
     figures.save(chart, tmp_path, "long")
     assert (tmp_path / "long.png").stat().st_size

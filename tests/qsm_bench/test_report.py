@@ -36,6 +36,7 @@ from qsm_bench.report.document import (
     Bullets,
     Code,
     Document,
+    Fold,
     Section,
     Table,
     Text,
@@ -50,11 +51,12 @@ from tests.qsm_bench.synthetic import make_results, with_diagnostics
 
 SECTIONS = [
     "The answer",
+    "Learning curves",
+    "Cost",
+    "What would settle it",
+    "Pairs",
     "Aggregate scores",
     "Performance profiles",
-    "Probability of improvement",
-    "Sample efficiency",
-    "Cost",
     "Every run",
     "Trainers' diagnostics",
     "What ran",
@@ -175,7 +177,7 @@ def test_nothing_is_loaded_and_every_link_leads_to_a_file_of_the_report(full: Pa
 
 def test_every_figure_has_both_formats_its_numbers_and_a_text(full: Path) -> None:
     figures = {path.stem for path in (full / "figures").iterdir()}
-    assert {"aggregates", "profiles", "improvement", "learning-curves"} <= figures
+    assert {"ranking", "aggregates", "profiles", "improvement-matrix", "learning-curves"} <= figures
     assert {"learning-overall", "return-against-time", "action-slices"} <= figures
     for name in figures:
         assert (full / "figures" / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
@@ -216,17 +218,33 @@ def test_the_table_of_runs_shows_what_its_file_holds(full: Path) -> None:
         assert mean == pytest.approx(part["return"].mean(), rel=5e-3)
 
 
-def test_pairs_are_answered_in_a_sentence_each(full: Path) -> None:
-    pairs = pd.read_csv(full / "data" / "pairs.csv")
+def test_the_answer_is_one_or_two_sentences_and_a_ranking(full: Path) -> None:
     answer = section_text(full, "The answer")
-    assert f"Verdicts: {pairs['verdict'].sum()} of 3 pairs of agents." in answer
-    sentences = re.findall(r"^- (.*)$", answer, re.M)
-    assert len(sentences) == len(pairs) == 3
-    for sentence, (_, pair) in zip(sentences, pairs.iterrows(), strict=True):
-        verb = "is better than" if pair["verdict"] else "Cannot tell"
-        assert verb in sentence
-        assert f"{pair['better']}" in sentence
-        assert f"{pair['wins']} of {pair['tasks']} tasks" in sentence
+    assert 1 <= len(re.findall(r"^- ", answer, re.M)) <= 2
+    ranking = pd.read_csv(full / "data" / "ranking.csv")
+    assert (ranking["value"].diff().dropna() <= 0).all()
+    at_end = pd.read_csv(full / "data" / "aggregates.csv").query(
+        "statistic == 'IQM' and measured == 'at the end'"
+    )
+    assert set(ranking["agent"]) == set(at_end["agent"])
+    of = at_end.set_index("agent")
+    for row in ranking.to_dict("records"):
+        assert [row[c] for c in ("value", "low", "high")] == list(
+            of.loc[row["agent"], ["value", "low", "high"]]
+        )
+        assert f"| {row['agent']} | " in answer
+
+
+def test_the_pairs_are_folded_and_the_table_has_every_one(full: Path) -> None:
+    page, markdown = page_of(full), markdown_page(full)
+    for rendering in (page, markdown):
+        assert len(rendering.of("details")) == 1
+        assert "open" not in rendering.of("details")[0]
+    pairs = pd.read_csv(full / "data" / "pairs.csv")
+    text = section_text(full, "Pairs")
+    assert f"3 pairs of agents, {pairs['verdict'].sum()} verdict" in text
+    for pair in pairs.to_dict("records"):
+        assert f"| {pair['first']} | {pair['second']} | " in text
 
 
 def test_the_report_shows_every_field_of_the_protocol(full: Path) -> None:
@@ -285,7 +303,7 @@ def test_the_matrix_holds_both_sides_of_every_pair(full: Path) -> None:
     assert np.isnan(np.diag(matrix)).all()
     np.testing.assert_allclose((matrix + matrix.T).to_numpy()[~np.eye(3, dtype=bool)], 1)
     for _, pair in pd.read_csv(full / "data" / "pairs.csv").iterrows():
-        assert matrix.loc[pair["better"], pair["worse"]] == pair["probability"]
+        assert matrix.loc[pair["first"], pair["second"]] == pytest.approx(pair["probability"])
 
 
 # The same results, the same report
@@ -533,9 +551,10 @@ def no_training_rows() -> Results:
     ("make", "section", "said"),
     [
         (one_seed, "The answer", "Only 1 seed"),
-        (one_seed, "The answer", "so few runs could not have led to a verdict"),
-        (equal_scores, "The answer", "a verdict needed a probability of at least 0.889"),
-        (equal_scores, "The answer", "Cannot tell"),
+        (one_seed, "The answer", "So few runs (1 seed on 2 tasks) could not have told the two"),
+        (equal_scores, "Pairs", "0.111 or 0.889"),
+        (equal_scores, "Pairs", "cannot tell"),
+        (equal_scores, "The answer", "cannot be told apart: even with 50 seeds instead of 3"),
         (one_task, "The answer", "Only 1 task"),
         (one_agent, "The answer", "Only qsm has runs"),
         (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2: not used in"),
@@ -548,7 +567,9 @@ def no_training_rows() -> Results:
         (running_cell, "What failed, diverged or is missing", "a, after step 5,000 of 10,000"),
         (no_score_range, "Aggregate scores", "No task has scores of all agents to aggregate"),
         (no_score_range, "What failed, diverged or is missing", "its score range is not known"),
-        (equal_scores, "The answer", "probability of improvement 0.500 [0.500, 0.500]"),
+        (equal_scores, "Pairs", "0.500 [0.500, 0.500]"),
+        (no_score_range, "The answer", "mean probability of improvement"),
+        (one_agent, "What would settle it", "There are no pairs of agents"),
         (diverged_seed, "What failed, diverged or is missing", "a return is not finite"),
         (all_diverged, "What failed, diverged or is missing", "td3: it has no run to compare"),
         (no_training_rows, "Cost", "updates/s"),
@@ -603,6 +624,7 @@ def test_names_from_results_are_shown_and_never_run(tmp_path: Path) -> None:
         shown = " ".join(text for _, text in page.texts)
         assert all(" ".join(name.split()) in shown for name in HOSTILE)
     allowed = "h1 h2 p ul li table thead tbody tr th td img a blockquote strong pre code"
+    allowed += " details summary"
     assert {tag for tag, _ in markdown.elements} <= set(allowed.split())
 
 
@@ -701,9 +723,7 @@ def test_both_renderings_show_every_character_of_a_text(
     blocks: list[Block] = [
         Text(first),
         Bullets([second]),
-        Warnings([third]),
-        Code(third),
-        Table("t", second, cells, cells),
+        Fold(third, [Warnings([third]), Code(third), Table("t", second, cells, cells)]),
     ]
     write_document(Document("title", "lead", [Section("S", blocks)]), folder)
     first, second, third = map(visible, (first, second, third))
@@ -712,6 +732,7 @@ def test_both_renderings_show_every_character_of_a_text(
         assert second in " ".join(page.text_of("li"))
         assert third in " ".join(text for _, text in page.texts)
         assert third.strip() in page.text_of("code")
+        assert third in " ".join(page.text_of("summary"))
         assert first in page.text_of("th") + page.text_of("td")
         assert second in page.text_of("td")
 
@@ -730,7 +751,7 @@ def test_published_scores_stand_beside_ours_where_task_and_budget_fit(tmp_path: 
     marks = [text for text in texts if not text.startswith("qsm")]
     assert len(marks) == (everything[fits]["action_repeat"] == 1).sum()
     assert any(text.startswith("SAC, Nikishin et al. 2022, step 100,000: 314") for text in marks)
-    said = section_text(tmp_path / "r", "Sample efficiency")
+    said = section_text(tmp_path / "r", "Learning curves")
     assert "no statistic of this report uses them" in said
     for source in set(shown["source"]):
         assert published_scores().sources[source].differs in said
@@ -824,7 +845,7 @@ def test_a_report_goes_without_published_scores_that_are_damaged_and_says_so(
     folder = damaged_scores(tmp_path / "p", "scores.csv", lambda text: text + "a,b\n")
     with patch.object(report, "published_scores", lambda: published_scores(folder)):
         write_report(results, tmp_path / "r")
-    said = section_text(tmp_path / "r", "Sample efficiency")
+    said = section_text(tmp_path / "r", "Learning curves")
     assert f"Published scores are not shown: {folder / 'scores.csv'} is damaged" in said
     assert not (tmp_path / "r" / "data" / "published.csv").exists()
 
@@ -843,6 +864,9 @@ def test_published_scores_are_of_our_tasks_and_their_sources_are_named() -> None
 
 PROBE = """
 async () => {
+  const folds = [...document.querySelectorAll("details")];
+  const folded = folds.map((fold) => fold.querySelector("table").checkVisibility());
+  folds.forEach((fold) => fold.querySelector("summary").click());
   const rows = (table) =>
     [...table.tBodies[0].rows].map((r) => [...r.cells].map((c) => c.innerText));
   const sorted = [...document.querySelectorAll("table.sortable")].map((table) =>
@@ -869,6 +893,7 @@ async () => {
   }
   return {
     sections: [...document.querySelectorAll("h2")].map((h) => h.innerText),
+    folded, unfolded: folds.map((fold) => fold.querySelector("table").checkVisibility()),
     sorted, read, enlarged,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     unnamed: [...document.querySelectorAll("button")].filter((b) => !b.innerText.trim()).length,
@@ -919,6 +944,7 @@ def test_the_page_works_in_a_browser(full: Path, width: int) -> None:
     seen, messages = browse(full / "index.html", width, PROBE)
     assert messages == []
     assert seen["sections"] == SECTIONS
+    assert (seen["folded"], seen["unfolded"]) == ([False], [True])
     columns = [column for table in seen["sorted"] for column in table]
     for ascending, descending in columns:
         assert sorted(ascending) == sorted(descending)
@@ -936,18 +962,39 @@ def test_the_page_works_in_a_browser(full: Path, width: int) -> None:
 
 @pytest.mark.slow
 @needs_chromium
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_first_screen_has_the_answer_and_the_ranking(tmp_path: Path, seeds: int) -> None:
+    agents = [f"{name}[x=1]" for name in ("qsm", "diffusion_ql", "diffusion_pg", "sac", "td3")]
+    results = make_results(agents, tuple("abcdef"), seeds, evaluations=2, episodes=1)
+    page = write_report(with_cell(results, agents[0], "a", status="running"), tmp_path / "r")
+    ends, _ = browse(
+        page,
+        1440,
+        """() => [...document.querySelectorAll("#the-answer li, #the-answer svg")].map(
+            (part) => [part.tagName, part.getBoundingClientRect().bottom])""",
+    )
+    kinds = [kind.lower() for kind, _ in ends]
+    first = ends[: kinds.index("svg") + 1]
+    assert 2 <= len(first) <= 3
+    assert all(bottom < 900 for _, bottom in first)
+    assert len(kinds) > len(first)  # the warnings come after the ranking
+
+
+@pytest.mark.slow
+@needs_chromium
 def test_nothing_is_cut_off_on_paper(full: Path) -> None:
     """A4 has 718 pixels between Chromium's margins."""
-    ends, messages = browse(
+    parts, messages = browse(
         full / "index.html",
         718,
         """() => [...document.querySelectorAll("table, svg, pre, p")].map(
-            (part) => part.getBoundingClientRect().right)""",
+            (part) => [part.getBoundingClientRect().right, part.checkVisibility()])""",
         media="print",
     )
     assert messages == []
-    assert len(ends) > 20
-    assert max(ends) <= 718
+    assert len(parts) > 20
+    assert max(end for end, _ in parts) <= 718
+    assert all(visible for _, visible in parts)  # also what is folded away on the screen
 
 
 @pytest.mark.slow

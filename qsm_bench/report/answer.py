@@ -1,0 +1,286 @@
+"""The first screen: which agent is better, and which cannot be told apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from qsm_bench.report import figures, staging
+from qsm_bench.report.document import Block, Bullets, Picture, Section, Table, Warnings
+from qsm_bench.report.drawing import Drawing
+from qsm_bench.report.pairs import SETTLE_TITLE
+from qsm_bench.report.runs import MISSING_TITLE
+from qsm_bench.report.wording import BOOTSTRAP, NONE, count, interval, listed, number, span
+from qsm_bench.results import Results
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.ranking import Ranking
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison
+from qsm_bench.statistics.settling import MOST_SEEDS
+from qsm_bench.statistics.significance import FALSE_ALARMS, names_better
+
+FEW_SEEDS, FEW_TASKS = 5, 3
+"""With fewer seeds or tasks than these, the report has a warning."""
+MOST_NAMED = 4
+"""With more agents or groups than these, a sentence counts them instead of naming them."""
+
+SEE_MISSING = f'see "{MISSING_TITLE}"'
+SEE_SETTLING = f'see "{SETTLE_TITLE}"'
+
+
+def answer(said: Sequence[str], analysis: Analysis, drawing: Drawing) -> Section:
+    """What ``sentences`` said, the ranking, and the warnings that belong to it."""
+    blocks: list[Block] = [Bullets(said)]
+    if by_stage := staging.sentences(analysis):
+        blocks.append(Bullets(by_stage))
+    warnings = [*_warnings(analysis.comparison, analysis.results), *staging.warnings(analysis)]
+    after: list[Block] = [Warnings(warnings)] if warnings else []
+    if len(analysis.comparison.agents) > 1:
+        picture, table = _ranking(analysis.ranking, analysis.comparison, drawing)
+        return Section("The answer", [*blocks, picture, *after, table])
+    return Section("The answer", [*blocks, *after])
+
+
+def sentences(analysis: Analysis) -> list[str]:
+    """Say who is better than whom, who differs otherwise, and who cannot be told apart.
+
+    Raises UserError if there are no runs at all.
+    """
+    agents, pairs = analysis.comparison.agents, analysis.pairs
+    if not agents:
+        return ["No agent has a run to compare: all of them failed or diverged."]
+    if len(agents) == 1:
+        return [f"Only {agents[0]} has runs: there are no pairs to compare."]
+    if pairs.empty:
+        return ["No two agents have runs on the same task: there are no pairs to compare."]
+    if not pairs["attainable"].any():
+        seeds = span([*pairs["seeds_better"], *pairs["seeds_worse"]])
+        runs = f"{seeds} seed{'s' * (seeds != '1')} on {_tasks(pairs)}"
+        which = "the two agents" if len(agents) == 2 else "any two agents"
+        return [
+            f"So few runs ({runs}) could not have told {which} apart, whatever their returns. "
+            f"What would: {SEE_SETTLING}."
+        ]
+    said = [_better(analysis), *_different(pairs), _open(analysis), _not_compared(analysis)]
+    return [sentence for sentence in said if sentence]
+
+
+def _better(analysis: Analysis) -> str:
+    """Agents that are better than the same others share a clause."""
+    worse: dict[tuple[str, ...], list[str]] = {}
+    for agent, others in analysis.ranking.better_than.items():
+        if others:
+            worse.setdefault(others, []).append(agent)
+    if not worse:
+        return ""
+    rest = len(analysis.ranking.agents) - 1
+    clauses = [
+        f"{listed(agents)} {'is' if len(agents) == 1 else 'are'} better than "
+        + ("all others" if len(others) == rest > 2 else _named(others))
+        for others, agents in worse.items()
+    ]
+    more = ['for the others see "better than" in the table'] * (len(clauses) > MOST_NAMED)
+    first, *next_ones = clauses[:MOST_NAMED]
+    return "; ".join([f"{first} {_when(analysis.comparison)}", *next_ones, *more]) + "."
+
+
+def _different(pairs: pd.DataFrame) -> list[str]:
+    """A sentence for each verdict whose agent does not have the higher mean return, too."""
+    sentences = []
+    for pair in pairs[pairs["verdict"].astype(bool) & ~names_better(pairs)].to_dict("records"):
+        higher = pair["tasks"] - pair["wins"] - pair["ties"]
+        sentences.append(
+            f"{pair['better']} and {pair['worse']} differ, but neither is better: a run of "
+            f"{pair['better']} beats one of {pair['worse']} with probability "
+            f"{number(pair['probability'])}, and {pair['worse']} has the higher mean return on "
+            f"{higher} of {count(pair['tasks'], 'task')}."
+        )
+    return sentences
+
+
+def _open(analysis: Analysis) -> str:
+    """Name the agents that cannot be told apart, and the seeds that would be needed."""
+    groups = [group for group in analysis.ranking.groups if len(group) > 1]
+    needs = analysis.settling
+    if needs.empty:
+        return ""
+    first, *others = [listed(group) for group in groups]
+    if len(groups) == 1 and len(groups[0]) == 2:
+        return f"{first} cannot be told apart: {_needed(needs.iloc[0])}."
+    if len(groups) > MOST_NAMED or max(map(len, groups)) > MOST_NAMED:
+        pairs, agents = len(analysis.pairs), len(analysis.comparison.agents)
+        apart = (
+            f"No two of the {agents} agents can be told apart"
+            if len(needs) == pairs
+            else f"{len(needs)} of {pairs} pairs of agents cannot be told apart"
+        )
+        return f"{apart}: {_range_needed(needs)}, {SEE_SETTLING}."
+    also = "".join(f"; nor can {group}" for group in others)
+    return f"{first} cannot be told apart{also}: {_range_needed(needs)}, {SEE_SETTLING}."
+
+
+def _not_compared(analysis: Analysis) -> str:
+    agents = len(analysis.comparison.agents)
+    missing = agents * (agents - 1) // 2 - len(analysis.pairs)
+    if not missing:
+        return ""
+    have = "has" if missing == 1 else "have"
+    return f"{count(missing, 'pair')} of agents {have} no task in common, and cannot be compared."
+
+
+def _needed(need: "pd.Series[Any]") -> str:
+    """What one pair needs, as a clause."""
+    growing = [side for side in ("first", "second") if need[f"grows_{side}"]]
+    if not growing:
+        return "both were measured elsewhere, and get no more seeds here"
+    now = span([need[f"seeds_{side}"] for side in growing])
+    of = f" of {need[growing[0]]}" if len(growing) == 1 else ""
+    if pd.isna(need["needed"]):
+        return (
+            f"even with {MOST_SEEDS} seeds{of} instead of {now} a difference like the one seen "
+            "would be seen less than 4 times in 5"
+        )
+    return (
+        f"with {need['needed']:.0f} seeds{of} instead of {now} a difference like the one seen "
+        "would be seen 4 times in 5"
+    )
+
+
+def _range_needed(needs: pd.DataFrame) -> str:
+    """What several pairs need, as a clause."""
+    sides = ("first", "second")
+    growing = needs[needs["grows_first"] | needs["grows_second"]]
+    if growing.empty:
+        return "all were measured elsewhere, and get no more seeds here"
+    now = span(
+        seeds
+        for side in sides
+        for seeds in growing.loc[growing[f"grows_{side}"].astype(bool), f"seeds_{side}"]
+    )
+    known = growing["needed"].dropna().astype(int)
+    if known.empty:
+        return f"more than {MOST_SEEDS} seeds instead of {now} would be needed"
+    needed = span(known)
+    if len(known) < len(growing):
+        needed = f"{known.min()} to more than {MOST_SEEDS}"
+    return f"{needed} seeds instead of {now} would be needed"
+
+
+def _named(agents: Sequence[str]) -> str:
+    return listed(agents) if len(agents) <= MOST_NAMED else f"{len(agents)} others"
+
+
+def _when(comparison: Comparison) -> str:
+    last = {int(comparison.steps(task)[-1]) for task in comparison.tasks}
+    return f"at {last.pop():,} steps" if len(last) == 1 else "at the end"
+
+
+def _tasks(pairs: pd.DataFrame) -> str:
+    tasks = span(pairs["tasks"])
+    return f"{tasks} task{'s' * (tasks != '1')}"
+
+
+def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple[Picture, Table]:
+    """The ranking as a figure and as a table."""
+    at_end = f"{ranked.measure} at the end"
+    cells = pd.DataFrame(
+        {
+            "agent": row["agent"],
+            at_end: interval(row["value"], row["low"], row["high"]),
+            AREA_UNDER_CURVE: interval(row["area"], row["area_low"], row["area_high"]),
+            "group": row["groups"],
+            "better than": row["better_than"] or NONE,
+            "seeds x tasks": f"{row['seeds']} x {row['tasks']}",
+        }
+        for row in ranked.table.to_dict("records")
+    )
+    if ranked.table["area"].isna().all():
+        cells = cells.drop(columns=AREA_UNDER_CURVE)
+    joined = [f"{name}: {listed(group)}" for group, name in ranked.named_groups if len(group) > 1]
+    alone = "Every two agents are told apart."
+    ends = "; ".join(f"{row['agent']} {row[at_end]}" for row in cells.to_dict("records"))
+    picture = drawing.picture(
+        "ranking",
+        figures.ranking(ranked, drawing.styles),
+        ranked.table,
+        alt=f"The agents, best first, by {at_end}: {ends}. "
+        + (f"Cannot be told apart: {'; '.join(joined)}." if joined else alone),
+        caption=_about(ranked, comparison, joined),
+    )
+    table = Table(
+        "ranking",
+        "The same as a table. Agents that share a letter cannot be told apart.",
+        cells,
+        ranked.table,
+    )
+    return picture, table
+
+
+def _about(ranked: Ranking, comparison: Comparison, joined: Sequence[str]) -> str:
+    """The caption: what the values are, and what tells agents apart."""
+    told = "Who is told apart depends on exact permutation tests"
+    if ranked.measure.startswith("IQM"):
+        used, all_tasks = int(ranked.table["tasks"].max()), len(comparison.tasks)
+        of = "" if used == all_tasks else f" of {all_tasks}"
+        what = (
+            f"Interquartile mean over seeds and {count(used, 'task')}{of}: of the last "
+            "evaluation, and of the mean over all evaluations (area under the curve). "
+            f"{BOOTSTRAP}"
+        )
+        told += ", not on the intervals"
+    else:
+        what = (
+            "The probability that a run of the agent beats one of another on the same task, "
+            "averaged over tasks and other agents."
+        )
+    if joined:
+        what += (
+            " A line at the right joins agents that cannot be told apart; their order may be "
+            "chance."
+        )
+    return (
+        f"{what} {told}; if all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name "
+        "a better one."
+    )
+
+
+def _warnings(comparison: Comparison, results: Results) -> list[str]:
+    warnings = []
+    unfinished = [c for c in results.cells if c["status"] in ("pending", "running", "interrupted")]
+    if unfinished:
+        warnings.append(
+            f"This report is partial: {len(unfinished)} of {count(len(results.cells), 'cell')} "
+            "have not finished."
+        )
+    failed = [c for c in results.cells if c["status"] == "failed"]
+    if failed:
+        warnings.append(f"{count(len(failed), 'cell')} failed: {SEE_MISSING}.")
+    if results.damaged:
+        warnings.append(
+            f"{count(len(results.damaged), 'cell')} cannot be read and "
+            f"{'is' if len(results.damaged) == 1 else 'are'} left out: {SEE_MISSING}."
+        )
+    diverged = sum(len(cell.get("diverged", {})) for cell in results.cells)
+    if diverged:
+        warnings.append(
+            f"{count(diverged, 'run')} diverged and {'is' if diverged == 1 else 'are'} not in the "
+            "statistics: an agent that sometimes diverges is judged here by its other runs only."
+        )
+    lost = sum(len(cell.get("failed_seeds", {})) for cell in results.cells)
+    if lost:
+        warnings.append(
+            f"{count(lost, 'run')} failed in the environment and {'is' if lost == 1 else 'are'} "
+            f"not in the statistics: {SEE_MISSING}."
+        )
+    seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
+    if seeds < FEW_SEEDS:
+        warnings.append(
+            f"Only {count(seeds, 'seed')}: with so few, bootstrap intervals are too narrow, and "
+            "only large differences can be distinguished from chance."
+        )
+    tasks = len(comparison.tasks)
+    if tasks < FEW_TASKS:
+        warnings.append(
+            f"Only {count(tasks, 'task')}: the results say nothing about other tasks, and "
+            "aggregates over so few tasks add nothing to the results of each task."
+        )
+    return warnings

@@ -1,0 +1,163 @@
+"""What would settle it: the number of seeds at which an open pair of agents would get a verdict."""
+
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache, lru_cache
+from math import sqrt
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+from qsm_bench.results import Results
+from qsm_bench.statistics.power import POWER
+from qsm_bench.statistics.selection import CellKey, Comparison, FloatArray
+from qsm_bench.statistics.significance import FALSE_ALARMS, detectable_improvement, in_order
+
+MOST_SEEDS = 50
+"""No larger number of seeds is tried."""
+SIMULATIONS = 2_000
+EXACT_COMPARISONS = 2_400
+"""With more comparisons of two runs than these, the test is taken as normal: 20 seeds each on 6
+tasks, or 49 on one."""
+
+
+def settling(
+    comparison: Comparison,
+    pairs: pd.DataFrame,
+    seconds: Mapping[CellKey, float],
+    agents: Sequence[str],
+    elsewhere: Collection[str] = (),
+) -> pd.DataFrame:
+    """The number of seeds that would give each pair without a verdict one, see ``seeds_needed``.
+
+    ``pairs`` is the table of ``compare_all_pairs``, ``seconds`` has what one more seed of a cell
+    costs, ``agents`` is an order of the agents, and those in ``elsewhere`` were measured there, and
+    get no more seeds. The rows that need the fewest seeds come first.
+    As in Holm's procedure, an open pair is tested at the level / the number of open
+    pairs, as if the others stayed as they are.
+
+    Columns:
+        first, second: the agents, in the order of ``agents``.
+        probability, low, high: the probability seen that a run of the first beats one of the
+            second, and its interval.
+        seeds_first, seeds_second: the number of seeds of each agent on each task.
+        grows_first, grows_second: False for an agent that was measured elsewhere.
+        needed: the number of seeds of each agent that grows; NaN if it is larger than
+            ``MOST_SEEDS`` or no agent grows.
+        seconds: what the added seeds cost; NaN if it is not known.
+    """
+    table = in_order(pairs[~pairs["verdict"].astype(bool)], agents)
+    level = FALSE_ALARMS / max(1, len(table))
+    rows = [
+        _row(comparison, pair["first"], pair["second"], level, seconds, elsewhere)
+        for pair in table.to_dict("records")
+    ]
+    kept = ["first", "second", "probability", "low", "high", "seeds_first", "seeds_second"]
+    columns = ["grows_first", "grows_second", "needed", "seconds"]
+    table = table[kept].join(pd.DataFrame(rows, columns=columns, index=table.index))
+    return table.sort_values("needed", kind="stable", ignore_index=True)
+
+
+def _row(
+    comparison: Comparison,
+    first: str,
+    second: str,
+    level: float,
+    seconds: Mapping[CellKey, float],
+    elsewhere: Collection[str],
+) -> tuple[bool, bool, float, float]:
+    """Who grows, the number of seeds that they need, and what the added ones cost."""
+    tasks = comparison.shared_tasks(first, second)
+    x, y = (comparison.final_returns(agent, tasks) for agent in (first, second))
+    grows = (first not in elsewhere, second not in elsewhere)
+    needed = seeds_needed(x, y, level, grows)
+    if needed is None:
+        return *grows, np.nan, np.nan
+    cost = sum(
+        max(0, needed - len(runs)) * seconds.get((agent, task), np.nan)
+        for agent, runs, grow in zip((first, second), (x, y), grows, strict=True)
+        if grow
+        for task in tasks
+    )
+    return *grows, needed, cost
+
+
+def seeds_needed(
+    x: FloatArray, y: FloatArray, level: float, grows: tuple[bool, bool] = (True, True)
+) -> int | None:
+    """The number of seeds with which a difference like the one seen gets a verdict.
+
+    ``x`` and ``y`` are the agents' returns [seeds, tasks]. Their distribution on each task is taken
+    for the true one: an experiment with more seeds is simulated by drawing runs of it. The result
+    is a number with which at least ``POWER`` of the simulated experiments have p of at most
+    ``level`` for the agent that is ahead in probability, while with one seed less they do not. It
+    is found by bisection; the share need not rise with every seed, so a smaller number may do, too.
+
+    Only the agents for which ``grows`` is True get more seeds; one that has more than the result
+    keeps them. None if ``MOST_SEEDS`` are not enough, or no agent grows.
+    """
+    above = np.sign(x[:, np.newaxis] - y[np.newaxis, :])
+    if above.mean() < 0:
+        above = -above
+    counts = (len(x), len(y))
+
+    def enough(seeds: int) -> bool:
+        n, m = (max(now, seeds) if g else now for now, g in zip(counts, grows, strict=True))
+        return _power(above, n, m, level) >= POWER
+
+    if not any(grows):
+        return None
+    fewest = min(now for now, grow in zip(counts, grows, strict=True) if grow)
+    candidates = range(fewest + 1, MOST_SEEDS + 1)
+    found = bisect_left(candidates, True, key=enough)
+    return candidates[found] if found < len(candidates) else None
+
+
+def seconds_per_seed(results: Results) -> dict[CellKey, float]:
+    """What one seed of each finished cell took: training and evaluation, in seconds.
+
+    Seeds that were trained together have equal shares of the time of their job.
+    """
+    return {
+        (cell["agent"], cell["task"]): (cell["train_seconds"] + cell["evaluation_seconds"])
+        / len(cell["seeds"])
+        for cell in results.cells
+        if cell["status"] == "finished"
+    }
+
+
+def _power(above: FloatArray, n: int, m: int, level: float) -> float:
+    """The share of simulated experiments with ``n`` and ``m`` seeds that have a verdict.
+
+    ``above`` is 1, 0 or -1 for each run of one agent against each of the other's, and each task,
+    [seeds, other's seeds, tasks]. A simulated experiment is a number of times that each run was
+    drawn.
+    """
+    runs, others, tasks = above.shape
+    x, y = _draws(n, runs, tasks, first=True), _draws(m, others, tasks, first=False)
+    total = ((x @ above.transpose(2, 0, 1)) * y).sum(axis=(0, 2))
+    shown = 0.5 + total / (2 * n * m * tasks)
+    return float((shown >= critical_improvement(n, m, tasks, level) - 1e-12).mean())
+
+
+@lru_cache(maxsize=16)
+def _draws(drawn: int, runs: int, tasks: int, *, first: bool) -> FloatArray:
+    """How often each run is drawn in each simulated experiment, [tasks, simulations, runs]."""
+    rng = np.random.default_rng(int(first))
+    shares = np.full(runs, 1 / runs)
+    return rng.multinomial(drawn, shares, size=(tasks, SIMULATIONS)).astype(np.float64)
+
+
+@cache
+def critical_improvement(n: int, m: int, tasks: int, level: float) -> float:
+    """The smallest probability of improvement whose p is at most ``level``, with no ties.
+
+    The agents have ``n`` and ``m`` runs on each task. Infinite if no p is so small. It is exact up
+    to ``EXACT_COMPARISONS``; above, the probability is taken as normal.
+    """
+    if n * m * tasks <= EXACT_COMPARISONS:
+        exact = detectable_improvement(n, m, tasks, level)
+        return np.inf if np.isnan(exact) else exact
+    deviation = sqrt((n + m + 1) / (12 * n * m * tasks))
+    return 0.5 + NormalDist().inv_cdf(1 - level / 2) * deviation

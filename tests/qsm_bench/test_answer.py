@@ -1,0 +1,168 @@
+"""What the report says first: never more than the tests on pairs bear out."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsm_bench.report.answer import sentences
+from qsm_bench.results import Results
+from qsm_bench.statistics import estimates
+from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.significance import names_better
+from tests.qsm_bench.synthetic import make_results
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_replications() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimates, "REPLICATIONS", 20)
+        yield
+
+
+def results(levels: Mapping[str, float], tasks: str = "abc", seeds: int = 5) -> Results:
+    """Make runs around each agent's level, with a deviation of 1."""
+
+    def returns(agent: str, task: str, seed: int, step: int) -> float:
+        noise = np.random.default_rng([seed, step, *f"{agent}/{task}".encode()]).normal()
+        return 500 + levels[agent] + float(noise)
+
+    return make_results(tuple(levels), tuple(tasks), seeds, 2, 1, returns)
+
+
+def said(levels: Mapping[str, float], tasks: str = "abc", seeds: int = 5) -> list[str]:
+    return sentences(Analysis(results(levels, tasks, seeds)))
+
+
+def test_agents_with_the_same_verdicts_share_a_clause() -> None:
+    assert said({"qsm": 0, "sac": 20, "td3": 10}) == [
+        "sac is better than td3 and qsm at 10,000 steps; td3 is better than qsm."
+    ]
+    better, _ = said({"qsm": 0, "sac": 20, "td3": 20.2, "x": 0.1})
+    assert re.fullmatch(
+        r"(sac and td3|td3 and sac) are better than (qsm and x|x and qsm) at 10,000 steps\.", better
+    )
+
+
+def test_an_agent_better_than_all_of_many_is_said_in_few_words() -> None:
+    levels = {name: 20.0 * i for i, name in enumerate("abcdef")}
+    (sentence,) = said(levels)
+    assert sentence.startswith("f is better than all others at 10,000 steps; e is better than d, c")
+    assert sentence.endswith('for the others see "better than" in the table.')
+    assert len(sentence) < 250
+
+
+def test_one_open_pair_is_told_the_seeds_it_needs() -> None:
+    analysis = Analysis(results({"qsm": 0, "sac": 20, "td3": 0.5}))
+    better, still_open = sentences(analysis)
+    assert re.match(r"sac is better than (td3 and qsm|qsm and td3) at 10,000 steps\.", better)
+    (needed,) = analysis.settling["needed"]
+    assert re.fullmatch(
+        rf"(td3 and qsm|qsm and td3) cannot be told apart: with {needed:.0f} seeds instead of 5 a "
+        r"difference like the one seen would be seen 4 times in 5\.",
+        still_open,
+    )
+
+
+def test_one_open_pair_beyond_the_most_seeds_is_not_promised_any() -> None:
+    levels = {"qsm": 0.0, "td3": 0.0}
+    same = results(levels)
+    same.evaluations["return"] = 5.0
+    (sentence,) = sentences(Analysis(same))
+    assert sentence == (
+        "qsm and td3 cannot be told apart: even with 50 seeds instead of 5 a difference like the "
+        "one seen would be seen less than 4 times in 5."
+    )
+
+
+def test_several_open_pairs_share_a_sentence() -> None:
+    (sentence,) = said({"qsm": 0, "sac": 0.4, "td3": 0.2})
+    names = "|".join(f"{a}, {b} and {c}" for a, b, c in permutations(("qsm", "sac", "td3")))
+    assert re.fullmatch(
+        rf"({names}) cannot be told apart: (\d+ to )?(more than )?\d+ seeds instead of 5 would be "
+        r'needed, see "What would settle it"\.',
+        sentence,
+    )
+    (sentence,) = said(dict.fromkeys("abcdefg", 0.0))
+    assert sentence.startswith("No two of the 7 agents can be told apart: ")
+
+
+def test_groups_that_overlap_are_both_named() -> None:
+    better, still_open = said({"low": 0, "mid": 0.7, "top": 1.4}, "ab")
+    assert better == "top is better than low at 10,000 steps."
+    assert still_open.startswith("top and mid cannot be told apart; nor can low and mid: ")
+
+
+def test_so_few_runs_are_said_once_and_no_pair_is_named() -> None:
+    (sentence,) = said({"qsm": 0, "sac": 90, "td3": 10}, "a", 3)
+    assert sentence == (
+        "So few runs (3 seeds on 1 task) could not have told any two agents apart, whatever their "
+        'returns. What would: see "What would settle it".'
+    )
+    assert said({"qsm": 0, "td3": 90}, "ab", 1)[0].startswith(
+        "So few runs (1 seed on 2 tasks) could not have told the two agents apart"
+    )
+
+
+def test_who_wins_more_runs_with_the_lower_means_is_not_said_to_be_better() -> None:
+    def returns(agent: str, task: str, seed: int, step: int) -> float:
+        return 5.0 + seed / 100 if agent == "sure" else (-1000.0 if seed == 0 else 10.0 + seed)
+
+    analysis = Analysis(make_results(("sure", "risky"), tuple("abcdef"), 5, 1, 1, returns))
+    assert sentences(analysis) == [
+        "risky and sure differ, but neither is better: a run of risky beats one of sure with "
+        "probability 0.800, and sure has the higher mean return on 6 of 6 tasks."
+    ]
+
+
+def without(found: Results, cells: Sequence[tuple[str, str]]) -> Results:
+    """Return the same results without these cells' evaluations."""
+    rows = found.evaluations
+    keep = [cell not in cells for cell in zip(rows["agent"], rows["task"], strict=True)]
+    found.evaluations.drop(rows.index[~np.array(keep)], inplace=True)
+    return found
+
+
+def test_agents_without_a_common_task_are_not_said_to_be_compared() -> None:
+    levels = {"qsm": 0, "sac": 20, "alone": 5}
+    cells = [("alone", "a"), ("alone", "b"), ("alone", "c"), ("qsm", "d"), ("sac", "d")]
+    assert sentences(Analysis(without(results(levels, "abcd"), cells))) == [
+        "sac is better than qsm at 10,000 steps.",
+        "2 pairs of agents have no task in common, and cannot be compared.",
+    ]
+    apart = without(results({"qsm": 0, "sac": 20}, "ab"), [("qsm", "a"), ("sac", "b")])
+    assert sentences(Analysis(apart)) == [
+        "No two agents have runs on the same task: there are no pairs to compare."
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]), min_size=2, max_size=5),
+    st.integers(1, 3),
+    st.integers(2, 5),
+)
+def test_better_is_said_of_verdicts_only_and_of_every_one(
+    levels: list[float], tasks: int, seeds: int
+) -> None:
+    named = {f"agent{i}": level for i, level in enumerate(levels)}
+    analysis = Analysis(results(named, "abc"[:tasks], seeds))
+    text = sentences(analysis)
+    assert 1 <= len(text) <= 2
+    told = {
+        (better, worse)
+        for clause in re.findall(r"([^;.]*) (?:is|are) better than ([^;.]*)", " ".join(text))
+        for better in re.findall(r"agent\d", clause[0])
+        for worse in (
+            [a for a in named if a != better]
+            if "all others" in clause[1]
+            else re.findall(r"agent\d", clause[1])
+        )
+    }
+    better = analysis.pairs[names_better(analysis.pairs)]
+    assert told == set(zip(better["better"], better["worse"], strict=True))
+    assert not re.search(r"ahead|leads", " ".join(text))
