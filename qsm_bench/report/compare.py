@@ -10,6 +10,7 @@ import pandas as pd
 
 from qsm_bench.errors import UserError
 from qsm_bench.external import External
+from qsm_bench.relabeling import relabeled
 from qsm_bench.report import figures, runs
 from qsm_bench.report.document import (
     Block,
@@ -23,7 +24,6 @@ from qsm_bench.report.document import (
 )
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
-from qsm_bench.relabeling import relabeled
 from qsm_bench.report.wording import (
     BOOTSTRAP,
     NONE,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-from qsm_bench.report import write_report
 from qsm_bench.relabeling import relabeled
+from qsm_bench.report import write_report
 from qsm_bench.report.labels import without_shared_settings
 from qsm_bench.results import Damaged
 from qsm_bench.statistics import estimates
