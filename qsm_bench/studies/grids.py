@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from qsm_bench.studies import tabular
-from qsm_bench.studies.tabular import Ending, Process
+from qsm_bench.studies.tabular import Array, Ending, Process
 
 GOALS = {"A": 1.0, "B": 0.2}
 """The reward of each action that is taken in a goal, whatever it is; it leads to the start."""
@@ -18,6 +18,8 @@ MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 QSM, SOFT = "qsm", "soft policy iteration"
 ITERATIONS = {QSM: tabular.qsm, SOFT: tabular.soft_policy_iteration}
+SMALL, LARGE = 0.001, 10_000.0
+"""The alphas that stand for the limits 0 and infinity."""
 STARTS = 20
 """From so many other policies each iteration is tried as well: the best one, and random ones."""
 APART = 1e-6
@@ -81,7 +83,6 @@ def solve(grid: Grid, alphas: Sequence[float]) -> pd.DataFrame:
     rows = []
     for alpha in alphas:
         ends = {agent: end(grid, agent, alpha) for agent in ITERATIONS}
-        apart = 0.5 * np.abs(ends[QSM].policy - ends[SOFT].policy).sum(axis=1)
         rows += [
             {
                 "agent": agent,
@@ -91,7 +92,7 @@ def solve(grid: Grid, alphas: Sequence[float]) -> pd.DataFrame:
                 "entropy": float(tabular.entropy(ending.policy)[grid.choices].mean()),
                 "return": tabular.state_values(grid.process, ending.policy)[grid.start],
                 "objective": tabular.soft_values(grid.process, ending.policy, alpha)[grid.start],
-                "apart": apart[grid.choices].mean(),
+                "apart": apart(grid, ends[QSM].policy, ends[SOFT].policy),
                 "elsewhere": _elsewhere(grid, agent, alpha, ending),
             }
             for agent, ending in ends.items()
@@ -102,6 +103,12 @@ def solve(grid: Grid, alphas: Sequence[float]) -> pd.DataFrame:
 def end(grid: Grid, agent: str, alpha: float) -> Ending:
     """How an iteration ends from the uniform policy."""
     return ITERATIONS[agent](grid.process, alpha, grid.process.uniform)
+
+
+def apart(grid: Grid, first: Array, second: Array) -> float:
+    """The mean total-variation distance of two policies over the states that are no goal."""
+    each = 0.5 * np.abs(first - second).sum(axis=1)
+    return float(each[grid.choices].mean())
 
 
 def _elsewhere(grid: Grid, agent: str, alpha: float, ending: Ending) -> int:

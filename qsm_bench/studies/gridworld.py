@@ -13,7 +13,7 @@ from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import number
 from qsm_bench.results import Results
 from qsm_bench.studies import gridworld_report, langevin, tabular
-from qsm_bench.studies.grids import QSM, Grid, solve
+from qsm_bench.studies.grids import LARGE, QSM, SMALL, Grid, end, solve
 from qsm_bench.studies.langevin import LANGEVIN, QUANTILE, Moved
 from qsm_bench.studies.study import Budget, Findings, Study, Verdict
 from qsm_bench.studies.tabular import Array
@@ -53,8 +53,6 @@ ALPHAS: Mapping[Budget, Sequence[float]] = {
     "quick": (1, 2, 5, 10, 20, 50, 100, 200),
     "full": (0.1, 0.2, 0.5, 1, 2, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200),
 }
-SMALL, LARGE = 0.001, 10_000.0
-"""The alphas that stand for the limits 0 and infinity."""
 NEARLY_UNIFORM = 0.001
 NEARLY_BEST = 1e-6
 """Actions whose Q is closer than this to the best of their state are best as well."""
@@ -150,7 +148,7 @@ def entropy_part(solved: pd.DataFrame) -> Part:
 
 def limits_part(grid: Grid) -> Part:
     """Part (b)."""
-    ends = [tabular.qsm(grid.process, alpha, grid.process.uniform) for alpha in (SMALL, LARGE)]
+    ends = [end(grid, QSM, alpha) for alpha in (SMALL, LARGE)]
     off = float(np.abs(ends[0].policy - grid.process.uniform).max())
     greedy = tabular.greedy_policy_iteration(grid.process)
     agree = best_agree(tabular.standard_q(grid.process, ends[1].policy), greedy)
@@ -159,7 +157,7 @@ def limits_part(grid: Grid) -> Part:
         f"{LARGE:,.0f} the best actions agree in {agree.sum()} of {len(agree)} states."
     )
     holds = off <= NEARLY_UNIFORM and bool(agree.all())
-    return Part("b", holds if all(end.period == 1 for end in ends) else None, why)
+    return Part("b", holds if all(ending.period == 1 for ending in ends) else None, why)
 
 
 def best_agree(first: Array, second: Array) -> NDArray[np.bool_]:

@@ -188,6 +188,24 @@ def test_qsm_can_have_two_fixed_points_where_soft_policy_iteration_has_one() -> 
     np.testing.assert_allclose(soft[0].policy, soft[1].policy, atol=1e-8)
 
 
+def test_only_soft_policy_iteration_prefers_what_leaves_more_ways_open() -> None:
+    """State 0 leads to 1, with two good actions, or to 2, with a good and a bad one; then all end.
+
+    Both have the same Q. The soft Q differs by g log(2) / alpha, so that the probabilities have the
+    ratio 2^g for every large alpha.
+    """
+    transition = np.zeros((4, 2, 4))
+    transition[0, 0, 1] = transition[0, 1, 2] = 1.0
+    transition[1:, :, 3] = 1.0
+    reward = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, -9.0], [0.0, 0.0]])
+    process = Process(transition, reward, DISCOUNT)
+    for alpha in (100.0, 10_000.0):
+        soft = tabular.soft_policy_iteration(process, alpha, process.uniform).policy[0]
+        assert soft[0] / soft[1] == pytest.approx(2**DISCOUNT, rel=1e-6)
+        plain = tabular.qsm(process, alpha, process.uniform).policy[0]
+        np.testing.assert_allclose(plain, 0.5, atol=1e-9)
+
+
 @pytest.mark.parametrize("period", [2, 3, tabular.LONGEST_CYCLE])
 def test_a_cycle_is_seen_with_its_period(period: int) -> None:
     ending = tabular.iterate(lambda policy: np.roll(policy, 1, axis=1), np.eye(period)[:1])
