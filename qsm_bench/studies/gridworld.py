@@ -106,7 +106,7 @@ class Gridworld(Study):
         "It is one gridworld. Elsewhere QSM's iteration can have several fixed points, as for the "
         "two states in tests/qsm_bench/studies/test_tabular.py, and need not come to one.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.1, "quick": 0.5, "full": 4}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.1, "quick": 0.5, "full": 2}
     lines = gridworld_report.LINES
 
     def find(self, budget: Budget, results: Mapping[str, Results], drawing: Drawing) -> Findings:

@@ -18,7 +18,7 @@ HIGH, LOW = 0.6, 0.4
 """Q(a) = log(HIGH bump(a + MAXIMUM) + LOW bump(a - MAXIMUM)), bump(x) = exp(-x^2 / (2 WIDTH^2))."""
 NOISE = 2.0**0.5
 DURATION = 10.0
-"""The dynamics run for so long: more than ten times what it needs to forget its start."""
+"""The dynamics run for so long: 21 times their relaxation time (a test computes that)."""
 ALPHA = 2.0
 EXACT_DRAWS = 2_000
 QUANTILE = 0.99

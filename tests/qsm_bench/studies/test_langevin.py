@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 from qsm_bench.studies import langevin
 
@@ -48,6 +48,23 @@ def test_the_shares_are_those_of_the_mixture(alpha: float) -> None:
         for weight, at in parts
     )
     np.testing.assert_allclose(langevin.bin_shares(alpha), expected, atol=1e-6)
+
+
+def test_the_dynamics_run_long_enough_to_forget_their_start() -> None:
+    """The relaxation time is -1 / the second eigenvalue of the generator.
+
+    On a grid the generator jumps from x to its neighbor y at the rate sqrt(p(y) / p(x)) / width^2,
+    which has the stationary density p; made symmetric, all rates next to the diagonal are equal.
+    """
+    points = np.linspace(-2.0, 2.0, 800)
+    rate = 1 / (points[1] - points[0]) ** 2
+    half = np.sqrt(np.exp(langevin.ALPHA * np.diff(langevin.known_q(points))))
+    leave = np.zeros(len(points))
+    leave[:-1] -= rate * half
+    leave[1:] -= rate / half
+    values = linalg.eigvalsh_tridiagonal(leave, np.full(len(half), rate))
+    assert values[-1] == pytest.approx(0.0, abs=1e-6)
+    assert pytest.approx(21 * -1 / values[-2], rel=0.02) == langevin.DURATION
 
 
 def test_the_distance_is_none_to_itself_and_one_to_what_is_elsewhere() -> None:
