@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
 SUITE ?= quick
 
-.PHONY: run test check docs wheel regress gate bench clean
+.PHONY: run test check docs wheel regress studies gate bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
@@ -32,6 +32,12 @@ wheel: $(VENV)/installed
 
 regress: $(VENV)/installed
 	$(BIN)/python -m qsm_bench regress
+
+# Every study at its quick budget: reports/studies.
+studies: $(VENV)/installed
+	for name in $$($(BIN)/python -c "from qsm_bench.studies import STUDIES; print(*STUDIES)"); do \
+		$(BIN)/python -m qsm_bench study $$name || exit; \
+	done
 
 gate: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/gate.py

@@ -23,6 +23,12 @@ def test_a_study_says_what_it_claims_tests_and_takes(name: str) -> None:
     assert study.minutes["quick"] <= 10
 
 
+def test_the_documentation_has_a_row_for_each() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "studies.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [f"`{name}`" for name in STUDIES]
+
+
 @pytest.mark.parametrize("name", COMPUTED)
 def test_a_study_gives_the_same_report_twice(name: str, tmp_path: Path) -> None:
     study = find_study(name)
