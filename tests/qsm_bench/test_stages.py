@@ -460,7 +460,6 @@ def test_a_failed_job_ends_the_stage_and_nothing_is_tested(
     assert pairs["p"].isna().all()
     text = text_of_report(results, tmp_path)
     assert "Stage 1, 5 seeds, has not ended" in text
-    assert "Stage 1, 5 seeds, has not ended" in text
 
 
 def test_no_stage_begins_after_it_was_asked_to_stop(tmp_path: Path) -> None:
