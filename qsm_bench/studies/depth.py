@@ -9,12 +9,12 @@ import pandas as pd
 
 from qsm_bench.protocol import Protocol
 from qsm_bench.report import figures
-from qsm_bench.report.document import Section, Table, Text
+from qsm_bench.report.document import Block, Bullets, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import interval, listed, number, p_value_text
 from qsm_bench.results import Results
 from qsm_bench.statistics.estimates import bootstrap
-from qsm_bench.statistics.selection import FloatArray, select_runs
+from qsm_bench.statistics.selection import Comparison, FloatArray, select_runs
 from qsm_bench.statistics.significance import (
     FALSE_ALARMS,
     permutation_test,
@@ -49,6 +49,8 @@ FLAT = 0.1
 SMALL = 0.01
 """The same for memory: with 256 rows and 256 hidden units it is about 1/500."""
 LINEAR = 0.01
+SMALLEST = 1e-3
+"""Where the axis of relative gradients becomes linear, so that it can show 0."""
 
 
 class Depth(Study):
@@ -113,7 +115,8 @@ class Depth(Study):
         times = measure_times(TRAINERS, cost_steps, ROUNDS)
         memory = measure_memory(TRAINERS, cost_steps)
         chains, runs = measure_runs(trained)
-        returns = final_returns(trained)
+        comparison = select_runs(trained)
+        returns = final_returns(trained, comparison)
         parts = [
             decide_time(times),
             decide_memory(memory),
@@ -122,7 +125,7 @@ class Depth(Study):
         ]
         sections = [
             _part_section(parts),
-            _return_section(returns, parts[3], drawing),
+            _return_section(returns, parts[3], comparison.left_out, drawing),
             _cost_section(times, memory, drawing),
             _gradient_section(chains, runs, parts[2], drawing),
             _clip_section(chains, drawing),
@@ -138,7 +141,7 @@ def _agents(steps: Sequence[int], of_ql: str = "") -> str:
     )
 
 
-def final_returns(results: Results) -> pd.DataFrame:
+def final_returns(results: Results, comparison: Comparison) -> pd.DataFrame:
     """The returns of the last evaluation. Columns: agent (the trainer), T, seed, return."""
     cells = {cell["agent"]: cell for cell in results.cells}
     return pd.concat(
@@ -151,7 +154,7 @@ def final_returns(results: Results) -> pd.DataFrame:
                     "return": curve.returns[:, -1],
                 }
             )
-            for (label, _), curve in select_runs(results).runs.items()
+            for (label, _), curve in comparison.runs.items()
         ],
         ignore_index=True,
     )
@@ -276,6 +279,8 @@ def _change(returns: pd.DataFrame, most: int) -> Change:
         returns.loc[returns["T"] == t, "return"].to_numpy(float)[:, np.newaxis]
         for t in (USUAL, most)
     )
+    if not (len(before) and len(after)):  # all seeds have diverged
+        return Change(np.nan, np.nan, better=False, worse=False, p=1.0)
     p, _ = permutation_test(after, before)
     chance = float(probability_of_improvement(after, before)[0])
     seen = p <= FALSE_ALARMS
@@ -292,13 +297,16 @@ def _part_section(parts: Sequence[Part]) -> Section:
     return Section("The parts of the claim", [Table("parts", "The four parts.", data, data)])
 
 
-def _return_section(returns: pd.DataFrame, part: Part, drawing: Drawing) -> Section:
+def _return_section(
+    returns: pd.DataFrame, part: Part, left_out: Sequence[str], drawing: Drawing
+) -> Section:
     table = pd.DataFrame(
         [
             {"agent": trainer, "T": t, **_mean(group["return"]), "seeds": len(group)}
             for (trainer, t), group in returns.groupby(["agent", "T"], sort=False)
         ]
     )
+    missing: list[Block] = [Bullets(left_out)] if left_out else []
     cells = _wide(table, lambda row: interval(row["value"], row["low"], row["high"]))
     chart = figures.curves(table, drawing.styles, x="T", x_label="T", y_label="return")
     return Section(
@@ -313,6 +321,7 @@ def _return_section(returns: pd.DataFrame, part: Part, drawing: Drawing) -> Sect
                 "seeds.",
             ),
             Table("returns-table", "Mean return of the last evaluation [95%].", cells, returns),
+            *missing,
         ],
     )
 
@@ -330,6 +339,13 @@ def _wide(table: pd.DataFrame, text: Any) -> pd.DataFrame:
     return wide.astype(str).rename_axis(columns=None)
 
 
+def _from_zero(chart: figures.Chart, top: float | None = None) -> figures.Chart:
+    """The chart with vertical axes from 0, up to ``top`` if it is given."""
+    for panel in chart.figure.axes:
+        panel.set_ylim(bottom=0, top=top)
+    return chart
+
+
 def _cost_section(times: pd.DataFrame, memory: pd.DataFrame, drawing: Drawing) -> Section:
     spread = _spread(times, ["measure", "agent", "T"], "ratio")
     saved = memory.assign(value=memory["saved"] / 1e6)
@@ -342,13 +358,15 @@ def _cost_section(times: pd.DataFrame, memory: pd.DataFrame, drawing: Drawing) -
         [
             drawing.picture(
                 "time",
-                figures.curves(
-                    spread,
-                    drawing.styles,
-                    x="T",
-                    x_label="T",
-                    y_label="time (qsm's update at T = 1 is 1)",
-                    panel_by="measure",
+                _from_zero(
+                    figures.curves(
+                        spread,
+                        drawing.styles,
+                        x="T",
+                        x_label="T",
+                        y_label="time (qsm's update at T = 1 is 1)",
+                        panel_by="measure",
+                    )
                 ),
                 spread,
                 alt="Time of an update and of its actor's part against T. At T = "
@@ -359,8 +377,10 @@ def _cost_section(times: pd.DataFrame, memory: pd.DataFrame, drawing: Drawing) -
             ),
             drawing.picture(
                 "memory",
-                figures.curves(
-                    saved, drawing.styles, x="T", x_label="T", y_label="saved activations (MB)"
+                _from_zero(
+                    figures.curves(
+                        saved, drawing.styles, x="T", x_label="T", y_label="saved activations (MB)"
+                    )
                 ),
                 saved,
                 alt=f"Saved activations against T. At T = {most}: {number(largest[QSM])} MB with "
@@ -415,23 +435,12 @@ def _gradient_section(
 ) -> Section:
     along = _spread(chains.dropna(subset=["relative"]), ["T", "when", "t"], "relative")
     along = along.rename(columns={"when": "agent"}).assign(panel=[f"T = {t}" for t in along["T"]])
-    chart = figures.curves(
-        along,
-        drawing.styles,
-        x="t",
-        x_label="diffusion time t, from noise to action",
-        y_label="norm of d loss / d a^t\nover that at a^0",
-        panel_by="panel",
-    )
-    for panel in chart.figure.axes:
-        panel.set_yscale("symlog", linthresh=1e-3)
-        panel.invert_xaxis()
     return Section(
         "Gradients along the chain",
         [
             drawing.picture(
                 "gradients",
-                chart,
+                _along_chart(along, drawing),
                 along,
                 alt="Norm of diffusion_ql's gradient along the chain, relative to that at the "
                 f"action, before and after training. {part.why}",
@@ -453,6 +462,26 @@ def _gradient_section(
             _parameter_table(runs),
         ],
     )
+
+
+def _along_chart(along: pd.DataFrame, drawing: Drawing) -> figures.Chart:
+    """The norms along the chain, from a^T at the left, on one axis that is linear near 0."""
+    chart = figures.curves(
+        along,
+        drawing.styles,
+        x="t",
+        x_label="diffusion time t",
+        y_label="norm of d loss / d a^t\nover that at a^0",
+        panel_by="panel",
+    )
+    highest = float(along["high"].max())
+    for panel in chart.figure.axes:
+        panel.set_yscale("symlog", linthresh=SMALLEST)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.set_ylim(-0.2 * SMALLEST, 2 * highest)
+        panel.locator_params(axis="x", integer=True)
+        panel.invert_xaxis()
+    return chart
 
 
 def _ends_table(runs: pd.DataFrame) -> Table:
@@ -513,13 +542,16 @@ def _clip_section(chains: pd.DataFrame, drawing: Drawing) -> Section:
         [
             drawing.picture(
                 "clipped",
-                figures.curves(
-                    spread,
-                    drawing.styles,
-                    x="T",
-                    x_label="T",
-                    y_label="share of clipped entries",
-                    panel_by="when",
+                _from_zero(
+                    figures.curves(
+                        spread,
+                        drawing.styles,
+                        x="T",
+                        x_label="T",
+                        y_label="share of clipped entries",
+                        panel_by="when",
+                    ),
+                    top=1.05,
                 ),
                 spread,
                 alt=f"Share of the chain's entries that the clip cuts, against T. {ends}.",

@@ -94,7 +94,8 @@ class Learning:
         """The policy's score at t = 1 where a^1 is ``action``, [S, B, 2] both."""
         t = torch.ones(action.shape[:2], dtype=torch.int64)
         state = torch.zeros(*action.shape[:2], 1)
-        return -self.agent.denoiser(state, action, t) / self.agent.schedule.noise_std(t)
+        predicted: Tensor = self.agent.denoiser(state, action, t)
+        return -predicted / self.agent.schedule.noise_std(t)
 
     def samples(self) -> Tensor:
         """Samples of the policy, [S, SAMPLES, 2]."""
