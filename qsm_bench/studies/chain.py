@@ -169,7 +169,7 @@ def play(
 
 def look_into(agent: DiffusionAgent[Any], batch: Batch) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The two tables of ``measure_runs`` for one agent: rows of its seeds, without their names."""
-    chain, gradients = _chain_of(agent, batch)
+    chain, gradients = ([x.cpu() for x in part] for part in _chain_of(agent, batch))
     steps, seeds = agent.schedule.steps, len(batch.observation)
     norm = norms(gradients).double() if gradients else torch.full((steps + 1, seeds), torch.nan)
     cut = torch.cat([torch.full((1, seeds), torch.nan, dtype=torch.float64), cut_shares(chain)])
@@ -183,7 +183,7 @@ def look_into(agent: DiffusionAgent[Any], batch: Batch) -> tuple[pd.DataFrame, p
         "relative": (norm / norm[-1]).flatten(),
     }
     ends = {"first": norm[0], "last": norm[-1], "ratio": ratio, "factor": ratio / constant}
-    run = {**ends, "dead": dead, "parameters": parameter_norms(agent, batch)}
+    run = {**ends, "dead": dead, "parameters": parameter_norms(agent, batch).cpu()}
     table = pd.DataFrame({name: value.numpy() for name, value in run.items()})
     return (
         pd.DataFrame({name: value.numpy() for name, value in along.items()}),

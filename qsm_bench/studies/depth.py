@@ -42,13 +42,15 @@ TRAINED_STEPS: Mapping[Budget, Sequence[int]] = {"tiny": (1, USUAL), "quick": (1
 COST_STEPS: Mapping[Budget, Sequence[int]] = {"tiny": (1, USUAL)}
 ROUNDS = 8
 STEEPER = 2.0
-"""Diffusion-QL walks the chain once for the critic's target, as QSM does, and once more for its
-actor: twice the time a step. Going back takes twice as long as going forth, or about four times."""
+"""Diffusion-QL runs the chain once for the critic's target, as QSM does, and once more for its
+actor: that alone is twice the time a step. With the way back, which takes about twice as long as
+the way forth, it is about four times."""
 FLAT = 0.1
-"""Of QSM's actor only the T time codes grow, a few rows beside the batch's hundreds."""
+"""Of QSM's actor only the T time codes grow: a row for each, beside a batch of hundreds."""
 SMALL = 0.01
 """The same for memory: with 256 rows and 256 hidden units it is about 1/500."""
 LINEAR = 0.01
+"""How far, as a share, the bytes may lie from a line through those of the least and most steps."""
 SMALLEST = 1e-3
 """Where the axis of relative gradients becomes linear, so that it can show 0."""
 
@@ -67,8 +69,8 @@ class Depth(Study):
         f"Four parts. Time: over {ROUNDS} interleaved rounds, a line over T is fitted to the "
         f"seconds of an update. The part holds if in every round diffusion_ql's slope is more than "
         f"{STEEPER:g} times qsm's and the slope of qsm's actor is less than {FLAT:g} of that of "
-        "diffusion_ql's (exact two-sided sign test, p = 0.008); it does not hold if that is so in "
-        "no round. Memory, counted exactly: the part holds if what diffusion_ql's actor saves for "
+        f"diffusion_ql's (exact two-sided sign test, p = {2 ** (1 - ROUNDS):.1g}); it "
+        "does not hold if that is so in no round. Memory, counted exactly: the part holds if what diffusion_ql's actor saves for "
         f"its backward pass is linear in T within {LINEAR:.0%}, and qsm's grows by less than "
         f"{SMALL:.0%} as much a step; else it does not hold. Gradients: of each trained "
         "diffusion_ql, the norm at the first step of the chain over that at the last, divided by "
@@ -93,9 +95,10 @@ class Depth(Study):
         "at those of a replay buffer.",
         "The quick budget has one easy task with one action dimension, small networks, and the "
         "smaller step size for diffusion_ql's actor that the project uses on small tasks: with a "
-        "larger one it is stuck at a bound from the start, at any T.",
+        "larger one it is soon stuck at a bound. Where the action has one dimension, the clip "
+        "decides: one clipped step stops a sample's gradient.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 8, "full": 500_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 6, "full": 25_000}
     lines = (QSM, QL, INITIAL, TRAINED)
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
@@ -192,10 +195,10 @@ def decide_time(times: pd.DataFrame) -> Part:
     flat = slopes[ACTOR, QSM] / slopes[ACTOR, QL]
     agreed = (steeper > STEEPER) & (flat < FLAT)
     why = (
-        f"A step more makes an update of {QL} longer by {number(float(np.median(steeper)))} times "
-        f"as much as one of {QSM} (from {number(float(steeper.min()))} to "
-        f"{number(float(steeper.max()))} over the rounds). The actor's part of {QSM} grows by "
-        f"{number(float(np.median(flat)), 2)} of what that of {QL} does."
+        f"With each step an update of {QL} grows {number(float(np.median(steeper)))} times as much "
+        f"as one of {QSM} ({number(float(steeper.min()))} to {number(float(steeper.max()))} over "
+        f"the rounds), and the actor's part of {QSM} {number(float(np.median(flat)), 2)} times as "
+        f"much as that of {QL}."
     )
     outcome: Outcome = "cannot tell" if agreed.any() else "does not hold"
     return Part("Time", "holds" if agreed.all() else outcome, why)
@@ -217,10 +220,9 @@ def decide_memory(memory: pd.DataFrame) -> Part:
     line = first[QL] + growth[QL] * (saved.index - saved.index[0])
     linear = bool((abs(saved[QL] / line - 1) <= LINEAR).all())
     why = (
-        f"A step more makes {QL}'s actor save {number(growth[QL] / 1000)} kB more, "
-        f"{'on a line' if linear else 'not on a line'}, and {QSM}'s {number(growth[QSM] / 1000)} "
-        f"kB; at T = {saved.index[-1]} they save {number(last[QL] / 1e6)} and "
-        f"{number(last[QSM] / 1e6)} MB."
+        f"With each step {QL}'s actor saves {number(growth[QL] / 1000)} kB more, "
+        f"{'on a line' if linear else 'not on a line'}, and {QSM}'s "
+        f"{number(growth[QSM] / 1000)} kB."
     )
     holds = linear and growth[QSM] < SMALL * growth[QL]
     return Part("Memory", "holds" if holds else "does not hold", why)
@@ -253,11 +255,12 @@ def decide_returns(returns: pd.DataFrame) -> Part:
     """``returns`` has the columns of ``final_returns``."""
     most = int(returns["T"].max())
     found = {trainer: _change(returns[returns["agent"] == trainer], most) for trainer in TRAINERS}
-    why = " ".join(
-        f"{trainer} has {number(change.before)} at T = {USUAL} and {number(change.after)} at "
-        f"T = {most} ({p_value_text(change.p)})."
+    told = [
+        f"{trainer} from {number(change.before)} to {number(change.after)} "
+        f"({p_value_text(change.p)})"
         for trainer, change in found.items()
-    )
+    ]
+    why = f"From T = {USUAL} to T = {most} the mean return went with {listed(told)}."
     if found[QSM].worse or found[QL].better:
         return Part("Returns", "does not hold", why)
     return Part("Returns", "holds" if found[QL].worse else "cannot tell", why)
