@@ -1,7 +1,7 @@
 """How much memory is free, and how much an agent's update needs."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,42 @@ def estimate_peak(work: Callable[[int], object], size: int) -> int:
         one, two = [_highest(one)], [_highest(two)]
     grown = [a + (b - a) * (size - SMALL) for a, b in zip(one, two, strict=True)]
     return _highest(grown)
+
+
+def measure_peak(work: Callable[[], object]) -> int:
+    """Run ``work``; return the most bytes that the tensors it makes or returns take at once.
+
+    A tensor that was there before counts from the moment that an operation returns it.
+    """
+    return _highest(_changes(lambda _: work(), 0))
+
+
+def saved_bytes(loss: Callable[[], torch.Tensor], apart_from: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that the graph of ``loss()`` keeps for its backward pass.
+
+    A storage that several operations save counts once; those of ``apart_from`` do not count.
+    """
+    held: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def save(tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor.detach())
+        held.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.tensor):
+        graph = loss()
+    storages = [saved.tensor.untyped_storage() for saved in held]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    del graph  # it has kept all of them until here
+    known = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
+    return sum(size for place, size in sizes.items() if place not in known)
+
+
+class _Saved:
+    """A tensor that a graph keeps."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
 def _changes(work: Callable[[int], object], size: int) -> list[int]:

@@ -27,6 +27,31 @@ def test_the_peak_of_a_chain_of_products_is_known_without_running_it() -> None:
     assert memory.estimate_peak(work, 10_000_000) == 4 * 64 * (64 + 2 * 10_000_000)
 
 
+def test_the_peak_of_what_is_run_is_counted() -> None:
+    given = torch.zeros(64, 64)
+
+    def work() -> None:
+        x = given + 1
+        x = x + 1  # two at once
+        del x
+        _ = torch.zeros(8)
+
+    assert memory.measure_peak(work) == 2 * 4 * 64 * 64
+
+
+def test_saved_bytes_are_those_that_the_graph_still_keeps() -> None:
+    weight, x = torch.ones(64, 8, requires_grad=True), torch.ones(32, 64)
+
+    def loss() -> torch.Tensor:
+        (x @ weight).exp().sum()  # of a graph that is gone
+        product = x @ weight  # saves x and the weight
+        return (product.exp() * product).sum()  # saves the result of exp, twice, and the product
+
+    assert memory.saved_bytes(loss, [weight, x]) == 2 * 4 * 32 * 8
+    assert memory.saved_bytes(loss, [weight]) == 2 * 4 * 32 * 8 + 4 * 32 * 64
+    assert memory.saved_bytes(lambda: x.exp().sum(), []) == 0
+
+
 def test_more_chains_or_a_larger_batch_take_more_memory_in_proportion() -> None:
     def needed(chains: int, batch_size: int) -> int:
         job = make_job(f"diffusion_pg[hidden_sizes=[64],chains={chains}]", batch_size=batch_size)

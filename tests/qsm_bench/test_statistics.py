@@ -45,6 +45,7 @@ from qsm_bench.statistics.significance import (
     holm,
     permutation_test,
     probability_of_improvement,
+    trend_test,
 )
 from tests.qsm_bench.synthetic import make_results
 
@@ -333,6 +334,25 @@ def test_p_stays_a_probability_for_many_seeds_on_many_tasks() -> None:
     x, y = rng.normal(size=(10, 70)), rng.normal(size=(10, 70))
     assert 0.01 < permutation_test(x, y)[0] <= 1.0
     assert 0.0 <= permutation_test(x + 9, y)[0] < 1e-50
+
+
+@given(st.integers(2, 3), st.integers(3, 5), st.randoms(use_true_random=False))
+def test_the_test_of_a_trend_is_pages(rows: int, levels: int, random: Any) -> None:
+    from scipy.stats import page_trend_test
+
+    order = list(range(levels))
+    values = np.array([random.sample(order, levels) for _ in range(rows)], dtype=float)
+    rise, p = trend_test(values)
+    rising, falling = (page_trend_test(v, method="exact").pvalue for v in (values, values[:, ::-1]))
+    assert p == pytest.approx(min(1.0, 2 * min(rising, falling)))
+    assert rise == pytest.approx(np.corrcoef(np.tile(order, rows), values.ravel())[0, 1])
+
+
+def test_a_trend_in_every_row_has_the_smallest_p_and_ties_have_none() -> None:
+    rise, p = trend_test(np.array([[0.0, 2.0, np.inf]] * 3))
+    assert (rise, p) == (1.0, 2 / 6**3)
+    assert trend_test(np.array([[np.inf, 2.0, 0.0]] * 3)) == (-1.0, p)
+    assert trend_test(np.full((3, 4), np.inf)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.2, 0.7, 1.0])
