@@ -108,7 +108,7 @@ def write_study(
             title=study.title,
             lead=study.claim,
             sections=[
-                Section("The answer", [*answer, Text(f"The test: {study.test}")]),
+                Section("The answer", [*answer, *_test(study)]),
                 *found.sections,
                 Section("What this does not show", [Bullets(study.limits)]),
                 _what_ran(study, budget, results),
@@ -118,6 +118,11 @@ def write_study(
         text = json.dumps(verdict.model_dump(), indent=2) + "\n"
         (fresh / VERDICT_FILE).write_text(text, encoding="utf-8")
     return folder / "index.html", verdict
+
+
+def _test(study: Study) -> list[Block]:
+    changed = [Text(f"The test was changed after a first run. {study.changed}")]
+    return [Text(f"The test: {study.test}"), *(changed if study.changed else [])]
 
 
 def _published(study: Study, budget: Budget, verdict: Verdict) -> PublishedVerdict:

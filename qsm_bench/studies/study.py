@@ -53,6 +53,8 @@ class Study(ABC):
     """What the paper claims, in our words, with its figure, theorem or section."""
     test: ClassVar[str]
     """When the claim holds, when it does not, and when the study cannot tell: set before it ran."""
+    changed: ClassVar[str] = ""
+    """What of the test was changed after a run had been seen, why, and what it had said."""
     limits: ClassVar[Sequence[str]]
     """What the study does not show."""
     minutes: ClassVar[Mapping[Budget, float]]
