@@ -20,6 +20,7 @@ from tests.qsm_bench.synthetic import make_results, with_diagnostics
 def labels_of(agents: list[str]) -> tuple[list[str], list[str]]:
     """Return the labels that a report shows, and what it says once."""
     results = make_results(tuple(agents), ("a",), 1, 1, 1)
+    results = replace(results, recorded=tuple(a for a in agents if a.endswith("(record)")))
     shorter, shared = without_shared_settings(results)
     return shorter.experiment["agents"], shared
 

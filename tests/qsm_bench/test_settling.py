@@ -180,7 +180,7 @@ def test_seeds_are_added_here_only() -> None:
     comparison = replace(comparison, agents=agents, runs=runs_by_name)
     pairs = analysis.pairs.replace(renamed)
     seconds = {(a, t): 10.0 for a in agents if a not in renamed.values() for t in "ab"}
-    table = settling(comparison, pairs, seconds, agents)
+    table = settling(comparison, pairs, seconds, agents, {"sac (record)"})
     of_it = table[(table["first"] == "sac (record)") | (table["second"] == "sac (record)")]
     assert len(of_it)
     for row in of_it.to_dict("records"):
