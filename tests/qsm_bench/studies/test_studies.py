@@ -45,6 +45,13 @@ def test_a_study_gives_the_same_report_twice(name: str, tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_study_that_trains_no_cells_holds_at_its_quick_budget(name: str, tmp_path: Path) -> None:
+    _, verdict = write_study(find_study(name), "quick", {}, tmp_path)
+    assert verdict.outcome == "holds", verdict.why
+
+
 def test_a_damaged_verdict_is_one_line(tmp_path: Path) -> None:
     study = find_study("vector-field")
     assert published_verdict(study, tmp_path) is None
