@@ -30,6 +30,4 @@ def decide(parts: Sequence[Part]) -> Verdict:
 def part_section(parts: Sequence[Part]) -> Section:
     """The parts, a row each."""
     data = pd.DataFrame([{"part": p.name, "verdict": p.outcome, "figures": p.why} for p in parts])
-    return Section(
-        "The parts of the claim", [Table("parts", "The parts, one by one.", data, data)]
-    )
+    return Section("The parts of the claim", [Table("parts", "The parts, one by one.", data, data)])
