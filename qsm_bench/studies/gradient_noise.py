@@ -20,6 +20,7 @@ from agents.common.diffusion_agent import DiffusionAgent
 from agents.common.networks import TwinCritic
 from agents.common.streams import SeedStreams
 from agents.protocol import Batch
+from agents.qsm import QSM, ActorNoise
 
 Value = Callable[[Tensor], Tensor]
 """Q(a) in every state: [S, B, act] -> [S, B]."""
@@ -94,6 +95,20 @@ class KnownTwins(nn.Module):
 def give_critic(agent: DiffusionAgent[Any], value: Value) -> None:
     """Make a known function the agent's critic, for good."""
     agent.critic = agent.target_critic = cast(TwinCritic, KnownTwins(value))
+
+
+class CriticsPart(QSM):
+    """QSM with what of its loss depends on the critic alone.
+
+    |e + alpha g|^2 = |e|^2 + 2 alpha e g + alpha^2 |g|^2, with g = grad_a Q. The gradient of the
+    first term takes away what the network predicts, whatever Q is; that of the last is 0.
+    """
+
+    def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy_action = self.schedule.add_noise(batch.action, noise.t, noise.noise)
+        target = self.noise_target(self.action_gradient(batch.observation, noisy_action), noise.t)
+        predicted = self.denoiser(batch.observation, noisy_action, noise.t)
+        return -2 * (predicted * target).mean(dim=(1, 2)), {}
 
 
 def asked_actions(agent: DiffusionAgent[Any], size: int) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from agents.common.diffusion_agent import DiffusionAgent
 from agents.registry import find_agent
 from qsm_bench.protocol import Protocol
 from qsm_bench.relabeling import relabeled
@@ -24,12 +25,13 @@ from qsm_bench.statistics.significance import (
     permutation_test,
     probability_of_improvement,
 )
-from qsm_bench.studies.gradient_noise import give_critic, measure_noise
+from qsm_bench.studies.gradient_noise import CriticsPart, give_critic, measure_noise
 from qsm_bench.studies.parts import Part, decide, part_section
 from qsm_bench.studies.study import Budget, Cells, Findings, Outcome, Study
 from qsm_bench.studies.update_cost import (
     ACTION,
     BATCH,
+    CPU,
     OBSERVATION,
     TASK,
     UPDATE,
@@ -47,6 +49,8 @@ QSM, QL, PG, LITERAL = TRAINERS = (
 )
 """``LITERAL`` is eq. (9) as written; ``PG`` has its variance reduced."""
 GRADIENTS, RIVALS = (PG, LITERAL), (QL, PG, LITERAL)
+CRITICS_PART = "qsm, critic's part"
+"""The part of qsm's gradient that depends on the critic; no test is on it."""
 INITIAL, KNOWN = "critic at initialization", "known critic"
 REPETITIONS = range(8)
 """The seeds of policies, critics and draws in the measurement of gradient noise."""
@@ -87,6 +91,9 @@ class Trainers(Study):
         "The three mean gradients are of different losses: qsm's is of a regression on grad_a Q, "
         "those of the others are of the mean Q of the policy's actions. The signal-to-noise ratio "
         "says how well one update knows its own gradient, and nothing on where that leads.",
+        "Part of qsm's mean gradient takes away what the new network predicts, whatever the critic "
+        "is. The test is on the whole gradient, with which qsm learns; the report shows the part "
+        "that depends on the critic, too.",
         "The ratio is that of new policies, at drawn states. It falls as a policy learns, because "
         "its mean gradient vanishes.",
         "That qsm is not found to be worse than diffusion_ql does not show that it is as good: few "
@@ -103,7 +110,7 @@ class Trainers(Study):
         "setting was tuned for this study.",
     )
     minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 8, "full": 20_000}
-    lines = TRAINERS
+    lines = (*TRAINERS, CRITICS_PART)
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
         if budget == "full":
@@ -160,21 +167,22 @@ def measure_critics(protocol: Protocol, draws: int) -> pd.DataFrame:
     """
     tables = []
     for critic in (INITIAL, KNOWN):
-        known = critic == KNOWN
-        agents = {
-            name: build(
-                name,
-                REPETITIONS,
-                **protocol.settings,
-                **({"alpha": ALPHA} if known and name == QSM else {}),
-            )
-            for name in TRAINERS
-        }
-        for agent in agents.values() if known else ():
+        agents = _new_agents(protocol.settings, {"alpha": ALPHA} if critic == KNOWN else {})
+        for agent in agents.values() if critic == KNOWN else ():
             give_critic(agent, known_value)
         found = measure_noise(agents, OBSERVATION, REPETITIONS, protocol.batch_size, draws)
         tables.append(found.assign(critic=critic))
     return pd.concat(tables, ignore_index=True)
+
+
+def _new_agents(
+    settings: Mapping[str, Any], of_qsm: Mapping[str, Any]
+) -> dict[str, DiffusionAgent[Any]]:
+    """The trainers, and ``CRITICS_PART``, with these settings; ``of_qsm`` are for qsm alone."""
+    qsm = build(QSM, REPETITIONS, **settings, **of_qsm)
+    part = CriticsPart(qsm.config, OBSERVATION, ACTION, REPETITIONS, CPU)
+    rivals = {name: build(name, REPETITIONS, **settings) for name in RIVALS}
+    return {QSM: qsm, CRITICS_PART: part, **rivals}
 
 
 def compare_returns(comparison: Comparison) -> pd.DataFrame:
@@ -350,13 +358,12 @@ def _noise_section(
             ),
             Text(
                 "The losses have different scales, so only the ratio compares them. The means are "
-                "gradients of different objectives: qsm's of its regression on grad_a Q, those of "
-                "the others of the mean Q of the policy's actions: diffusion_ql's without, those "
-                "of the policy gradients with the exploration noise. diffusion_pg asks Q at four "
-                "actions for each state, which the numbers of one sample count in. The known "
-                "critic is the Q of the study vector-field, summed over pairs of action "
-                f"dimensions; alpha of qsm is {ALPHA:g} there, and at its default with the critic "
-                "at initialization."
+                "gradients of different objectives. qsm's is of a regression on grad_a Q; the "
+                f"critic's part is what is left without |eps_theta|^2 in its loss. {QL} climbs "
+                "the mean Q of the sampled actions, and the policy gradients that of the executed "
+                "ones, with exploration noise. The known critic is the Q of the study "
+                "vector-field, summed over pairs of action dimensions. alpha of qsm is "
+                f"{ALPHA:g} there, and at its default with the critic at initialization."
             ),
             _noise_table(noise),
         ],
