@@ -155,6 +155,12 @@ def test_the_tests_of_returns_are_exact_and_adjusted_for_three() -> None:
     np.testing.assert_allclose(pairs["probability"], [0.5, 1.0, 1.0])
 
 
+def test_a_difference_counts_only_after_the_adjustment() -> None:
+    pairs = pd.DataFrame({"rival": [QL, PG, LITERAL], "probability": 1.0, "p": 0.03})
+    assert decide_returns(pairs.assign(adjusted=0.06)).outcome == "cannot tell"
+    assert decide_returns(pairs.assign(adjusted=0.04)).outcome == "holds"
+
+
 @pytest.mark.parametrize(
     ("qsm", "ql", "outcome"),
     [
