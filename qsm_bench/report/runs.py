@@ -75,7 +75,7 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
             data,
         )
     ]
-    curves = _return_against_time(analysis)
+    curves = return_against_time(analysis)
     if not curves.empty:
         blocks.append(
             drawing.picture(
@@ -96,7 +96,8 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
     return Section("Cost", blocks)
 
 
-def _return_against_time(analysis: Analysis) -> pd.DataFrame:
+def return_against_time(analysis: Analysis) -> pd.DataFrame:
+    """Columns: those of ``estimates.task_curves``, and minutes (since the cell began)."""
     clock = analysis.results.training.groupby(["agent", "task", "step"], as_index=False)[
         "wall_clock"
     ].max()

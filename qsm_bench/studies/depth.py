@@ -22,7 +22,8 @@ from qsm_bench.statistics.significance import (
     trend_test,
 )
 from qsm_bench.studies.chain import INITIAL, TRAINED, measure_runs
-from qsm_bench.studies.study import Budget, Cells, Findings, Outcome, Study, Verdict
+from qsm_bench.studies.parts import Part, decide, part_section
+from qsm_bench.studies.study import Budget, Cells, Findings, Outcome, Study
 from qsm_bench.studies.update_cost import (
     ACTION,
     ACTOR,
@@ -128,7 +129,7 @@ class Depth(Study):
             decide_returns(returns),
         ]
         sections = [
-            _part_section(parts),
+            part_section(parts),
             _return_section(returns, parts[3], comparison.left_out, drawing),
             _cost_section(times, memory, drawing),
             _gradient_section(chains, runs, parts[2], drawing),
@@ -165,24 +166,6 @@ def final_returns(results: Results, comparison: Comparison) -> pd.DataFrame:
 
 
 # What decides.
-
-
-@dataclass(frozen=True)
-class Part:
-    """The verdict on one part of the claim."""
-
-    name: str
-    outcome: Outcome
-    why: str
-
-
-def decide(parts: Sequence[Part]) -> Verdict:
-    """The verdict on the whole."""
-    why = " ".join(f"{part.name}: {part.outcome}. {part.why}" for part in parts)
-    outcomes = {part.outcome for part in parts}
-    if "does not hold" in outcomes:
-        return Verdict("does not hold", why)
-    return Verdict("holds" if outcomes == {"holds"} else "cannot tell", why)
 
 
 def decide_time(times: pd.DataFrame) -> Part:
@@ -294,11 +277,6 @@ def _change(returns: pd.DataFrame, most: int) -> Change:
 
 
 # What the report shows.
-
-
-def _part_section(parts: Sequence[Part]) -> Section:
-    data = pd.DataFrame([{"part": p.name, "verdict": p.outcome, "figures": p.why} for p in parts])
-    return Section("The parts of the claim", [Table("parts", "The four parts.", data, data)])
 
 
 def _return_section(

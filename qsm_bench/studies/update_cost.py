@@ -1,35 +1,41 @@
-"""What an update of a diffusion trainer costs as its chain gets longer: seconds and bytes.
+"""What an update of a diffusion trainer costs: seconds and bytes. And what an action costs.
 
-For the study of depth: networks of the default sizes, one seed, nothing trained.
+For the studies of trainers and of depth: networks of the default sizes, one seed, nothing trained.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 import torch
 
 from agents.common.diffusion_agent import DiffusionAgent, Noise
-from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.protocol import Batch
-from agents.qsm import QSM, QSMConfig
+from agents.registry import find_agent
+from qsm_bench.experiment import AgentEntry
 from qsm_bench.memory import measure_peak, saved_bytes
 
+TASK = "walker-walk"
 OBSERVATION, ACTION, BATCH = 24, 6, 256
-"""The sizes of walker-walk, and the default batch."""
+"""The sizes of the task, and the default batch."""
 CALLS = 3
 """A time is the shortest of so many calls: others who use the machine only make it longer."""
-UPDATE, ACTOR = "whole update", "actor's part"
+UPDATE, ACTOR, ONE_ACTION = "whole update", "actor's part", "one action"
 CPU = torch.device("cpu")
 
+Key = TypeVar("Key")
 
-def build(trainer: str, steps: int) -> DiffusionAgent[Any]:
-    """A new agent with ``steps`` denoising steps and all other settings at their defaults."""
-    if trainer == "qsm":
-        return QSM(QSMConfig(diffusion_steps=steps), OBSERVATION, ACTION, [0], CPU)
-    config = DiffusionQLConfig(diffusion_steps=steps)
-    return DiffusionQL(config, OBSERVATION, ACTION, [0], CPU)
+
+def build(name: str, seeds: Sequence[int] = (0,), **settings: Any) -> DiffusionAgent[Any]:
+    """A new diffusion agent or preset of that name, for the sizes of the task.
+
+    All that is not among ``settings`` is at its default.
+    """
+    registered = find_agent(name)
+    config = AgentEntry(registered, settings).config(TASK, {})
+    agent = cast(type[DiffusionAgent[Any]], registered.agent)
+    return agent(config, OBSERVATION, ACTION, seeds, CPU)
 
 
 def draw_batch() -> Batch:
@@ -56,24 +62,52 @@ def measure_times(trainers: Sequence[str], steps: Sequence[int], rounds: int) ->
     ratio (the time over that of the first trainer's whole update at the least steps, same round).
     """
     batch = draw_batch()
-    agents = {(trainer, t): build(trainer, t) for t in steps for trainer in trainers}
+    work = {
+        (trainer, t, measure): part
+        for t in steps
+        for trainer in trainers
+        for measure, part in _parts(build(trainer, diffusion_steps=t), batch).items()
+    }
     rows = []
-    for turn in range(rounds + 1):  # the first of them is to warm up, and does not count
-        seconds = {
-            (*key, measure): _fastest(work)
-            for key, agent in agents.items()
-            for measure, work in _work(agent, batch).items()
-        }
+    for turn, seconds in enumerate(_in_turns(work, rounds), start=1):
         unit = seconds[trainers[0], min(steps), UPDATE]
-        if turn:
-            rows += [
-                {"agent": agent, "T": t, "round": turn, "measure": measure, "ratio": spent / unit}
-                for (agent, t, measure), spent in seconds.items()
-            ]
+        rows += [
+            {"agent": agent, "T": t, "round": turn, "measure": measure, "ratio": spent / unit}
+            for (agent, t, measure), spent in seconds.items()
+        ]
     return pd.DataFrame(rows)
 
 
-def _work(agent: DiffusionAgent[Any], batch: Batch) -> dict[str, Callable[[], object]]:
+def measure_milliseconds(names: Sequence[str], rounds: int) -> pd.DataFrame:
+    """Time agents as they are used; a round times them all, one after the other.
+
+    Columns: agent, round, measure (``UPDATE``, its random numbers included; ``ONE_ACTION``: acting
+    on one observation, as in training), milliseconds.
+    """
+    batch, agents = draw_batch(), {name: build(name) for name in names}
+    observation = batch.observation[:, :1]
+    work: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, agent in agents.items():
+        work[name, UPDATE] = lambda a=agent: a.update(batch)  # type: ignore[misc]
+        work[name, ONE_ACTION] = lambda a=agent: a.act(observation, explore=True)  # type: ignore[misc]
+    return pd.DataFrame(
+        [
+            {"agent": name, "round": turn, "measure": measure, "milliseconds": 1000 * spent}
+            for turn, seconds in enumerate(_in_turns(work, rounds), start=1)
+            for (name, measure), spent in seconds.items()
+        ]
+    )
+
+
+def _in_turns(
+    work: Mapping[Key, Callable[[], object]], rounds: int
+) -> Sequence[Mapping[Key, float]]:
+    """The seconds that each work takes in each round. One more round before is to warm up."""
+    spent = [{key: _fastest(each) for key, each in work.items()} for _ in range(rounds + 1)]
+    return spent[1:]
+
+
+def _parts(agent: DiffusionAgent[Any], batch: Batch) -> dict[str, Callable[[], object]]:
     noise = draw_noise(agent)
 
     def actor() -> None:
@@ -103,7 +137,7 @@ def measure_memory(trainers: Sequence[str], steps: Sequence[int]) -> pd.DataFram
     rows = []
     for trainer in trainers:
         for t in steps:
-            agent = build(trainer, t)
+            agent = build(trainer, diffusion_steps=t)
             noise = draw_noise(agent)
             saved = saved_activations(agent, batch, noise.actor)
             peak = measure_peak(lambda a=agent, n=noise: a.pure_update(batch, n))  # type: ignore[misc]

@@ -15,7 +15,7 @@ from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from qsm_bench.cli import app
 from qsm_bench.studies import chain, depth, update_cost
 from qsm_bench.studies.chain import TRAINED, chain_gradients, cut_shares, norms, watching
-from qsm_bench.studies.depth import QL, QSM, Part, decide
+from qsm_bench.studies.depth import QL, QSM
 from tests.agents.fixed_critics import (
     CPU,
     doubled,
@@ -243,18 +243,6 @@ def test_the_verdict_on_returns(qsm: Any, ql: Any, outcome: str) -> None:
         for value in values
     ]
     assert depth.decide_returns(pd.DataFrame(rows)).outcome == outcome
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "whole"),
-    [
-        (["holds", "holds"], "holds"),
-        (["holds", "cannot tell"], "cannot tell"),
-        (["does not hold", "cannot tell"], "does not hold"),
-    ],
-)
-def test_the_claim_holds_if_all_its_parts_do(outcomes: Any, whole: str) -> None:
-    assert decide([Part("A part", outcome, "Why.") for outcome in outcomes]).outcome == whole
 
 
 @pytest.mark.slow
