@@ -175,8 +175,14 @@ def run(
         results=results,
     )
     if record:
-        from qsm_bench.beside import conditions_asked, differences_text, find_differences
+        from qsm_bench.beside import (
+            conditions_asked,
+            differences_text,
+            find_differences,
+            refuse_itself,
+        )
 
+        refuse_itself(prepared.store.folder, record)
         asked = prepared.experiment
         apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
         print(visible("\n".join(differences_text(apart, record)), keep=NEWLINE))
@@ -336,6 +342,10 @@ def export_(
         )
         for loaded in whole:
             folder = export(loaded, to, out, who=who)
+    if to == "record":
+        from qsm_bench.exporters.to_record import left_out
+
+        print(visible("".join(f"{line}\n" for line in left_out(loaded)), keep=NEWLINE), end="")
     for job in loaded.damaged:
         print(visible(f"left out: {job.agent} on {job.task}: {job.fault}"), file=sys.stderr)
     print(visible(str(folder)))
@@ -615,8 +625,11 @@ def _list_studies(reports: Path) -> None:
     table = Table("study", "claim", "quick", "full", "verdict", box=None)
     for name in STUDIES:
         listed = find_study(name)
-        found = published_verdict(listed, reports)
-        said = f"{found.outcome} ({found.budget})" if found else "not run"
+        try:
+            found = published_verdict(listed, reports)
+            said = f"{found.outcome} ({found.budget})" if found else "not run"
+        except UserError as error:
+            said = visible(str(error))
         minutes = (f"{listed.minutes[budget]:g} min" for budget in ("quick", "full"))
         table.add_row(name, listed.claim, *minutes, said)
     _console().print(table)

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
-from zipfile import BadZipFile, ZipFile
+from typing import Any, Final, Literal, Protocol
+from zipfile import ZipFile
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,10 +28,10 @@ from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results, load_results
 from qsm_bench.shipped import shipped
 
-FORMAT = 1
+FORMAT: Final = 1
 RECORD_FILE = "record.json"
-FILE_LIMIT, RECORD_LIMIT = 256 * MIB, 1024 * MIB
-"""The most bytes of one file of a record, and of all of them."""
+ABOUT_LIMIT, FILE_LIMIT, RECORD_LIMIT = 16 * MIB, 256 * MIB, 1024 * MIB
+"""The most bytes of record.json, of another file of a record, and of all of them."""
 EXPERIMENT_FILE = "experiment.json"
 JOB_FILES = ("manifest.json", "evaluations.csv", "training.csv", "diagnostics.csv", "slices.csv")
 ENDED = ("finished", "failed")
@@ -43,7 +43,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
     name: str
     """The name of the experiment that it was."""
     who: str
@@ -66,10 +66,11 @@ class Record(BaseModel):
     def summary(self) -> str:
         """What it is, in one line."""
         seeds = sorted({len(seeds) for seeds in self.agents.values()})
+        one_task, one_seed = len(self.tasks) == 1, seeds == [1]
         return (
-            f"{', '.join(self.agents)} on {len(self.tasks)} tasks, "
-            f"{' or '.join(map(str, seeds))} seeds, {self.protocol.steps:,} steps; by {self.who}, "
-            f"{self.began[:10]} to {self.ended[:10]}, commit "
+            f"{', '.join(self.agents)} on {len(self.tasks)} task{'s' * (not one_task)}, "
+            f"{' or '.join(map(str, seeds))} seed{'s' * (not one_seed)}, {self.protocol.steps:,} "
+            f"steps; by {self.who}, {self.began[:10]} to {self.ended[:10]}, commit "
             f"{', '.join(commit[:7] for commit in self.commits)}, protocol "
             f"{self.protocol_hash[:12]}"
         )
@@ -93,11 +94,15 @@ def find_record(name: str, results: Path) -> Path:
     UserError if there is none.
     """
     path = Path(name)
+    if not name.strip():
+        raise UserError(f"--beside {name!r}: name a record, or give the path of a folder or a zip")
     if "/" in name or os.sep in name or path.suffix == ".zip":
         return path.absolute()
     known = known_records(results)
     if name not in known:
-        hint = did_you_mean(name, known) if known else "there is none here"
+        hint = did_you_mean(name, known) if known else "no record has a name here"
+        if os.path.lexists(path):
+            hint = f"something of that name is here: give it as ./{name}"
         raise UserError(
             f"no record {name!r} (one elsewhere is named by a path: ./{name}, {name}.zip): {hint}"
         )
@@ -113,7 +118,7 @@ def known_records(results: Path) -> dict[str, Path]:
 def read_record(place: Path) -> Record:
     """Read what a record says of itself. Raises UserError if it is none, or damaged."""
     with _open(place) as source:
-        return _parse(place, source.read(RECORD_FILE, FILE_LIMIT))
+        return _parse(place, source.read(RECORD_FILE, ABOUT_LIMIT))
 
 
 def load_record(place: str | Path) -> LoadedRecord:
@@ -126,12 +131,18 @@ def load_record(place: str | Path) -> LoadedRecord:
         tempfile.TemporaryDirectory(prefix="qsm_bench-record-") as temporary,
         _open(place) as source,
     ):
-        record = _parse(place, source.read(RECORD_FILE, FILE_LIMIT))
-        _copy_checked(place, source, record, Path(temporary) / record.name)
-        results = load_results(temporary, record.name)
-        if results.damaged:
-            fault = results.damaged[0].fault.replace(f"{temporary}/{record.name}", str(place))
-            raise UserError(f"record {place} is damaged: {fault.partition('; ')[0]}")
+        record = _parse(place, source.read(RECORD_FILE, ABOUT_LIMIT))
+        folder = Path(temporary) / record.name
+        try:
+            _copy_checked(source, record, folder)
+            results = load_results(temporary, record.name)
+            if results.damaged:
+                raise UserError(results.damaged[0].fault)
+        except (UserError, OSError) as error:
+            # What is wrong with the copy is wrong with the record; what to do about it is not.
+            fault = str(error.strerror if isinstance(error, OSError) else error)
+            fault = fault.replace(f"{folder}/", "").partition("; ")[0]
+            raise UserError(f"record {place} is damaged: {fault}") from error
     _refuse_contradiction(place, record, results)
     return LoadedRecord(place, record, results)
 
@@ -173,7 +184,7 @@ class ZipSource:
         self.file = file
         try:
             self.zip = ZipFile(file)
-        except (OSError, BadZipFile) as error:
+        except Exception as error:  # of a zip that somebody has made, a library raises anything
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"record {file} cannot be read: {reason}") from error
         found = [name for name in self.zip.namelist() if PurePosixPath(name).name == RECORD_FILE]
@@ -211,7 +222,9 @@ def _parse(place: Path, text: bytes) -> Record:
     """Read ``record.json``. Raises UserError if it is damaged or of a later version."""
     content = parse_json(place / RECORD_FILE, text)
     written = content.get("format") if isinstance(content, dict) else None
-    if isinstance(written, int) and written > FORMAT:
+    if type(written) is not int:
+        raise UserError(f"{place / RECORD_FILE} is damaged: format is {written!r}")
+    if written > FORMAT:
         raise UserError(
             f"record {place} is of format {written}; this version of qsm_bench reads formats up to "
             f"{FORMAT}: upgrade qsm_bench"
@@ -230,6 +243,8 @@ def _parse(place: Path, text: bytes) -> Record:
     plain = record.name.isprintable() and not record.name.startswith(".")
     if not plain or not record.name or Path(record.name).name != record.name:
         raise UserError(f"{place / RECORD_FILE} is damaged: {record.name!r} is no name")
+    if EXPERIMENT_FILE not in record.files:
+        raise UserError(f"{place / RECORD_FILE} is damaged: it lists no {EXPERIMENT_FILE}")
     if not record.agents or not record.tasks:
         raise UserError(f"{place / RECORD_FILE} is damaged: it has no agent or no task")
     return record
@@ -243,14 +258,14 @@ def _is_of_a_record(path: str) -> bool:
     return plain and 2 <= len(folders) <= 3 and name in JOB_FILES
 
 
-def _copy_checked(place: Path, source: Source, record: Record, folder: Path) -> None:
+def _copy_checked(source: Source, record: Record, folder: Path) -> None:
     """Copy a record's files into a new folder. Raises UserError if one is not as published."""
     left = RECORD_LIMIT
     for path, known in record.files.items():
         content = source.read(path, min(FILE_LIMIT, left))
         left -= len(content)
         if hashlib.sha256(content).hexdigest() != known:
-            raise UserError(f"record {place} is damaged: {path} is not what was published")
+            raise UserError(f"{path} is not what was published")
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
 
@@ -262,6 +277,9 @@ def _refuse_contradiction(place: Path, record: Record, results: Results) -> None
     fault = None
     if record.protocol_hash != protocol_hash(record.protocol):
         fault = "its protocol's hash is another"
+    asked = results.experiment
+    if (set(asked["agents"]), set(asked["tasks"])) != (set(record.agents), set(record.tasks)):
+        fault = f"{EXPERIMENT_FILE} has other agents or tasks than {RECORD_FILE} says"
     for agent, task in sorted(wanted ^ cells.keys()):
         fault = f"{agent} on {task} is in one of {RECORD_FILE} and the files alone"
     for (agent, task), cell in cells.items():

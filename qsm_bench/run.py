@@ -240,6 +240,11 @@ def prepare(
         device=device,
         compiled=compiling,
     )
+    if counts and len(experiment.labels) < 2:
+        raise UserError(
+            f"--seeds {','.join(map(str, counts))}: stages end as pairs of agents are told apart, "
+            f"and --agents has one: give --seeds {counts[-1]}, or a second agent"
+        )
     if counts:
         plan = Stages.declare(seeds, counts, experiment.labels, suite.tasks, protocol.steps)
         experiment = replace(experiment, stages=plan)
@@ -458,7 +463,7 @@ def _looks(store: ExperimentStore, stages: Stages) -> list[Look]:
     """The tests of the stages that have ended."""
     if not os.path.lexists(store.file):
         return []
-    return looks_at(load_results(store.folder.parent, store.name), stages)
+    return looks_at(load_results(store.folder.parent, store.name), stages, all_present=True)
 
 
 def _jobs_to_come(experiment: Experiment, store: ExperimentStore) -> tuple[Job, ...]:

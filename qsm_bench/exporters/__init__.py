@@ -30,6 +30,8 @@ def export(
     nobody publishes, or a folder that holds something else.
     """
     outputs = outputs_in(to)
+    if who is not None and not who.strip():
+        raise UserError(f"--who {who!r}: give the name of who publishes it")
     if (to == "record") != (who is not None):
         needed = "needs --who, the name of who publishes it" if who is None else "has no --who"
         raise UserError(f"--to {to} {needed}")

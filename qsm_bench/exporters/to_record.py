@@ -8,11 +8,11 @@ typed, which is a place on somebody's machine.
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qsm_bench.comparable import protocol_hash
+from qsm_bench.comparable import protocol_differences, protocol_hash
 from qsm_bench.errors import UserError
 from qsm_bench.exporters.folder import Output
 from qsm_bench.files import read
@@ -33,13 +33,14 @@ def outputs(results: Results, who: str) -> list[Output]:
         raise UserError(
             f"{results.name} cannot be a record yet: no agent's runs have ended on every task"
         )
+    protocol = _common_protocol([c for c in results.cells if c["agent"] in agents])
     store = ExperimentStore(results.root, results.name)
     files = {EXPERIMENT_FILE: _experiment(results.experiment, agents)}
     for folder in store.job_folders():
         if folder.agent in agents:
             inside = folder.path.relative_to(store.folder).as_posix()
             files |= {f"{inside}/{name}": content for name, content in _files(folder)}
-    record = _record(results, agents, files, who)
+    record = _record(results, agents, files, protocol, who)
     files[RECORD_FILE] = _json(record.model_dump(mode="json"))
     return [_output(path, content) for path, content in files.items()]
 
@@ -58,15 +59,38 @@ def whole_agents(results: Results) -> dict[str, tuple[int, ...]]:
     return whole
 
 
+def left_out(results: Results) -> list[str]:
+    """A line for each agent of which the record has nothing."""
+    whole = whole_agents(results)
+    return [
+        f"left out: {agent}: its runs have not ended with the same seeds on every task"
+        for agent in agents_of(results)
+        if agent not in whole
+    ]
+
+
+def _common_protocol(cells: Sequence[Mapping[str, Any]]) -> Protocol:
+    """The protocol of all cells. Raises UserError if two differ, be it by their length alone."""
+    first, *others = [Protocol(**cell["protocol"]) for cell in cells]
+    for cell, other in zip(cells[1:], others, strict=True):
+        lengths = {"steps": (first.steps, other.steps)} if first.steps != other.steps else {}
+        for name, (one, another) in (protocol_differences(first, other) | lengths).items():
+            raise UserError(
+                f"a record has one protocol, and {name} is {one} for {cells[0]['agent']} on "
+                f"{cells[0]['task']} and {another} for {cell['agent']} on {cell['task']}"
+            )
+    return first
+
+
 def _record(
     results: Results,
     agents: Mapping[str, tuple[int, ...]],
     files: Mapping[str, bytes],
+    protocol: Protocol,
     who: str,
 ) -> Record:
     cells = [cell for cell in results.cells if cell["agent"] in agents]
     stretches = [stretch for cell in cells for stretch in cell["stretches"]]
-    protocol = Protocol(**cells[0]["protocol"])
     return Record(
         name=results.name,
         who=who,

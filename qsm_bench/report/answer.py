@@ -47,7 +47,7 @@ def sentences(analysis: Analysis) -> list[str]:
     """
     agents, pairs = analysis.comparison.agents, analysis.pairs
     if not agents:
-        return ["No agent has a run to compare: all of them failed or diverged."]
+        return [f"No agent has a run to compare: {SEE_MISSING}."]
     if len(agents) == 1:
         return [f"Only {agents[0]} has runs: there are no pairs to compare."]
     if pairs.empty:

@@ -8,7 +8,7 @@ from qsm_bench.report.wording import count, listed
 from qsm_bench.results import Results
 from qsm_bench.stages import FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis
-from qsm_bench.statistics.stages import agents_in
+from qsm_bench.statistics.stages import agents_in, verdict_texts
 
 
 def sentences(analysis: Analysis) -> list[str]:
@@ -65,10 +65,7 @@ def _decisions(analysis: Analysis, stages: Stages) -> list[str]:
     for look in analysis.looks:
         seeds = stages.counts[look.number]
         rows = pairs[pairs["stage"] == seeds]
-        decided = [
-            f"{better} is better than {worse}"
-            for better, worse in zip(rows["better"], rows["worse"], strict=True)
-        ]
+        decided = verdict_texts(rows)
         found.append(
             f"Stage {look.number + 1}, {count(seeds, 'seed')}: "
             f"{'; '.join(decided) or 'no verdict'}. {_open(len(look.open))}."

@@ -19,7 +19,13 @@ from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results
 from qsm_bench.stages import Stages
 from qsm_bench.statistics.selection import Comparison, select_runs
-from qsm_bench.statistics.significance import AgentPair, check_pairs, describe_pairs, with_tasks
+from qsm_bench.statistics.significance import (
+    AgentPair,
+    check_pairs,
+    describe_pairs,
+    names_better,
+    with_tasks,
+)
 
 Pair = tuple[str, str]
 """The labels of two agents, in the order of the plan."""
@@ -70,8 +76,11 @@ def looks(stages: Stages, runs: Runs) -> Iterator[Look]:
         yield Look(number, comparison, pairs, tests, still_open)
 
 
-def looks_at(results: Results, stages: Stages) -> list[Look]:
+def looks_at(results: Results, stages: Stages, *, all_present: bool = False) -> list[Look]:
     """The tests of every stage of an experiment that has ended.
+
+    Agents that were removed from it are left out, and their pairs are not tested. For a run, with
+    ``all_present``, they have not finished: it trains them again.
 
     A stage has ended when every agent in an open pair has finished its seeds on every task of the
     plan. A seed that diverged or whose environment failed has finished: it is left out of the
@@ -80,7 +89,8 @@ def looks_at(results: Results, stages: Stages) -> list[Look]:
 
     def runs(number: int, agents: Collection[str]) -> Comparison | None:
         seeds = stages.seeds_until(number)
-        present = [agent for agent in agents if agent in results.experiment["agents"]]
+        there = results.experiment["agents"]
+        present = [agent for agent in agents if all_present or agent in there]
         due = {(agent, task, s) for agent in present for task in stages.tasks for s in seeds}
         return select_runs(_up_to(results, seeds)) if due and due <= _finished(results) else None
 
@@ -151,8 +161,17 @@ def _verdicts(look: Look) -> list[str]:
     decided = [
         pair for pair, verdict in zip(look.pairs, look.tests["verdict"], strict=True) if verdict
     ]
-    table = describe_pairs(look.comparison, decided)
-    return [f"{row['better']} is better than {row['worse']}" for _, row in table.iterrows()]
+    return verdict_texts(describe_pairs(look.comparison, decided).assign(verdict=True))
+
+
+def verdict_texts(pairs: pd.DataFrame) -> list[str]:
+    """A clause for each row of ``compare_pairs``, all of which have a verdict."""
+    return [
+        f"{row['better']} is better than {row['worse']}"
+        if better
+        else f"{row['better']} and {row['worse']} differ, but neither is better"
+        for (_, row), better in zip(pairs.iterrows(), names_better(pairs), strict=True)
+    ]
 
 
 def _finished(results: Results) -> set[tuple[str, str, int]]:

@@ -192,7 +192,7 @@ WRONG = {
     ),
     "the evaluation of no agent": (("evaluate", "none", "--task=four-goals"), "--agent"),
     "a run beside no record": (run("--beside=none"), "no record 'none'"),
-    "a run beside nothing": (run("--beside="), "no record ''"),
+    "a run beside nothing": (run("--beside="), "--beside '': name a record"),
     "a run beside a file": (run(f"--beside={__file__}"), "cannot be read"),
     "a record that nobody publishes": (("export", "none", "--to=record"), "no experiment 'none'"),
     "a list of something else": (("list", "agent"), "did you mean 'agents'"),

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsm_bench.beside import STAGED, place_beside
+from qsm_bench.beside import STAGED, STAGED_THERE, place_beside
 from qsm_bench.cli import app
 from qsm_bench.comparable import protocol_differences, protocol_hash
 from qsm_bench.errors import UserError
@@ -177,6 +177,10 @@ STRANGE: list[tuple[dict[str, object], str]] = [
     ({"protocol": {"steps": 5}}, "record.json is damaged: protocol"),
     ({"protocol": PROTOCOL.but(batch_size=9).model_dump(mode="json")}, "hash"),
     ({"who": 3}, "who"),
+    ({"format": True}, "format"),
+    ({"name": "x" * 300}, "is damaged: "),
+    ({"name": "other"}, "is of the experiment 'base'"),
+    ({"files": {}}, "lists no experiment.json"),
 ]
 
 
@@ -190,11 +194,34 @@ def test_a_record_that_says_what_its_files_do_not_is_refused(
     assert "\n" not in str(error.value)
 
 
+def write_zip_of_version(file: Path, version: int) -> None:
+    """Write a zip that says that only a later program can read it."""
+    with ZipFile(file, "w") as archive:
+        archive.writestr("record.json", "{}")
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = version
+    file.write_bytes(content)
+
+
+def test_an_agent_that_has_no_runs_is_refused(published: Path) -> None:
+    import hashlib
+
+    file = published / "experiment.json"
+    asked = json.loads(file.read_text())
+    file.write_text(json.dumps({**asked, "agents": [*asked["agents"], "ghost"]}))
+    files = json.loads((published / "record.json").read_text())["files"]
+    known = hashlib.sha256(file.read_bytes()).hexdigest()
+    change(published, files={**files, "experiment.json": known})
+    with pytest.raises(UserError, match="has other agents or tasks"):
+        load_record(published)
+
+
 @pytest.mark.parametrize(
     ("write", "fault"),
     [
         (lambda f: f.write_bytes(b"no zip"), "cannot be read"),
         (lambda f: ZipFile(f, "w").close(), "no zip of one record"),
+        (lambda f: write_zip_of_version(f, 99), "cannot be read"),
         (lambda f: f.mkdir(), "record.json cannot be read"),
         (lambda f: None, "no record at"),
     ],
@@ -268,7 +295,7 @@ def test_equal_protocols_are_compared_at_the_last_common_step(
 def test_other_protocols_are_only_drawn(
     published: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    own = experiment_on_disk(tmp_path, "mine", "td3", **changes)
+    own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0, **changes)
     together = place_beside(own, load_record(published))
     alone, beside = select_runs(own), select_runs(together)
     assert (beside.agents, beside.left_out) == (alone.agents, alone.left_out)
@@ -284,7 +311,7 @@ def test_other_protocols_are_only_drawn(
 def test_a_staged_experiment_tests_its_own_agents_alone(published: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    own = experiment_on_disk(tmp_path, "mine", "td3")
+    own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0)
     staged = replace(own, experiment={**own.experiment, "stages": {}})
     together = place_beside(staged, load_record(published))
     assert select_runs(together).agents == ("td3",)
@@ -292,7 +319,8 @@ def test_a_staged_experiment_tests_its_own_agents_alone(published: Path, tmp_pat
 
 
 def test_tasks_that_one_of_them_has_stay_as_they_are(published: Path, tmp_path: Path) -> None:
-    own = experiment_on_disk(tmp_path, "mine", "td3", tasks=("four-goals", "bimodal-bandit"))
+    tasks = ("four-goals", "bimodal-bandit")
+    own = experiment_on_disk(tmp_path, "mine", "td3", tasks=tasks, shift=1.0)
     comparison = select_runs(place_beside(own, load_record(published)))
     assert ("td3 (base)", "linear-quadratic") not in comparison.runs
     assert comparison.shared_tasks("td3", "sac (base)") == ("four-goals",)
@@ -313,7 +341,7 @@ def test_the_command_line_lists_publishes_and_compares(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     experiment_on_disk(tmp_path / "results", "base")
-    experiment_on_disk(tmp_path / "results", "mine", "td3")
+    experiment_on_disk(tmp_path / "results", "mine", "td3", shift=1.0)
     publish = ["export", "base", "--to", "record", "--who", "a lab", "--out", "rec/base"]
     app(publish, standalone_mode=False)
     shutil.copytree(tmp_path / "rec/base", tmp_path / "results/published-base")
@@ -325,6 +353,69 @@ def test_the_command_line_lists_publishes_and_compares(
     assert "sac (base)" in (tmp_path / "reports/mine/report.md").read_text("utf-8")
     with pytest.raises(UserError, match="no record 'best'"):
         app(["report", "mine", "--beside", "best"], standalone_mode=False)
+
+
+def test_one_run_is_never_two(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3")
+    together = place_beside(own, load_record(published))
+    assert select_runs(together).agents == ("td3", "sac (base)")
+    assert "td3 is left out of it: its runs are those of td3 here." in together.beside
+    with pytest.raises(UserError, match="has the runs of this record, number for number"):
+        place_beside(load_results(tmp_path, "base"), load_record(published))
+
+
+def test_a_record_that_ends_earlier_says_where(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0, steps=2 * 45)
+    together = place_beside(own, load_record(published))
+    assert {int(runs.steps[-1]) for runs in select_runs(together).runs.values()} == {40}
+    assert "They end at step 45: on four-goals, linear-quadratic" in " ".join(together.beside)
+
+
+def test_runs_that_were_never_evaluated_at_one_step_are_only_drawn(tmp_path: Path) -> None:
+    short = experiment_on_disk(tmp_path, "short", steps=15)
+    record = load_record(export(short, "record", tmp_path / "out", who="us"))
+    own = experiment_on_disk(tmp_path, "mine", shift=1.0)
+    together = place_beside(own, record)
+    assert select_runs(together).agents == ("sac", "td3")
+    assert "there first at 15, here first at 20" in " ".join(together.beside)
+
+
+def test_a_staged_record_is_only_drawn(published: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    loaded = load_record(published)
+    asked = {**loaded.results.experiment, "stages": {"agents": ["sac", "td3"]}}
+    staged = replace(loaded, results=replace(loaded.results, experiment=asked))
+    own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0)
+    together = place_beside(own, staged)
+    assert select_runs(together).agents == ("td3",)
+    assert STAGED_THERE in " ".join(together.beside)
+
+
+def test_a_record_has_one_protocol(tmp_path: Path) -> None:
+    experiment_on_disk(tmp_path, "base", "sac")
+    experiment_on_disk(tmp_path, "base", "td3", eval_episodes=3)
+    with pytest.raises(UserError, match="eval_episodes is 2 for sac on four-goals and 3 for td3"):
+        export(load_results(tmp_path, "base"), "record", tmp_path / "out", who="us")
+    assert not (tmp_path / "out").exists()
+    # Where an own task has two protocols, one that differs is enough.
+    record = load_record(
+        export(
+            experiment_on_disk(tmp_path, "z", "sac", shift=1.0), "record", tmp_path / "o", who="us"
+        )
+    )
+    together = place_beside(load_results(tmp_path, "base"), record)
+    assert "eval_episodes is 2 there and 3 here" in " ".join(together.beside)
+
+
+def test_agents_that_are_left_out_of_a_record_are_named(tmp_path: Path) -> None:
+    from qsm_bench.exporters.to_record import left_out
+
+    experiment_on_disk(tmp_path, "base")
+    (folder, *_) = ExperimentStore(tmp_path, "base").job_folders_of("sac", TASKS[1])
+    folder.write_manifest(folder.read_manifest().model_copy(update={"status": "interrupted"}))
+    (line,) = left_out(load_results(tmp_path, "base"))
+    assert line.startswith("left out: sac: ")
 
 
 # The hash

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ from qsm_bench.statistics.significance import (
     permutation_test,
     with_tasks,
 )
-from qsm_bench.statistics.stages import Look, looks, sentence, staged_pairs
+from qsm_bench.statistics.stages import Look, looks, sentence, staged_pairs, verdict_texts
 from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import CsvLog
 from tests.qsm_bench.jobs import written
@@ -549,6 +550,33 @@ def test_another_plan_than_the_declared_one_is_refused(
     assert "choose another --name" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert files(tmp_path) == before
+
+
+def test_stages_of_one_agent_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--seeds 5,10: stages .* give --seeds 10, or a second"):
+        go(tmp_path, "td3")
+    assert not (tmp_path / "there").exists()
+
+
+def test_an_agent_that_was_removed_is_trained_again(tmp_path: Path) -> None:
+    go(tmp_path)
+    ExperimentStore(tmp_path, "there").remove("sac")
+    MadeUp.trained.clear()
+    results = go(tmp_path)
+    assert {agent for agent, _ in MadeUp.trained} == {"sac"}
+    assert {cell["agent"]: len(cell["seeds"]) for cell in results.cells} == {
+        "td3": 5,
+        "sac": 10,
+        "qsm": 10,
+    }
+
+
+def test_a_verdict_for_lower_means_is_not_called_better() -> None:
+    pairs = pd.DataFrame(
+        {"better": ["a", "c"], "worse": ["b", "d"], "verdict": True}
+        | {"wins": [0, 1], "ties": 0, "tasks": 1}
+    )
+    assert verdict_texts(pairs) == ["a and b differ, but neither is better", "c is better than d"]
 
 
 def test_stages_are_refused_once_it_has_begun_without(tmp_path: Path) -> None:
