@@ -22,7 +22,8 @@ from qsm_bench.statistics.significance import (
     trend_test,
 )
 from qsm_bench.studies.chain import INITIAL, TRAINED, measure_runs
-from qsm_bench.studies.study import Budget, Cells, Findings, Outcome, Study, Verdict
+from qsm_bench.studies.parts import Part, decide
+from qsm_bench.studies.study import Budget, Cells, Findings, Outcome, Study
 from qsm_bench.studies.update_cost import (
     ACTION,
     ACTOR,
@@ -165,24 +166,6 @@ def final_returns(results: Results, comparison: Comparison) -> pd.DataFrame:
 
 
 # What decides.
-
-
-@dataclass(frozen=True)
-class Part:
-    """The verdict on one part of the claim."""
-
-    name: str
-    outcome: Outcome
-    why: str
-
-
-def decide(parts: Sequence[Part]) -> Verdict:
-    """The verdict on the whole."""
-    why = " ".join(f"{part.name}: {part.outcome}. {part.why}" for part in parts)
-    outcomes = {part.outcome for part in parts}
-    if "does not hold" in outcomes:
-        return Verdict("does not hold", why)
-    return Verdict("holds" if outcomes == {"holds"} else "cannot tell", why)
 
 
 def decide_time(times: pd.DataFrame) -> Part:

@@ -15,7 +15,8 @@ from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from qsm_bench.cli import app
 from qsm_bench.studies import chain, depth, update_cost
 from qsm_bench.studies.chain import TRAINED, chain_gradients, cut_shares, norms, watching
-from qsm_bench.studies.depth import QL, QSM, Part, decide
+from qsm_bench.studies.depth import QL, QSM
+from qsm_bench.studies.parts import Part, decide
 from tests.agents.fixed_critics import (
     CPU,
     doubled,
