@@ -43,7 +43,7 @@ def shown(results: Results) -> dict[str, str]:
         if isinstance(block, Table) and "setting" in block.cells:
             rows = block.cells.set_index("setting")
             if ROW in rows.index:
-                return {str(agent): text for agent, text in rows.loc[ROW].items()}
+                return {str(agent): str(column[ROW]) for agent, column in rows.items()}
     return {}
 
 

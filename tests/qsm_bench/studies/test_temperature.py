@@ -9,6 +9,7 @@ import pytest
 
 from qsm_bench.cli import app
 from qsm_bench.studies import temperature
+from qsm_bench.studies.overshoot import linear_quadratic_k
 from qsm_bench.studies.temperature import (
     BIAS,
     KNOWN,
@@ -119,7 +120,7 @@ def test_a_measure_that_no_run_has_is_left_out() -> None:
 def test_alpha_spans_three_decades_on_both_sides_of_the_boundary() -> None:
     alphas = np.array(temperature.ALPHAS)
     assert alphas.max() / alphas.min() == 1000
-    product = alphas * temperature.linear_quadratic_k(temperature.DISCOUNT)
+    product = alphas * linear_quadratic_k(temperature.DISCOUNT)
     assert ((product >= temperature.WIDE) & (product <= temperature.BELOW)).sum() >= 2
     assert (product >= temperature.ABOVE).sum() >= 2
 
