@@ -87,6 +87,8 @@ class Temperature(Study):
         f"The quick budget has {KNOWN} alone, with small networks. On {CONTROL}, k is not known: "
         "there the study shows where the best alpha lies, and draws no boundary.",
         f"{NORMALIZED} is shown, and no part of the test is about it.",
+        "A run that has diverged is left out and named; an alpha of which all runs have diverged "
+        "is not in the test.",
     )
     minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 6, "full": 15_000}
     lines = (QSM, NORMALIZED, EXACT, *(f"T = {t}" for t in LENGTHS))
