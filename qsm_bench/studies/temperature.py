@@ -90,7 +90,7 @@ class Temperature(Study):
         "A run that has diverged is left out and named; an alpha of which all runs have diverged "
         "is not in the test.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 6, "full": 15_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 5, "full": 15_000}
     lines = (QSM, NORMALIZED, EXACT, *(f"T = {t}" for t in LENGTHS))
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
