@@ -21,6 +21,7 @@ has the wrong sign. No setting gives that; all else is as in eq. 9, or a setting
 are uniform, torch's own; that code has initialization=xavier.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -112,3 +113,10 @@ class DiffusionPG(DiffusionAgent[DiffusionPGConfig]):
         if self.config.scale_advantage:
             q = q / q.std(dim=(1, 2), keepdim=True).clamp(min=1e-8)
         return q
+
+    @classmethod
+    def effective_temperature(
+        cls, config: DiffusionPGConfig, metrics: Mapping[str, float]
+    ) -> float | None:
+        """Return 0: the gradient is that of E[Q]."""
+        return 0.0

@@ -25,7 +25,7 @@ As in the code, the denoiser, its sampler and the order of an update are Q-score
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -160,3 +160,10 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     def after_update(self) -> None:
         if self.config.ema_target:
             polyak_update(self.target_denoiser, self.denoiser, self.config.polyak)
+
+    @classmethod
+    def effective_temperature(
+        cls, config: DiffusionQLConfig, metrics: Mapping[str, float]
+    ) -> float | None:
+        """Return 0: the loss climbs Q. With cloning there is no temperature."""
+        return None if config.cloning_weight else 0.0

@@ -160,9 +160,9 @@ class Agent(Protocol):
         ...
 
 
-# What follows is optional. The harness measures an agent by each of these methods that it has, at
-# every evaluation: see ``qsm_bench.diagnostics``. None of them may change the agent, or draw from
-# its streams; what they return carries no gradient.
+# What follows is optional. The harness measures an agent by each of the first three methods that
+# it has, at every evaluation: see ``qsm_bench.diagnostics``. None of them may change the agent, or
+# draw from its streams; what they return carries no gradient. Reports ask the last one.
 
 
 @runtime_checkable
@@ -200,5 +200,24 @@ class ShowsScore(Protocol):
         The states are [S, B, obs], the actions are samples of the policy, [S, B, act], and both
         results are [S, B, act]. The agent chooses the places: near an action its policy may have
         a score where it has none at the action itself. All random numbers come from ``streams``.
+        """
+        ...
+
+
+@runtime_checkable
+class StatesTemperature(Protocol):
+    """An agent that says how random the policy is that it learns for a given critic."""
+
+    @classmethod
+    def effective_temperature(cls, config: Any, metrics: Mapping[str, float]) -> float | None:
+        """Return tau in units of the task's own reward; None if it is not known.
+
+        The policy that the agent's loss asks for, at a fixed critic, has the score grad_a Q / tau,
+        so that its density is exp(Q / tau) up to a factor: of the executed action, or of the least
+        noised one, a^1, in a diffusion. tau is 0 if the agent climbs Q and its loss asks for no
+        randomness. An agent that scales rewards divides by its scale.
+
+        ``metrics`` are those of ``update``, averaged over a stretch of training. A report asks the
+        class alone: there is no agent then.
         """
         ...

@@ -23,14 +23,24 @@ leave a choice, the default and what gives the other:
                         can run at once; the code's may hold it, and no setting changes that
 
 The preset qsm_reference is the code's shipped configuration, every choice spelled out.
+
+The score of a^t is -eps_theta / sqrt(1 - abar_t). So a fitted denoiser has the score
+grad_a Q / tau_t with the temperature tau_t = sqrt(1 - abar_t) / alpha, which differs from one t to
+another: the target of eq. 10 lacks the factor sqrt(1 - abar_t). Equation 19 takes alpha grad_a Q
+itself for the score: its temperature is 1 / alpha, nearly that at t = T. The effective temperature
+that is reported is that at t = 1, next to the action. With target_scale=normalized it is
+temperature mean |grad_a Q| at every t.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
+from agents.common.diffusion import Schedule
 from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
 from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
 
@@ -117,7 +127,10 @@ class QSM(DiffusionAgent[QSMConfig]):
         gradient = self.action_gradient(batch.observation, noisy_action)
         predicted = self.denoiser(batch.observation, noisy_action, noise.t)
         loss = (predicted - self.noise_target(gradient, noise.t)).square().mean(dim=(1, 2))
-        return loss, {"q_gradient": gradient.norm(dim=-1).mean(dim=-1)}
+        metrics = {"q_gradient": gradient.norm(dim=-1).mean(dim=-1)}
+        if self.config.target_scale == "normalized":
+            metrics["temperature"] = self.temperature(gradient).flatten()
+        return loss, metrics
 
     def differentiated_value(self, q: Tensor) -> Tensor:
         """Combine the twin critics' values to what grad_a Q is taken of: [2, S, B] -> [S, B]."""
@@ -127,5 +140,17 @@ class QSM(DiffusionAgent[QSMConfig]):
         """Return what the denoiser is to predict, minus the wanted score: [S, B, act]."""
         if self.config.target_scale == "alpha":
             return -self.config.alpha * gradient
-        scale = self.config.temperature * gradient.abs().mean(dim=(1, 2), keepdim=True)
+        scale = self.temperature(gradient)
         return -self.schedule.noise_std(t) * gradient / scale.clamp(min=1e-12)
+
+    def temperature(self, gradient: Tensor) -> Tensor:
+        """Return what target_scale=normalized divides grad_a Q by: [S, B, act] -> [S, 1, 1]."""
+        return self.config.temperature * gradient.abs().mean(dim=(1, 2), keepdim=True)
+
+    @classmethod
+    def effective_temperature(cls, config: QSMConfig, metrics: Mapping[str, float]) -> float | None:
+        """Return the temperature at t = 1: see the top of this file."""
+        if config.target_scale == "normalized":
+            return metrics.get("temperature")
+        schedule = Schedule(config.diffusion_steps, torch.device("cpu"))
+        return float((1 - schedule.abar[1]).sqrt()) / config.alpha

@@ -21,7 +21,7 @@ The preset sac_reference has all of the code's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -199,3 +199,8 @@ class SAC(TwinCriticLearner[SACConfig]):
             "entropy": entropy,
             "temperature": temperature.squeeze(-1),
         }
+
+    @classmethod
+    def effective_temperature(cls, config: SACConfig, metrics: Mapping[str, float]) -> float | None:
+        """Return the learned temperature: the best squashed policy has the density exp(Q / tau)."""
+        return metrics.get("temperature")

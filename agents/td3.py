@@ -16,7 +16,7 @@ The preset td3_reference has all of the code's.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -162,3 +162,8 @@ class TD3(TwinCriticLearner[TD3Config]):
             return self.critic.first(observation, action)
         out: Tensor = self.critic(observation, action).mean(dim=0)
         return out
+
+    @classmethod
+    def effective_temperature(cls, config: TD3Config, metrics: Mapping[str, float]) -> float | None:
+        """Return 0: the actor climbs Q."""
+        return 0.0

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from qsm_bench.report.wording import interval, number
 from qsm_bench.statistics.estimates import STATISTICS
@@ -280,11 +281,13 @@ def curves(
     y_label: str,
     panel_by: str | None = None,
     marks: Sequence[Marks] = (),
+    log_x: bool = False,
 ) -> Chart:
     """A line of ``value`` over ``x`` for each agent, with a band from ``low`` to ``high``.
 
     ``x`` and ``panel_by`` are columns of ``table``. There is a panel for each value of
-    ``panel_by``, or a single one.
+    ``panel_by``, or a single one. With ``log_x``, the axis of ``x`` is logarithmic: all its values
+    are positive.
     """
     parts: list[tuple[str, pd.DataFrame]] = (
         [(str(name), part) for name, part in table.groupby(panel_by, sort=False)]
@@ -311,8 +314,7 @@ def curves(
             for mark in marks:
                 _mark(chart, panel, mark.table[mark.table[panel_by] == title], x, mark)
             panel.set_title(wrapped)
-            panel.xaxis.set_major_formatter(_thousands)
-            panel.locator_params(axis="x", nbins=4)
+            _scale_x(panel, log=log_x)
             panel.margins(x=0.02)
         for panel in panels[len(parts) :]:
             panel.set_visible(False)
@@ -427,6 +429,16 @@ def _interval(
         chart.values.append((panel, float(row["value"]), y, text))
 
 
+def _scale_x(panel: Axes, *, log: bool) -> None:
+    """Set the scale of the horizontal axis, and its labels."""
+    if log:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        panel.locator_params(axis="x", nbins=4)
+    panel.xaxis.set_major_formatter(_thousands)
+
+
 def _name_axes(panels: Sequence[Axes], columns: int, x: str, y: str) -> None:
     """Name the axes at the left and lower edges of a grid of panels."""
     for i, panel in enumerate(panels):
@@ -481,5 +493,5 @@ def _better(statistic: str) -> str:
     return "lower" if statistic == "optimality gap" else "higher"
 
 
-def _thousands(value: float, _: int) -> str:
+def _thousands(value: float, _: float) -> str:
     return f"{value:,g}" if abs(value) < 1e6 else f"{value / 1e6:g} M"

@@ -11,6 +11,7 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
+from qsm_bench.report.temperature import EXPLAINED, ROW, temperature_text
 from qsm_bench.report.wording import NONE, count, listed, number
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
@@ -188,6 +189,10 @@ def what_ran(results: Results) -> Section:
     """The settings, versions and hardware of an experiment, and the commands to run it again."""
     settings = {agent: settings_of(results, agent) for agent in agents_of(results)}
     agents = [agent for agent, values in settings.items() if values]
+    stated = {agent: temperature_of(results, agent) for agent in agents}
+    known = any(text != NONE for text in stated.values())
+    if known:
+        settings |= {agent: {**settings[agent], ROW: text} for agent, text in stated.items()}
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     rows = [
         {"setting": name, **{agent: settings[agent].get(name, NONE) for agent in agents}}
@@ -218,6 +223,8 @@ def what_ran(results: Results) -> Section:
         if part:
             frame = pd.DataFrame(part)
             blocks.append(Table(name, caption, frame, frame))
+    if known:
+        blocks.append(Text(EXPLAINED))
     unknown = [agent for agent, values in settings.items() if not values]
     if unknown:
         blocks.append(Text(f"Settings were not recorded for {listed(unknown)}: see the commands."))
@@ -231,15 +238,26 @@ def what_ran(results: Results) -> Section:
 def settings_of(results: Results, agent: str) -> dict[str, str]:
     """Each setting of an agent as text. Values that hold for some tasks only name these tasks."""
     cells = [cell for cell in results.cells if cell["agent"] == agent]
-    shown = {}
-    for name in dict.fromkeys(name for cell in cells for name in cell["settings"]):
-        tasks: dict[str, list[str]] = {}
-        for cell in cells:
-            tasks.setdefault(_shown(cell["settings"].get(name, NONE)), []).append(cell["task"])
-        common = max(tasks, key=lambda value: len(tasks[value]))
-        others = [f"{value} on {listed(on)}" for value, on in tasks.items() if value != common]
-        shown[name] = f"{common} ({'; '.join(others)})" if others else common
-    return shown
+    return {
+        name: _by_task({cell["task"]: _shown(cell["settings"].get(name, NONE)) for cell in cells})
+        for name in dict.fromkeys(name for cell in cells for name in cell["settings"])
+    }
+
+
+def temperature_of(results: Results, agent: str) -> str:
+    """An agent's effective temperature as text, as ``settings_of`` shows a setting."""
+    cells = [cell for cell in results.cells if cell["agent"] == agent]
+    return _by_task({cell["task"]: temperature_text(results, cell) for cell in cells})
+
+
+def _by_task(values: Mapping[str, str]) -> str:
+    """The value on most tasks, and those on the others with the tasks' names."""
+    tasks: dict[str, list[str]] = {}
+    for task, value in values.items():
+        tasks.setdefault(value, []).append(task)
+    common = max(tasks, key=lambda value: len(tasks[value]))
+    others = [f"{value} on {listed(on)}" for value, on in tasks.items() if value != common]
+    return f"{common} ({'; '.join(others)})" if others else common
 
 
 def protocol_of(results: Results) -> list[dict[str, str]]:

@@ -227,3 +227,33 @@ def test_qsm_keeps_both_modes_where_sac_cannot() -> None:
     shares = shares_near_peaks(sac)
     assert shares.amax(dim=0).min() > 0.8
     assert shares.amin(dim=0).max() < 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("target_scale", ["alpha", "normalized"])
+def test_a_fitted_denoiser_has_the_score_of_the_effective_temperature(
+    steps: int, target_scale: str
+) -> None:
+    """At t = 1 the score, -eps / sqrt(1 - abar_1), is grad_a Q / tau."""
+    agent = in_float64(build(2, diffusion_steps=steps, target_scale=target_scale, temperature=0.3))
+    fix_critic(agent, bowl, bowl)
+    batch, noise = draw(agent, 16)
+    first = torch.ones_like(noise.t)
+    gradient = 3 * batch.action
+    score = -agent.noise_target(gradient, first) / agent.schedule.noise_std(first)
+    for row in range(len(SEEDS)):
+        metrics = {"temperature": 0.3 * float(gradient[row].abs().mean())}
+        tau = QSM.effective_temperature(agent.config, metrics)
+        assert tau is not None
+        torch.testing.assert_close(score[row], gradient[row] / tau, rtol=1e-5, atol=0)
+
+
+def test_what_is_normalized_by_is_a_metric_and_the_temperature() -> None:
+    agent = in_float64(build(2, target_scale="normalized", temperature=0.3))
+    fix_critic(agent, bowl, bowl)
+    batch, noise = draw(agent, 16)
+    _, metrics = agent.actor_loss(batch, noise)
+    noisy, _ = noised(batch, noise, agent.config.diffusion_steps)
+    expected = 0.3 * bowl_gradient(batch.observation, noisy).abs().mean(dim=(1, 2))
+    torch.testing.assert_close(metrics["temperature"], expected, rtol=1e-5, atol=0)
+    assert QSM.effective_temperature(agent.config, {}) is None

@@ -141,3 +141,16 @@ def test_a_picture_too_long_to_be_drawn_whole_is_drawn_smaller(tmp_path: Path) -
     chart.figure.set_size_inches(1, 500)
     figures.save(chart, tmp_path, "long")
     assert (tmp_path / "long.png").stat().st_size
+
+
+def test_on_a_logarithmic_axis_equal_factors_are_equal_distances() -> None:
+    values = {"value": 1.0, "low": 0.5, "high": 1.5}
+    table = pd.DataFrame([{"agent": "qsm", "x": 10.0**i, **values} for i in range(-3, 4)])
+    chart = figures.curves(
+        table, figures.agent_styles(["qsm"]), x="x", x_label="x", y_label="y", log_x=True
+    )
+    figures.lay_out(chart.figure)
+    places = [panel.transData.transform((x, y))[0] for panel, x, y, _ in chart.values]
+    np.testing.assert_allclose(np.diff(places), np.diff(places)[0])
+    (panel,) = chart.figure.axes
+    assert {"0.01", "1", "100"} <= {label.get_text() for label in panel.get_xticklabels()}
