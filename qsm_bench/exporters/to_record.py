@@ -26,6 +26,10 @@ from qsm_bench.statistics.selection import agents_of, tasks_of
 from qsm_bench.store import ExperimentStore
 
 
+FOLDERS = ("--results", "--reports")
+"""The options that name a place on somebody's machine."""
+
+
 def outputs(results: Results, who: str) -> list[Output]:
     """The files of the record. Raises UserError if no agent's runs have ended on every task."""
     agents = whole_agents(results)
@@ -124,7 +128,7 @@ def _files(folder: JobFolder) -> Iterator[tuple[str, bytes]]:
 
 
 def _published(command: str) -> str:
-    """A command without the folder of results."""
+    """A command without the folders of results and reports, which are places on a machine."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -132,9 +136,9 @@ def _published(command: str) -> str:
     kept: list[str] = []
     skip = False
     for word in words:
-        if skip or word.startswith("--results="):
+        if skip or word.startswith(tuple(f"{option}=" for option in FOLDERS)):
             skip = False
-        elif word == "--results":
+        elif word in FOLDERS:
             skip = True
         else:
             kept.append(word)

@@ -44,7 +44,9 @@ def experiment_on_disk(
     """Write a finished experiment; the returns are made up, seed by seed."""
     experiment = make_experiment(agents, tasks, name=name, seeds=seeds, per_job=2, **protocol)
     store = ExperimentStore(root, name)
-    store.prepare(experiment, f"python -m qsm_bench run --name {name} --results /a/place")
+    store.prepare(
+        experiment, f"python -m qsm_bench run --name {name} --results /a/place --reports=/a/place"
+    )
     for job in experiment.jobs:
         folder = store.folder_of(job)
         steps = [s for s in range(1, job.protocol.steps + 1) if job.protocol.is_evaluated(s)]
