@@ -25,7 +25,6 @@ from qsm_bench.results import Results
 from qsm_bench.statistics.selection import agents_of, tasks_of
 from qsm_bench.store import ExperimentStore
 
-
 FOLDERS = ("--results", "--reports")
 """The options that name a place on somebody's machine."""
 
