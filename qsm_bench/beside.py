@@ -10,7 +10,7 @@ from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment
 from qsm_bench.protocol import Protocol
 from qsm_bench.record import LoadedRecord
-from qsm_bench.relabeling import relabeled
+from qsm_bench.relabeling import part_of, relabeled
 from qsm_bench.results import ReferenceCurve, Results
 
 if TYPE_CHECKING:
@@ -44,20 +44,21 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     }
     if not labels:
         raise UserError(f"{results.name} has the runs of this record, number for number")
-    theirs = relabeled(_only(loaded.results, list(labels)), labels)
+    theirs = relabeled(part_of(loaded.results, labels, joined), labels)
+    drawn = part_of(loaded.results, labels, [task for task in apart if task not in joined])
     return replace(
         results,
         experiment={
             **results.experiment,
             "agents": [*results.experiment["agents"], *(labels.values() if joined else [])],
         },
-        cells=[*results.cells, *(cell for cell in theirs.cells if cell["task"] in joined)],
-        evaluations=_appended(results.evaluations, theirs.evaluations, joined),
-        training=_appended(results.training, theirs.training, joined),
-        diagnostics=_appended(results.diagnostics, theirs.diagnostics, joined),
-        slices=_appended(results.slices, theirs.slices, joined),
+        cells=[*results.cells, *theirs.cells],
+        evaluations=_appended(results.evaluations, theirs.evaluations),
+        training=_appended(results.training, theirs.training),
+        diagnostics=_appended(results.diagnostics, theirs.diagnostics),
+        slices=_appended(results.slices, theirs.slices),
         notes=(*results.notes, *theirs.notes),
-        references=tuple(_curves(theirs, [task for task in apart if task not in joined])),
+        references=tuple(_curves(relabeled(drawn, labels))),
         recorded=tuple(labels.values()),
         beside=(
             _introduction(loaded),
@@ -186,34 +187,17 @@ def _introduction(loaded: LoadedRecord) -> str:
     return f"({loaded.record.name}) marks the runs of a record: {loaded.record.summary}.{added}"
 
 
-def _only(results: Results, agents: Sequence[str]) -> Results:
-    """The results of some of the agents."""
-
-    def part(table: "pd.DataFrame") -> "pd.DataFrame":
-        return table[table["agent"].isin(agents)]
-
-    return replace(
-        results,
-        experiment={**results.experiment, "agents": list(agents)},
-        cells=[cell for cell in results.cells if cell["agent"] in agents],
-        evaluations=part(results.evaluations),
-        training=part(results.training),
-        diagnostics=part(results.diagnostics),
-        slices=part(results.slices),
-    )
-
-
-def _appended(own: "pd.DataFrame", theirs: "pd.DataFrame", tasks: Sequence[str]) -> "pd.DataFrame":
+def _appended(own: "pd.DataFrame", theirs: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
-    tables = [table for table in (own, theirs[theirs["task"].isin(tasks)]) if len(table)]
+    tables = [table for table in (own, theirs) if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else own
 
 
-def _curves(theirs: Results, tasks: Sequence[str]) -> "list[ReferenceCurve]":
+def _curves(apart: Results) -> "list[ReferenceCurve]":
     """The mean return of every run at every evaluation, on tasks that are not compared."""
-    rows = theirs.evaluations[theirs.evaluations["task"].isin(tasks)]
-    means = rows.groupby(["agent", "task", "step", "seed"], sort=False)["return"].mean()
+    keys = ["agent", "task", "step", "seed"]
+    means = apart.evaluations.groupby(keys, sort=False)["return"].mean()
     return [
         ReferenceCurve(str(key[0]), str(key[1]), curve)
         for key, curve in means.reset_index().groupby(["agent", "task"], sort=False)

@@ -1,6 +1,6 @@
-"""The same results under other labels of their agents."""
+"""A part of some results, and the same results under other labels of their agents."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,22 @@ from qsm_bench.results import Results
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def part_of(results: Results, agents: Collection[str], tasks: Collection[str]) -> Results:
+    """The cells and rows of these agents on these tasks; what was asked for stays as it is."""
+
+    def rows(table: "pd.DataFrame") -> "pd.DataFrame":
+        return table[table["agent"].isin(agents) & table["task"].isin(tasks)]
+
+    return replace(
+        results,
+        cells=[c for c in results.cells if c["agent"] in agents and c["task"] in tasks],
+        evaluations=rows(results.evaluations),
+        training=rows(results.training),
+        diagnostics=rows(results.diagnostics),
+        slices=rows(results.slices),
+    )
 
 
 def relabeled(results: Results, labels: Mapping[str, str]) -> Results:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from qsm_bench.errors import UserError
 from qsm_bench.external import External
-from qsm_bench.relabeling import relabeled
+from qsm_bench.relabeling import part_of, relabeled
 from qsm_bench.report import figures, runs
 from qsm_bench.report.document import (
     Block,
@@ -353,18 +353,8 @@ def _missing(change: Change) -> list[str]:
 
 def _renamed(results: Results, labels: Mapping[str, str], tasks: list[str]) -> Results:
     """The part of the results with these agents and tasks, the agents under their new labels."""
-
-    def part(table: pd.DataFrame) -> pd.DataFrame:
-        return table[table["agent"].isin(labels) & table["task"].isin(tasks)]
-
-    kept = replace(
-        results,
-        cells=[c for c in results.cells if c["agent"] in labels and c["task"] in tasks],
-        evaluations=part(results.evaluations),
-        training=part(results.training),
-        external=External(),
-    )
-    return relabeled(kept, labels)
+    kept = part_of(results, labels, tasks)
+    return relabeled(replace(kept, external=External()), labels)
 
 
 def _outcomes(table: pd.DataFrame, same: list[bool]) -> list[str]:
