@@ -26,6 +26,9 @@ NamedSettings = Mapping[str, Mapping[str, Any]]
 Initialization = Literal["uniform", "xavier"]
 """The kinds of initial weights: see ``AgentConfig.initialization``."""
 
+MatmulPrecision = Literal["float32", "bfloat16", "tf32"]
+"""The precisions of matrix products: see ``AgentConfig.matmul_precision``."""
+
 
 class Batch(NamedTuple):
     """A batch of replayed transitions, B for each of S seeds.
@@ -46,6 +49,17 @@ class Batch(NamedTuple):
     """The observation n steps later, [S, B, obs]."""
 
 
+class NetworkOptions(NamedTuple):
+    """What all networks of an agent have in common but their sizes."""
+
+    initialization: Initialization = "uniform"
+    matmul_precision: MatmulPrecision = "float32"
+
+
+PLAIN = NetworkOptions()
+"""Networks made with the defaults."""
+
+
 @dataclass(frozen=True)
 class AgentConfig:
     """Settings every agent has, with the same defaults, so that trainers alone are compared."""
@@ -62,6 +76,14 @@ class AgentConfig:
             "+-sqrt(6/(i + o)), biases zero."
         ),
     ] = "uniform"
+    matmul_precision: Annotated[
+        MatmulPrecision,
+        Field(
+            description="What the factors of a matrix product are rounded to; sums are float32. "
+            "bfloat16: between two hidden layers, forwards and backwards, on a processor or GPU "
+            "that is faster with it. tf32: every product, on a GPU. See docs/precision.md."
+        ),
+    ] = "float32"
     learning_rate: Annotated[
         float, Field(gt=0, description="Adam's step size, for every network.")
     ] = 3e-4
@@ -76,6 +98,11 @@ class AgentConfig:
     n_step: Annotated[
         int, Field(gt=0, description="Steps n of the return R_n in the critic's target.")
     ] = 1
+
+    @property
+    def networks(self) -> NetworkOptions:
+        """What every network is made with."""
+        return NetworkOptions(self.initialization, self.matmul_precision)
 
     @property
     def actor_step_size(self) -> float:

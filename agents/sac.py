@@ -125,7 +125,7 @@ class SAC(TwinCriticLearner[SACConfig]):
         self.actor = MLP(
             (observation_size, *config.hidden_sizes, 2 * action_size),
             self.stream("actor weights"),
-            config.initialization,
+            config.networks,
             heads=2,
         )
         start = torch.full((len(seeds), 1), math.log(config.initial_temperature), device=device)

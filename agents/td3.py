@@ -105,7 +105,7 @@ class TD3(TwinCriticLearner[TD3Config]):
         self.actor = MLP(
             (observation_size, *config.hidden_sizes, action_size),
             self.stream("actor weights"),
-            config.initialization,
+            config.networks,
         )
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), config.actor_step_size)

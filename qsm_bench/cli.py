@@ -121,6 +121,12 @@ def run(
             "May be repeated.",
         ),
     ] = None,
+    matmul_precision: Annotated[
+        Literal["float32", "bfloat16", "tf32"] | None,
+        typer.Option(
+            help="What every agent rounds the factors of matrix products to: see docs/precision.md."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     compiled: Annotated[
         Literal["auto", "on", "off"],
@@ -157,6 +163,8 @@ def run(
     record = _record(beside, results)
     chosen = choose_suite(suite, tasks)
     counts = (len(chosen.seeds),) if seeds is None else parse_counts(seeds)
+    if matmul_precision:
+        settings = [*(settings or ()), f"matmul_precision={matmul_precision}"]
     first = first_seed or 0
     prepared = prepare(
         agents,
@@ -189,6 +197,7 @@ def run(
     if dry_run:
         _show_plan(prepared)
     prepared.refuse_what_does_not_fit()
+    prepared.refuse_slower_products()
     if dry_run:
         return
     with remember_signals() as received:

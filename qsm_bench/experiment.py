@@ -118,9 +118,13 @@ class AgentEntry:
     def label(self, config: AgentConfig) -> str:
         """The agent's name, with the overrides in brackets where there are any.
 
-        A value is shown as it was understood: 1e1 and 10.0 are one column.
+        A value is shown as it was understood: 1e1 and 10.0 are one column. The precision of matrix
+        products stands there too if it is not the usual one, whoever has asked for it: numbers of
+        two precisions never have one label.
         """
-        pairs = [f"{key}={_shown(getattr(config, key))}" for key in sorted(self.overrides)]
+        unusual = {"matmul_precision"} if config.matmul_precision != "float32" else set()
+        shown = sorted({*self.overrides, *unusual})
+        pairs = [f"{key}={_shown(getattr(config, key))}" for key in shown]
         return f"{self.registered.name}[{','.join(pairs)}]" if pairs else self.registered.name
 
     def _refuse_infinite(self, key: str, value: Any) -> None:

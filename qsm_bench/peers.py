@@ -44,6 +44,8 @@ class PeerConfig(AgentConfig):
         """Raise ValueError for a setting that the library does not have."""
         if self.initialization != "uniform":
             raise ValueError("stable-baselines3 has uniform initial weights alone")
+        if self.matmul_precision != "float32":
+            raise ValueError("stable-baselines3 has float32 products alone")
         if self.actor_learning_rate is not None:
             raise ValueError("stable-baselines3 has one learning_rate for all networks")
 

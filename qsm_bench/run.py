@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.filesize import decimal as format_bytes
 
+from agents.speed import precision
 from agents.speed.acceleration import why_not_compiled
 from envs import close, make
 from qsm_bench.errors import UserError, as_user_error
@@ -94,6 +95,7 @@ def run_experiment(
         results=results,
     )
     prepared.refuse_what_does_not_fit()
+    prepared.refuse_slower_products()
     with _interruptible() as received:
         outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
     for folder, reason in outcome.unfinished.items():
@@ -155,6 +157,18 @@ class PreparedRun:
         """Raise UserError if the jobs that run here at a time need more memory than is free."""
         if self.executor.here:
             refuse_what_does_not_fit(self.open_jobs, self.memory, self.workers)
+
+    def refuse_slower_products(self) -> None:
+        """Raise UserError if a job that runs here would gain nothing from rounding its factors."""
+        asked = {
+            (settings["matmul_precision"], max(settings["hidden_sizes"]))
+            for settings in (job.settings for job in self.open_jobs)
+        }
+        experiment = self.experiment
+        for kind, width in sorted(asked) if self.executor.here else ():
+            rows = experiment.protocol.batch_size
+            if reason := precision.why_not(kind, experiment.device, rows, width):
+                raise UserError(f"--matmul-precision {kind}: {reason}: use float32")
 
     def refuse_uncompilable(self) -> None:
         """Raise UserError if updates are compiled, as an earlier run began, and cannot be here."""

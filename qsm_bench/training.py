@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.common.streams import SeedStreams
 from agents.protocol import Agent
 from agents.registry import find_agent
+from agents.speed import precision
 from agents.speed.acceleration import accelerate
 from envs import Environments, Lockstep, ParallelLockstep, StepResult, is_deterministic
 from qsm_bench.checkpoint import Checkpoint
@@ -47,7 +48,13 @@ def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
     def bare() -> Agent:
         return agent(config, observation_size, action_size, job.seeds, device)
 
-    return checked(bare, job.agent, len(job.seeds), action_size)
+    agent_as_checked = checked(bare, job.agent, len(job.seeds), action_size)
+    if config.matmul_precision == "bfloat16" and not precision.rounds(agent_as_checked.bare):
+        raise UserError(
+            f"setting matmul_precision of {job.agent}: 'bfloat16' changes nothing: it is for "
+            "products between two hidden layers of agents.common.networks, and this agent has none"
+        )
+    return agent_as_checked
 
 
 class Training:
@@ -86,6 +93,7 @@ class Training:
         sizes = self.environments.observation_size, self.environments.action_size
         build = partial(build_agent, job, *sizes)
         self.agent = build()
+        precision.use(job.settings.get("matmul_precision", "float32"))
         accelerate(self.agent.bare, self.device, seeds=len(job.seeds), compiled=job.compiled)
         self.replay = ReplayBuffer(
             job.protocol.replay_size,

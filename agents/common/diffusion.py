@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from agents.common.networks import MLP, Linear, mish
 from agents.common.streams import SeedStreams
-from agents.protocol import Initialization
+from agents.protocol import PLAIN, NetworkOptions
 
 BETA_MIN, BETA_MAX = 0.1, 10.0
 FREQUENCIES, TIME_CODE = 32, 128
@@ -109,17 +109,18 @@ class Denoiser(nn.Module):
         hidden_sizes: Sequence[int],
         steps: int,
         streams: SeedStreams,
-        initialization: Initialization = "uniform",
+        options: NetworkOptions = PLAIN,
     ) -> None:
         super().__init__()
         self.frequencies = nn.Parameter(0.2 * streams.normal(1, FREQUENCIES))
         self.time_mlp = MLP(
-            (2 * FREQUENCIES, TIME_CODE, TIME_CODE), streams, initialization, activation=mish
+            (2 * FREQUENCIES, TIME_CODE, TIME_CODE), streams, options, activation=mish
         )
         self.inputs = [action_size, observation_size, TIME_CODE]
         # One layer of all three inputs, for its initial weights, too.
-        self.first = Linear(sum(self.inputs), hidden_sizes[0], streams, initialization)
-        self.rest = MLP((*hidden_sizes, action_size), streams, initialization, activation=mish)
+        self.first = Linear(sum(self.inputs), hidden_sizes[0], streams, options)
+        rest = *hidden_sizes, action_size
+        self.rest = MLP(rest, streams, options, activation=mish, of_hidden=True)
         self.register_buffer(
             "index", torch.arange(steps, device=streams.device).float().view(1, -1, 1)
         )

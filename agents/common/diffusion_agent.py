@@ -105,7 +105,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
             config.hidden_sizes,
             config.diffusion_steps,
             self.stream("actor weights"),
-            config.initialization,
+            config.networks,
         )
         self.policy = DiffusionPolicy(self.denoiser, self.schedule)
         self.actor_optimizer = Adam(

@@ -97,7 +97,7 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
             action_size,
             config.hidden_sizes,
             self.stream("critic weights"),
-            config.initialization,
+            config.networks,
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)

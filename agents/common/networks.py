@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.common.streams import SeedStreams
-from agents.protocol import Initialization
+from agents.protocol import PLAIN, NetworkOptions
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -75,12 +75,44 @@ class _NarrowAffine(torch.autograd.Function):
         return g.sum(dim=1, keepdim=True), grad_x, (g.mT @ x).mT
 
 
+class _RoundedProduct(torch.autograd.Function):
+    """x w of factors rounded to bfloat16, both ways: [M, B, K], [M, K, N] -> [M, B, N].
+
+    The sums within a product are float32; the result is rounded once more, to bfloat16. What is
+    kept for the way back are the rounded factors: half the bytes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        x_rounded, w_rounded = x.bfloat16(), w.bfloat16()
+        ctx.save_for_backward(x_rounded, w_rounded)
+        return torch.bmm(x_rounded, w_rounded).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        (g,) = grad_outputs
+        rounded = g.bfloat16()
+        return torch.bmm(rounded, w.mT).to(g.dtype), torch.bmm(x.mT, rounded).to(g.dtype)
+
+
+def rounded_product(x: Tensor, w: Tensor) -> Tensor:
+    """Return x w of factors rounded to bfloat16: [M, B, K] and [M, K, N] -> [M, B, N] as x is.
+
+    The sums are float32, and so is everything that is kept but the factors.
+    """
+    out: Tensor = _RoundedProduct.apply(x, w)  # type: ignore[no-untyped-call]
+    return out
+
+
 class Linear(nn.Module):
     """M affine maps as one batched matrix product: [M, B, inputs] -> [M, B, outputs].
 
-    Each member's weights and biases start as ``initialization`` says, from its own seed's stream.
+    Each member's weights and biases start as ``options`` say, from its own seed's stream.
     ``members`` is a multiple of the number of streams: member m belongs to seed m mod S. ``heads``
     is how many layers of equal size stand side by side in this one: each starts as one of its own.
+    A layer ``between_hidden`` layers, from one to the next, is the one whose factors are rounded
+    where the options ask for bfloat16.
     """
 
     def __init__(
@@ -88,15 +120,17 @@ class Linear(nn.Module):
         inputs: int,
         outputs: int,
         streams: SeedStreams,
-        initialization: Initialization = "uniform",
+        options: NetworkOptions = PLAIN,
         *,
+        between_hidden: bool = False,
         twins: int = 1,
         heads: int = 1,
     ) -> None:
         super().__init__()
         self.twins = twins
+        self.rounded = between_hidden and options.matmul_precision == "bfloat16"
         weight_bound = bias_bound = 1.0 / math.sqrt(inputs)
-        if initialization == "xavier":
+        if options.initialization == "xavier":
             weight_bound, bias_bound = math.sqrt(6.0 / (inputs + outputs // heads)), 0.0
 
         def start(rows: int, bound: float) -> nn.Parameter:
@@ -112,38 +146,44 @@ class Linear(nn.Module):
         if self.twins > 1 and self.twins * len(x) == len(weight):
             # The first of the twins alone.
             weight, bias = weight[: len(x)], bias[: len(x)]
-        if weight.shape[-1] < NARROW:
+        if weight.shape[-1] < NARROW and not self.rounded:
             out: Tensor = _NarrowAffine.apply(bias, x, weight)  # type: ignore[no-untyped-call]
             return out
+        if self.rounded:
+            return rounded_product(x, weight) + bias
         return torch.bmm(x, weight) + bias
 
 
 class MLP(nn.Module):
     """A multilayer perceptron of M members: [M, B, inputs] -> [M, B, outputs]; linear output.
 
-    ``heads`` is how many outputs of equal size the last layer's are: see ``Linear``.
+    ``heads`` is how many outputs of equal size the last layer's are: see ``Linear``. With
+    ``of_hidden`` the inputs are themselves a hidden layer.
     """
 
     def __init__(
         self,
         sizes: Sequence[int],
         streams: SeedStreams,
-        initialization: Initialization = "uniform",
+        options: NetworkOptions = PLAIN,
         *,
         activation: Activation = functional.relu,
+        of_hidden: bool = False,
         twins: int = 1,
         heads: int = 1,
     ) -> None:
         super().__init__()
         self.activation = activation
+        last = len(sizes) - 2
         self.layers = nn.ModuleList(
             Linear(
                 inputs,
                 outputs,
                 streams,
-                initialization,
+                options,
+                between_hidden=(of_hidden or layer > 0) and layer < last,
                 twins=twins,
-                heads=heads if layer == len(sizes) - 2 else 1,
+                heads=heads if layer == last else 1,
             )
             for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes))
         )
@@ -168,11 +208,11 @@ class TwinCritic(nn.Module):
         action_size: int,
         hidden_sizes: Sequence[int],
         streams: SeedStreams,
-        initialization: Initialization = "uniform",
+        options: NetworkOptions = PLAIN,
     ) -> None:
         super().__init__()
         sizes = (observation_size + action_size, *hidden_sizes, 1)
-        self.mlp = MLP(sizes, streams, initialization, twins=2)
+        self.mlp = MLP(sizes, streams, options, twins=2)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         seeds, batch, _ = action.shape

@@ -656,3 +656,11 @@ class BuiltOnce(LinearQuadratic):
 
 gymnasium.register("BuiltOnce-v0", BuiltOnce, max_episode_steps=5)
 """
+
+
+def test_the_precision_of_products_is_a_setting_of_every_agent(tmp_path: Path) -> None:
+    refused = call(*run("--matmul-precision=tf32", f"--results={tmp_path}"))
+    assert refused.status == 2
+    assert "--matmul-precision tf32: tf32 is a format of GPUs" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -166,7 +166,9 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path: Path) -> None:
     assert healthy == sick
 
 
-@pytest.mark.parametrize("setting", ["initialization=xavier", "actor_learning_rate=0.1"])
+@pytest.mark.parametrize(
+    "setting", ["initialization=xavier", "actor_learning_rate=0.1", "matmul_precision=bfloat16"]
+)
 def test_a_setting_that_the_library_lacks_is_refused(setting: str) -> None:
     with pytest.raises(UserError, match="stable-baselines3 has"):
         make_job(f"sb3_td3[{setting}]")

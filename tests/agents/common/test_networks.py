@@ -7,13 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from agents.common.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish
+from agents.common.diffusion import Denoiser
+from agents.common.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish, rounded_product
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
-from agents.protocol import Initialization
+from agents.protocol import Initialization, NetworkOptions
 from agents.registry import BUILT_IN, find_agent
+from tests.agents.fixed_critics import make_batch
 
 CPU = torch.device("cpu")
 
@@ -74,7 +76,7 @@ def test_initial_weights_fill_their_range_and_differ_between_seeds_and_twins() -
 
 
 def test_xavier_weights_fill_their_range_and_biases_are_zero() -> None:
-    layer = Linear(64, 32, streams(0, 1), "xavier", twins=2)
+    layer = Linear(64, 32, streams(0, 1), NetworkOptions("xavier"), twins=2)
     bound = math.sqrt(6 / 96)
     for member in layer.weight:
         assert 0.98 * bound < member.max() <= bound
@@ -86,8 +88,8 @@ def test_xavier_weights_fill_their_range_and_biases_are_zero() -> None:
 def test_a_seeds_initial_weights_do_not_depend_on_the_other_seeds(
     initialization: Initialization,
 ) -> None:
-    alone = MLP((3, 8, 1), streams(7), initialization)
-    beside = MLP((3, 8, 1), streams(1, 7, 2), initialization)
+    alone = MLP((3, 8, 1), streams(7), NetworkOptions(initialization))
+    beside = MLP((3, 8, 1), streams(1, 7, 2), NetworkOptions(initialization))
     for one, many in zip(alone.parameters(), beside.parameters(), strict=True):
         assert torch.equal(one[0], many[1])
 
@@ -207,3 +209,64 @@ def test_cosine_decay_ends_at_zero() -> None:
     steps = -torch.tensor([0.0, *positions]).diff()
     expected = torch.tensor([0.5 * (1 + math.cos(math.pi * min(k / 4, 1))) for k in range(6)])
     torch.testing.assert_close(steps, expected, rtol=1e-4, atol=1e-5)
+
+
+ROUNDED = NetworkOptions(matmul_precision="bfloat16")
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40))
+def test_a_rounded_product_is_the_product_of_rounded_factors(
+    members: int, rows: int, inputs: int, outputs: int
+) -> None:
+    """Forwards and backwards; the result is rounded once more, to 8 bits: half of 2^-8 at most."""
+    x, w = torch.randn(members, rows, inputs), torch.randn(members, inputs, outputs)
+    g = torch.randn(members, rows, outputs)
+    x.requires_grad_(), w.requires_grad_()
+
+    def rounded(factor: Tensor) -> Tensor:
+        return factor.detach().bfloat16().double()
+
+    product = rounded_product(x, w)
+    assert product.dtype == torch.float32
+    got = (product, *torch.autograd.grad(product, (x, w), g))
+    expected = (
+        rounded(x) @ rounded(w),
+        rounded(g) @ rounded(w).mT,
+        rounded(x).mT @ rounded(g),
+    )
+    for value, exact in zip(got, expected, strict=True):
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_only_products_from_one_hidden_layer_to_the_next_are_rounded() -> None:
+    def layers(network: nn.Module) -> list[bool]:
+        return [layer.rounded for layer in network.modules() if isinstance(layer, Linear)]
+
+    critic = TwinCritic(3, 2, (8, 8, 8), streams(0), ROUNDED)
+    assert layers(critic) == [False, True, True, False]
+    denoiser = Denoiser(3, 2, (8, 8), 5, streams(0), ROUNDED)
+    assert layers(denoiser.time_mlp) == [False, False]
+    assert not denoiser.first.rounded
+    assert layers(denoiser.rest) == [True, False]
+    assert not any(layers(TwinCritic(3, 2, (8, 8, 8), streams(0))))
+
+
+@pytest.mark.parametrize("path", BUILT_IN)
+def test_rounding_keeps_weights_moments_targets_and_metrics_in_float32(path: str) -> None:
+    agent = find_agent(path).agent
+    config = agent.config_class(hidden_sizes=(16, 16), matmul_precision="bfloat16")
+    built: Any = agent(config, 3, 2, (0, 1), CPU)
+    plain: Any = agent(agent.config_class(hidden_sizes=(16, 16)), 3, 2, (0, 1), CPU)
+    batch = make_batch(2, 8, 3, 2, torch.float32)
+    metrics = [trainer.update(batch) for trainer in (built, plain)]
+    assert {value.dtype for value in metrics[0].values()} == {torch.float32}
+    optimizers = [part for name in built.parts if isinstance(part := getattr(built, name), Adam)]
+    for optimizer in optimizers:
+        kept = [*optimizer.parameters, *optimizer.first_moments, *optimizer.second_moments]
+        assert {tensor.dtype for tensor in kept} == {torch.float32}
+    assert built.act(batch.observation, explore=True).dtype == torch.float32
+    # It is another number than in float32, and not far from it.
+    losses = [found["critic_loss"] for found in metrics]
+    assert not torch.equal(*losses)
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0.01)
