@@ -161,6 +161,16 @@ def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
     return p, min(1.0, 2 / comb(n + m, n) ** tasks)
 
 
+def sign_test(successes: int, trials: int) -> float:
+    """Exact two-sided p of the hypothesis that a success and a failure are equally likely.
+
+    It is 1 without a trial.
+    """
+    farther = max(successes, trials - successes)
+    tail = sum(comb(trials, k) for k in range(farther, trials + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**trials)))
+
+
 def trend_test(values: FloatArray) -> tuple[float, float]:
     """Exact two-sided test of the hypothesis that no row of ``values`` [rows, levels] has a trend.
 

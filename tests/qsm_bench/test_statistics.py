@@ -45,6 +45,7 @@ from qsm_bench.statistics.significance import (
     holm,
     permutation_test,
     probability_of_improvement,
+    sign_test,
     trend_test,
 )
 from tests.qsm_bench.synthetic import make_results
@@ -346,6 +347,18 @@ def test_the_test_of_a_trend_is_pages(rows: int, levels: int, random: Any) -> No
     rising, falling = (page_trend_test(v, method="exact").pvalue for v in (values, values[:, ::-1]))
     assert p == pytest.approx(min(1.0, 2 * min(rising, falling)))
     assert rise == pytest.approx(np.corrcoef(np.tile(order, rows), values.ravel())[0, 1])
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_the_sign_test_is_the_exact_binomial_one(successes: int, failures: int) -> None:
+    p = sign_test(successes, successes + failures)
+    if successes + failures == 0:
+        assert p == 1.0
+        return
+    from scipy.stats import binomtest
+
+    assert p == pytest.approx(binomtest(successes, successes + failures).pvalue)
+    assert p == sign_test(failures, successes + failures)
 
 
 def test_a_trend_in_every_row_has_the_smallest_p_and_ties_have_none() -> None:
