@@ -138,10 +138,17 @@ def entropy(samples: Tensor) -> Tensor:
 
 
 def modes(samples: Tensor) -> Tensor:
-    """Number of modes of the samples' density, averaged over states: [S, N, M, act] -> [S].
+    """Number of modes of the samples' density, averaged over states: [S, N, M, act] -> [S]."""
+    members = mode_members(samples).sum(dim=2)
+    return (members >= SMALLEST_MODE * samples.shape[2]).sum(dim=-1).float().mean(dim=-1)
+
+
+def mode_members(samples: Tensor) -> Tensor:
+    """Which samples belong to which mode of their density: [S, N, M, act] -> [S, N, M, M], 0 or 1.
 
     Each sample climbs a Gaussian kernel density by mean shift (Comaniciu and Meer 2002); samples
-    that arrive at one place belong to one mode.
+    that arrive at one place belong to one mode. A row has a 1 at its mode, which is named by the
+    first sample that arrived there.
     """
     count, size = samples.shape[2:]
     width = BANDWIDTH * math.sqrt(size)
@@ -150,9 +157,8 @@ def modes(samples: Tensor) -> Tensor:
         weight = torch.softmax(-_squared_distance(place, samples) / (2 * width**2), dim=-1)
         place = weight @ samples
     together = _squared_distance(place, place) < width**2
-    mode = together.float().argmax(dim=-1)  # of each sample: the first that arrived there
-    members = torch.nn.functional.one_hot(mode, count).sum(dim=2)
-    return (members >= SMALLEST_MODE * count).sum(dim=-1).float().mean(dim=-1)
+    mode = together.float().argmax(dim=-1)
+    return torch.nn.functional.one_hot(mode, count)
 
 
 def slice_actions(samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ OPTIONAL = (
     "to_parquet.py",
     "on_ray.py",
     "on_slurm.py",
+    "embedding.py",
 )
 """Where what these import is missing, a line says which extra to install."""
 

@@ -47,6 +47,13 @@ def bootstrap(
     return value, low, high
 
 
+def mean_interval(values: FloatArray) -> tuple[float, float, float]:
+    """The mean of values [seeds], and the bounds of its bootstrap interval: see ``bootstrap``."""
+    found = bootstrap(lambda x: x.mean(axis=0), values[:, np.newaxis])
+    value, low, high = (float(bound[0]) for bound in found)
+    return value, low, high
+
+
 def aggregates(comparison: Comparison) -> pd.DataFrame:
     """rliable's aggregates of normalized scores. The table is empty if no task can be aggregated.
 

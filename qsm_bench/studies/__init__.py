@@ -11,7 +11,15 @@ from qsm_bench.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from qsm_bench.studies.study import Study
 
-STUDIES = ("vector-field", "gridworld", "action-modes", "trainers", "depth", "temperature")
+STUDIES = (
+    "vector-field",
+    "gridworld",
+    "action-modes",
+    "action-map",
+    "trainers",
+    "depth",
+    "temperature",
+)
 """Their names, in the order of the paper's figures. A study's module has its name."""
 
 

@@ -13,7 +13,7 @@ from qsm_bench.report.document import Block, Bullets, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import interval, listed, number, p_value_text
 from qsm_bench.results import Results
-from qsm_bench.statistics.estimates import bootstrap
+from qsm_bench.statistics.estimates import mean_interval
 from qsm_bench.statistics.selection import Comparison, FloatArray, select_runs
 from qsm_bench.statistics.significance import (
     FALSE_ALARMS,
@@ -309,8 +309,8 @@ def _return_section(
 
 
 def _mean(values: "pd.Series[Any]") -> dict[str, float]:
-    value, low, high = bootstrap(lambda x: x.mean(axis=0), values.to_numpy(float)[:, np.newaxis])
-    return {"value": float(value[0]), "low": float(low[0]), "high": float(high[0])}
+    found = mean_interval(values.to_numpy(float))
+    return dict(zip(("value", "low", "high"), found, strict=True))
 
 
 def _wide(table: pd.DataFrame, text: Any) -> pd.DataFrame:

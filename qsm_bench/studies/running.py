@@ -58,6 +58,7 @@ def train_cells(
 
     Raises UserError for what cannot be run as it was asked.
     """
+    study.check_installed()
     finished = {}
     for cells in study.cells(budget):
         prepared = prepare(

@@ -66,6 +66,10 @@ class Study(ABC):
         """The experiments to train first; none if it computes all by itself."""
         return ()
 
+    def check_installed(self) -> None:
+        """Raise UserError if a package is missing that only this study needs."""
+        return
+
     @abstractmethod
     def find(self, budget: Budget, results: Mapping[str, Results], drawing: Drawing) -> Findings:
         """Compute the verdict and the report's sections; ``results`` are by the name of the cells.
