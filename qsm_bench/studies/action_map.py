@@ -44,7 +44,7 @@ from qsm_bench.studies.sampled_actions import (
     look,
     measure,
 )
-from qsm_bench.studies.study import Budget, Cells, Findings, Study
+from qsm_bench.studies.study import Budget, Cells, Findings, Study, Verdict
 from qsm_bench.studies.trainers import small_label
 from qsm_bench.suites import SUITES
 
@@ -95,16 +95,18 @@ class ActionMap(Study):
         "Modes are those of a kernel density whose width is fixed for each number of dimensions, "
         "and need 5% of the actions: a policy that is spread thinly over many dimensions has none. "
         "Then the entropy tells more.",
-        "Entropy is that of a density: where all actions share an entry, as on a bound, the "
-        "estimate is very low, and says that some entries do not vary.",
-        "How diverse qsm is depends on alpha. It has the default, and was not tuned for this "
-        "study. diffusion_ql has no such setting: its loss asks for the best action alone.",
+        "Entropy is that of a density: where actions coincide, as on a corner of the box, the "
+        "estimate is at a floor that the resolution sets. It does not count the corners.",
+        "How diverse qsm is, and whether it overshoots, depends on alpha. It has the default, and "
+        "was not tuned for this study: where most entries are pulled inward, the verdict is one on "
+        "that alpha on this task, and the returns show whether the policy learned at all. "
+        "diffusion_ql has no such setting: its loss asks for the best action alone.",
         f"The quick budget has no {PAPERS_TASK}: it cannot be learned in minutes. It has "
         f"{QUICK_TASK} with 6 action dimensions in place of 12, early in training, small networks, "
         "and for diffusion_ql the smaller step size of the actor that the project uses on small "
         "tasks.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 9, "full": 8_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 4, "full": 8_000}
     lines = TRAINERS
 
     def check_installed(self) -> None:
@@ -125,14 +127,17 @@ class ActionMap(Study):
         names = {cell["agent"]: cell["agent_name"] for cell in trained.cells}
         trained = relabeled(trained, names)
         comparison = select_runs(trained)
-        found = look(load_trained(trained), TRAINERS, shared_seeds(comparison))
+        seeds, returns = shared_seeds(comparison), _return_section(trained, comparison, drawing)
+        if not seeds:
+            return Findings(Verdict("cannot tell", "No seed has runs of both trainers."), [returns])
+        found = look(load_trained(trained), TRAINERS, seeds)
         runs = measure(found)
         parts = decide_parts(runs)
         sections = [
             part_section(parts),
-            _measure_section(runs, comparison.left_out, drawing),
+            _measure_section(runs, drawing),
             _map_section(found, runs, drawing),
-            _return_section(trained, drawing),
+            returns,
         ]
         return Findings(decide(parts), sections)
 
@@ -204,9 +209,8 @@ def _mean_text(seeds: pd.DataFrame, trainer: str, measured: str) -> str:
 # What the report shows.
 
 
-def _measure_section(runs: pd.DataFrame, left_out: Sequence[str], drawing: Drawing) -> Section:
+def _measure_section(runs: pd.DataFrame, drawing: Drawing) -> Section:
     seeds = by_seed(runs)
-    missing: list[Block] = [Bullets(left_out)] if left_out else []
     rows = [
         {"measure": name, **{t: _mean_text(seeds, t, name) for t in TRAINERS}} for name in MEASURES
     ]
@@ -244,7 +248,6 @@ def _measure_section(runs: pd.DataFrame, left_out: Sequence[str], drawing: Drawi
                 pd.DataFrame(rows),
                 runs,
             ),
-            *missing,
         ],
     )
 
@@ -407,7 +410,9 @@ def _draw_actions(panel: Axes, own: pd.DataFrame) -> mpl.collections.PathCollect
     return shown
 
 
-def _return_section(trained: Results, drawing: Drawing) -> Section:
+def _return_section(trained: Results, comparison: Comparison, drawing: Drawing) -> Section:
+    left_out = comparison.left_out
+    missing: list[Block] = [Bullets(left_out)] if left_out else []
     curves = task_curves(learning_curves(trained))
     ends = curves.groupby("agent", sort=False).last()
     told = "; ".join(
@@ -431,7 +436,8 @@ def _return_section(trained: Results, drawing: Drawing) -> Section:
                 alt=f"Mean return over steps. At the end: {told}.",
                 caption=f"Mean return and its 95% bootstrap interval over seeds. At the end: "
                 f"{told}. No part of the test is on it.",
-            )
+            ),
+            *missing,
         ],
     )
 

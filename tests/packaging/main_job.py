@@ -25,7 +25,7 @@ TINY: tuple[str, ...] = (
 )
 TINY += ("--batch-size=16", "--name=plain")
 TASKS = ("cartpole-balance", "HalfCheetah-v5")
-FROM_EXTRAS = ("imageio_ffmpeg", "stable_baselines3", "jax", "pytest")
+FROM_EXTRAS = ("imageio_ffmpeg", "stable_baselines3", "umap", "jax", "pytest")
 
 MY_AGENTS = """
 from agents.td3 import TD3
@@ -98,6 +98,8 @@ def check(folder: Path) -> None:
     refusal = call(folder, *QSM_BENCH, *evaluation, "--video=film.mp4", status=2)
     assert "pip install 'qsm_bench[video]'" in refusal, refusal
     assert not (folder / "film.mp4").exists()
+    refusal = call(folder, *QSM_BENCH, "study", "action-map", status=2)
+    assert "pip install 'qsm_bench[studies]'" in refusal, refusal
 
 
 with tempfile.TemporaryDirectory(prefix="qsm_bench-plain-") as temporary:

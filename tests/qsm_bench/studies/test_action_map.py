@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agents.common.streams import SeedStreams
 from qsm_bench.cli import app
+from qsm_bench.statistics.selection import Comparison, Curves
 from qsm_bench.studies import sampled_actions
 from qsm_bench.studies.action_map import (
     MAPS,
@@ -27,6 +28,7 @@ from qsm_bench.studies.action_map import (
     UMAP,
     decide_parts,
     map_actions,
+    shared_seeds,
 )
 from qsm_bench.studies.embedding import NEIGHBORS, neighbor_map, principal_components
 from qsm_bench.studies.parts import decide
@@ -292,6 +294,22 @@ def test_the_verdict_is_as_the_test_says(
 def test_two_seeds_decide_nothing() -> None:
     two = tuple(values[:2] for values in MORE)
     assert {part.outcome for part in decide_parts(make_runs(two, two, two))} == {"cannot tell"}
+
+
+@pytest.mark.parametrize(
+    ("of_qsm", "of_ql", "shared"),
+    [((0, 1, 2), (2, 0), [0, 2]), ((0, 1), (2,), []), ((0, 1), None, [])],
+)
+def test_a_seed_counts_if_both_trainers_have_a_run_of_it(
+    of_qsm: tuple[int, ...], of_ql: tuple[int, ...] | None, shared: list[int]
+) -> None:
+    runs = {
+        (trainer, "task"): Curves(seeds, np.array([1]), np.zeros((len(seeds), 1)))
+        for trainer, seeds in zip(TRAINERS, (of_qsm, of_ql), strict=True)
+        if seeds is not None
+    }
+    comparison = Comparison(TRAINERS, ("task",), runs, {"task": None}, ())
+    assert shared_seeds(comparison) == shared
 
 
 # The command.
