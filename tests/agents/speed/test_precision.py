@@ -86,7 +86,7 @@ def test_a_run_that_gains_nothing_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(precision, "time_ratio", lambda rows, width: 3.0)
     for setting in ("matmul_precision=bfloat16", "sac.matmul_precision=bfloat16"):
-        with pytest.raises(UserError, match="takes 3 times as long with it .* use float32"):
+        with pytest.raises(UserError, match=r"takes 3 times as long with it .* use float32"):
             run(tmp_path, "td3,sac", setting)
     with pytest.raises(UserError, match="format of GPUs"):
         run(tmp_path, "sac", "matmul_precision=tf32")
