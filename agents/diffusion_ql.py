@@ -24,8 +24,7 @@ The preset diffusion_ql_reference is the code's shipped configuration, every cho
 As in the code, the denoiser, its sampler and the order of an update are Q-score matching's.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -33,10 +32,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.common.diffusion import DiffusionPolicy
-from agents.common.diffusion_agent import ActionNoise, DiffusionAgent, DiffusionConfig
-from agents.common.optimizer import polyak_update
-from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
+from agents.common.diffusion_agent import DIFFUSION_REFERENCE, DiffusionAgent, DiffusionConfig
+from agents.protocol import AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,6 @@ class DiffusionQLConfig(DiffusionConfig):
     cloning_weight: Annotated[
         float, Field(ge=0, description="Weight w of the behavior-cloning loss.")
     ] = 0.0
-    ema_target: Annotated[
-        bool,
-        Field(
-            description="Draw the critic target's next action from a Polyak average of the actor."
-        ),
-    ] = False
 
 
 class ActorNoise(NamedTuple):
@@ -90,15 +81,10 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     config_class: ClassVar[type[AgentConfig]] = DiffusionQLConfig
     presets: ClassVar[NamedSettings] = {
         "diffusion_ql_reference": {
-            **REFERENCE,
-            "hidden_sizes": (512, 512),
-            "diffusion_steps": 5,
-            "exploration_noise": 0.1,
-            "actor_decay_updates": 2_000_000,
+            **DIFFUSION_REFERENCE,
             "climbed": "min",
             "climbed_critics": "target",
             "cloning_weight": 0.0,
-            "ema_target": False,
         },
     }
     # With a step size as large as the critic's, the actor saturates at a bound, where no gradient
@@ -106,21 +92,6 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     small_task_settings: ClassVar[NamedSettings] = {
         "*": {"actor_learning_rate": 1e-4},
     }
-
-    def __init__(
-        self,
-        config: DiffusionQLConfig,
-        observation_size: int,
-        action_size: int,
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        super().__init__(config, observation_size, action_size, seeds, device)
-        self.target_denoiser = self.denoiser
-        if config.ema_target:
-            self.target_denoiser = copy.deepcopy(self.denoiser).requires_grad_(False)
-            self.parts = (*self.parts, "target_denoiser")
-        self.target_policy = DiffusionPolicy(self.target_denoiser, self.schedule)
 
     def draw_actor_noise(self, batch_size: int) -> ActorNoise:
         stream, steps = self.update_stream, self.config.diffusion_steps
@@ -153,13 +124,6 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
         noisy_action = self.schedule.add_noise(batch.action, noise.t, noise.cloning)
         predicted: Tensor = self.denoiser(batch.observation, noisy_action, noise.t)
         return (predicted - noise.cloning).square().mean(dim=(1, 2))
-
-    def next_action(self, observation: Tensor, noise: ActionNoise) -> Tensor:
-        return self.exploring_action(self.target_policy, observation, noise)
-
-    def after_update(self) -> None:
-        if self.config.ema_target:
-            polyak_update(self.target_denoiser, self.denoiser, self.config.polyak)
 
     @classmethod
     def effective_temperature(

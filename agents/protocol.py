@@ -98,6 +98,14 @@ class AgentConfig:
     n_step: Annotated[
         int, Field(gt=0, description="Steps n of the return R_n in the critic's target.")
     ] = 1
+    candidates_evaluate: Annotated[
+        int,
+        Field(
+            gt=0,
+            description="Samples of the policy at each decision of an evaluation; the one of the "
+            "highest value, the smaller of the critics', is the action. 1: nothing is selected.",
+        ),
+    ] = 1
 
     @property
     def networks(self) -> NetworkOptions:
@@ -117,6 +125,7 @@ REFERENCE: Mapping[str, Any] = {
     "discount": 0.99,
     "polyak": 0.005,
     "n_step": 1,
+    "candidates_evaluate": 1,
 }
 """The settings that all trainers in the code of Q-score matching's authors have in common."""
 

@@ -40,9 +40,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agents.common.diffusion import Schedule
-from agents.common.diffusion_agent import DiffusionAgent, DiffusionConfig
-from agents.protocol import REFERENCE, AgentConfig, Batch, NamedSettings
+from agents.common.diffusion_agent import DIFFUSION_REFERENCE, DiffusionAgent, DiffusionConfig
+from agents.protocol import AgentConfig, Batch, NamedSettings
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,7 @@ class QSM(DiffusionAgent[QSMConfig]):
         "qsm_normalized": {"target_scale": "normalized"},
         # The authors' shipped configuration and code, every choice spelled out.
         "qsm_reference": {
-            **REFERENCE,
-            "hidden_sizes": (512, 512),
-            "diffusion_steps": 5,
-            "exploration_noise": 0.1,
-            "actor_decay_updates": 2_000_000,
+            **DIFFUSION_REFERENCE,
             "alpha": 50.0,
             "gradient_of": "mean",
             "target_scale": "alpha",
@@ -152,5 +147,5 @@ class QSM(DiffusionAgent[QSMConfig]):
         """Return the temperature at t = 1: see the top of this file."""
         if config.target_scale == "normalized":
             return metrics.get("temperature")
-        schedule = Schedule(config.diffusion_steps, torch.device("cpu"))
+        schedule = config.make_schedule(torch.device("cpu"))
         return float((1 - schedule.abar[1]).sqrt()) / config.alpha

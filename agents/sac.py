@@ -70,9 +70,11 @@ class SACConfig(AgentConfig):
     ] = "sample"
 
     def __post_init__(self) -> None:
-        """Raise ValueError if the lower clip of the log standard deviation is above the upper."""
+        """Raise ValueError for log standard deviations without a range, or candidates all alike."""
         if self.log_std_min > self.log_std_max:
             raise ValueError("log_std_min must not be above log_std_max")
+        if self.evaluation == "mean" and self.candidates_evaluate > 1:
+            raise ValueError("candidates_evaluate above 1 needs evaluation=sample")
 
 
 class Noise(NamedTuple):
@@ -147,11 +149,13 @@ class SAC(TwinCriticLearner[SACConfig]):
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
         """Sample the policy, which is its own exploration; [S, N, obs] -> [S, N, act]."""
-        shape = (observation.shape[1], self.action_size)
         if not explore and self.config.evaluation == "mean":
             return self.policy(observation, torch.zeros(()).to(observation))[0]
         stream = self.explore_stream if explore else self.sample_stream
-        return self.policy(observation, stream.normal(*shape))[0]
+        count = 1 if explore else self.config.candidates_evaluate
+        states = observation.repeat(1, count, 1)
+        action, _ = self.policy(states, stream.normal(states.shape[1], self.action_size))
+        return self.best_action(observation, action)
 
     @torch.no_grad()
     def sample_policy(self, observation: Tensor, count: int, streams: SeedStreams) -> Tensor:

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from agents.registry import find_agent
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import read_json
 from qsm_bench.heartbeat import time_of
 from qsm_bench.protocol import MOST_STEPS
+from qsm_bench.settings import as_json
 from qsm_bench.stretches import Stretch, from_top_level
 
 FORMAT = 2
@@ -174,6 +176,21 @@ def refuse_difference(name: str, there: Job, asked: Job) -> None:
             f"experiment {name!r} has {asked.agent} on {asked.task} with another configuration "
             f"({'; '.join(changed)}): choose another --name"
         )
+
+
+def as_it_began(job: Job, there: Job) -> Job:
+    """Return ``job`` with the settings of the one that is there, if these mean the same.
+
+    A setting that an agent has got since has its default in what was trained before.
+    """
+    config_class = find_agent(job.agent_name).agent.config_class
+    later = {
+        name: value
+        for name, value in as_json(job.agent_name, config_class()).items()
+        if name not in there.settings
+    }
+    same = later and there.settings | later == job.settings
+    return job.model_copy(update={"settings": there.settings}) if same else job
 
 
 def _flat(job: Job) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class PeerConfig(AgentConfig):
             raise ValueError("stable-baselines3 has float32 products alone")
         if self.actor_learning_rate is not None:
             raise ValueError("stable-baselines3 has one learning_rate for all networks")
+        if self.candidates_evaluate > 1:
+            raise ValueError("stable-baselines3 evaluates one action: candidates_evaluate is 1")
 
 
 @dataclass(frozen=True)

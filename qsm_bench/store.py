@@ -39,6 +39,7 @@ from qsm_bench.manifest import (
     MOST_SEEDS,
     LaterFormatError,
     Manifest,
+    as_it_began,
     is_open,
     read_manifest,
     refuse_difference,
@@ -284,10 +285,14 @@ class ExperimentStore:
         self.refuse_other_stages(experiment)
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs if jobs is None else jobs
-        wanted = {self.folder_of(job).path for job in jobs}
+        wanted = [self.folder_of(job).path for job in jobs]
         folders = [self.folder_of(job) for job in experiment.jobs]
         found = [_manifest_or_none(folder) if folder.begun else None for folder in folders]
-        for folder, job, manifest in zip(folders, experiment.jobs, found, strict=True):
+        begun_jobs = [
+            as_it_began(job, manifest.job) if manifest else job
+            for job, manifest in zip(experiment.jobs, found, strict=True)
+        ]
+        for folder, job, manifest in zip(folders, begun_jobs, found, strict=True):
             if manifest:
                 refuse_difference(experiment.name, manifest.job, job)
                 folder.refuse_without_replay(manifest, job)
@@ -307,7 +312,7 @@ class ExperimentStore:
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
-            for folder, job, manifest in zip(folders, experiment.jobs, found, strict=True):
+            for folder, job, manifest in zip(folders, begun_jobs, found, strict=True):
                 if folder.path not in wanted:
                     continue
                 if not folder.begun:
@@ -315,7 +320,13 @@ class ExperimentStore:
                     folder.write_manifest(Manifest(job=job, keep_replay=keep_replay))
                 elif manifest and is_open(manifest, job):
                     folder.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
-        return [self.job_folder(job.agent, job.task, job.seeds, job.identity) for job in jobs]
+        identities = {
+            folder.path: job.identity for folder, job in zip(folders, begun_jobs, strict=True)
+        }
+        return [
+            self.job_folder(job.agent, job.task, job.seeds, identities[path])
+            for job, path in zip(jobs, wanted, strict=True)
+        ]
 
     def _seeds_asked(self, asked: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
         """How many seeds were asked for each time, if some are added after a job has begun."""

@@ -6,6 +6,7 @@ Time t runs from T (pure noise, a^T) down to 1; a^0 is the action. Index t here 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +20,77 @@ BETA_MIN, BETA_MAX = 0.1, 10.0
 FREQUENCIES, TIME_CODE = 32, 128
 
 
+ScheduleKind = Literal["vp", "cosine", "linear"]
+Sampler = Literal["eps_clip", "x0_clip"]
+Variance = Literal["beta", "posterior"]
+
+
+def betas(kind: ScheduleKind, steps: int) -> Tensor:
+    """Return beta_t for t = 1..T, [T] float64.
+
+    ``vp`` is variance preserving (Xiao et al. 2022, as used for QSM). ``cosine`` has abar_t
+    proportional to cos^2 of a quarter turn, shifted by 0.008, and beta_t <= 0.999 (Nichol, Dhariwal
+    2021). ``linear`` is 0.8 (0.0001 .. 0.999), that of SDAC's code.
+    """
+    t = torch.arange(steps + 1, dtype=torch.float64)
+    match kind:
+        case "vp":
+            slope = (BETA_MAX - BETA_MIN) * (2 * t[1:] - 1) / (2 * steps**2)
+            return 1 - torch.exp(-BETA_MIN / steps - slope)
+        case "cosine":
+            signal = ((t / steps + 0.008) / 1.008 * (math.pi / 2)).cos().square()
+            return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+        case "linear":
+            return 0.8 * torch.linspace(1e-4, 0.999, steps, dtype=torch.float64)
+
+
 class Schedule:
-    """The variance-preserving noise schedule of T steps (Xiao et al. 2022, as used for QSM).
+    """The noise of T diffusion steps, and the reverse process from a given denoiser's noise.
 
     ``alpha[t]``, ``beta[t]`` = 1 - alpha[t] and ``abar[t]`` = alpha[1] ... alpha[t] are float32
     tensors for t = 0..T; entry 0 is the noiseless action: 1, 0 and 1.
+
+    ``sampler`` says what is clipped to the action box: every a^{t-1} (``eps_clip``), or the a^0
+    that a step predicts (``x0_clip``). ``variance`` is that of a reverse step: beta_t, or that of
+    the forward process given a^0, beta_t (1 - abar_{t-1}) / (1 - abar_t).
     """
 
-    def __init__(self, steps: int, device: torch.device) -> None:
-        t = torch.arange(1, steps + 1, dtype=torch.float64)
-        slope = (BETA_MAX - BETA_MIN) * (2 * t - 1) / (2 * steps**2)
-        alpha = torch.cat(
-            [torch.ones(1, dtype=torch.float64), torch.exp(-BETA_MIN / steps - slope)]
-        )
+    def __init__(
+        self,
+        steps: int,
+        device: torch.device,
+        kind: ScheduleKind = "vp",
+        sampler: Sampler = "eps_clip",
+        variance: Variance = "beta",
+    ) -> None:
+        beta = torch.cat([torch.zeros(1, dtype=torch.float64), betas(kind, steps)])
+        alpha = 1 - beta
+        abar = alpha.cumprod(0)
         self.steps = steps
+        self.clips_steps = sampler == "eps_clip"
         self.alpha = alpha.to(device, torch.float32)
-        self.beta = (1 - alpha).to(device, torch.float32)
-        self.abar = alpha.cumprod(0).to(device, torch.float32)
+        self.beta = beta.to(device, torch.float32)
+        self.abar = abar.to(device, torch.float32)
         # The sampler runs over whole steps, where Python numbers spare a tensor operation each.
-        noise = (1 - alpha.cumprod(0)).sqrt()
-        self._noise_share = ((1 - alpha) / noise.clamp(min=1e-12)).tolist()
+        before = torch.cat([abar[:1], abar[:-1]])
+        noise = (1 - abar).clamp(min=1e-24)
+        self._noise_share = (beta / noise.sqrt()).tolist()
         self._root_alpha = alpha.sqrt().tolist()
-        self._root_beta = (1 - alpha).sqrt().tolist()
+        self._root_abar = abar.sqrt().tolist()
+        self._root_noise = noise.sqrt().tolist()
+        self._share_of_clean = (before.sqrt() * beta / noise).tolist()
+        self._share_of_noisy = (alpha.sqrt() * (1 - before) / noise).tolist()
+        spread = beta if variance == "beta" else beta * (1 - before) / noise
+        self._root_variance = spread.sqrt().tolist()
 
     def noise_std(self, t: Tensor) -> Tensor:
         """Return the deviation sqrt(1 - abar_t) of the noise in a^t: [S, B] int64 -> [S, B, 1]."""
         out: Tensor = (1 - self.abar[t].unsqueeze(-1)).sqrt()
+        return out
+
+    def signal(self, t: Tensor) -> Tensor:
+        """Return the share sqrt(abar_t) of the action in a^t: [S, B] int64 -> [S, B, 1]."""
+        out: Tensor = self.abar[t].unsqueeze(-1).sqrt()
         return out
 
     def add_noise(self, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -52,18 +98,30 @@ class Schedule:
 
         ``action`` and ``noise`` are [S, B, act]; ``t`` is [S, B] int64 in 1..T.
         """
-        abar = self.abar[t].unsqueeze(-1)
-        noisy: Tensor = abar.sqrt() * action + self.noise_std(t) * noise
+        noisy: Tensor = self.signal(t) * action + self.noise_std(t) * noise
         return noisy
 
     def mean(self, action: Tensor, noise: Tensor, t: int) -> Tensor:
-        """Return the mean of the reverse step from a^t, given its predicted noise: [S, B, act]."""
-        mean: Tensor = (action - self._noise_share[t] * noise) / self._root_alpha[t]
+        """Return the mean of the reverse step from a^t, given its predicted noise: [S, B, act].
+
+        With ``x0_clip`` it is that of the forward process given a^t and the clipped a^0. Without
+        the clip both are equal.
+        """
+        if self.clips_steps:
+            mean: Tensor = (action - self._noise_share[t] * noise) / self._root_alpha[t]
+            return mean
+        clean = self.predicted_clean(action, noise, t)
+        mean = self._share_of_clean[t] * clean + self._share_of_noisy[t] * action
         return mean
 
+    def predicted_clean(self, action: Tensor, noise: Tensor, t: int) -> Tensor:
+        """Return the action a^0 that a^t and its predicted noise give, within the box."""
+        clean: Tensor = (action - self._root_noise[t] * noise) / self._root_abar[t]
+        return clean.clamp(-1.0, 1.0)
+
     def std(self, t: int) -> float:
-        """Return the deviation of the reverse step from t to t - 1: sqrt(beta_t), 0 at t = 1."""
-        return float(self._root_beta[t]) if t > 1 else 0.0
+        """Return the deviation of the reverse step from t to t - 1, 0 at t = 1."""
+        return float(self._root_variance[t]) if t > 1 else 0.0
 
 
 @dataclass(frozen=True, eq=False)  # torch 2.11 asks for its hash where it compiles
@@ -175,8 +233,9 @@ class DiffusionPolicy:
         """Sample K actions for each observation: [S, B, obs] -> [S, K B, act], in [-1, 1].
 
         ``noise`` [S, T, K B, act] is all the randomness: row 0 is a^T, the rest the z of the steps
-        t = T..2. It decides K, too: action k of observation b is in row k B + b. Each step is
-        clipped to the action box. Gradients run through every step that ``draw`` lets them through.
+        t = T..2. It decides K, too: action k of observation b is in row k B + b. What is clipped to
+        the action box is the schedule's to say; the last a^0 always is. Gradients run through every
+        step that ``draw`` lets them through.
         """
         copies = noise.shape[2] // observation.shape[1]
         predicted_noise = self.denoiser.at_observation(observation, copies)
@@ -185,5 +244,6 @@ class DiffusionPolicy:
             action = self.schedule.mean(action, predicted_noise(action, t), t)
             if t > 1:
                 action = draw(action, self.schedule.std(t), noise[:, row])
-            action = action.clamp(-1.0, 1.0)
+            if self.schedule.clips_steps or t == 1:
+                action = action.clamp(-1.0, 1.0)
         return action

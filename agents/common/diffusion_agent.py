@@ -3,6 +3,7 @@
 A trainer states its actor's loss. It may also state another of what follows; all else is fixed:
 
     next_action         the next action in the critic's target
+    next_value          its value there
     critic_loss         the critic's loss
     actor_loss          the actor's loss
     after_update        what comes after an update, such as moving an average
@@ -13,6 +14,7 @@ Every random number of an update is drawn before it: ``draw_critic_noise`` and `
 draw what the two losses are given, so a loss with more or other noise comes with its own.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +25,21 @@ from pydantic import Field
 from torch import Tensor
 
 from agents.common import learner
-from agents.common.diffusion import Denoiser, DiffusionPolicy, Draw, Schedule, reparameterized
+from agents.common.diffusion import (
+    Denoiser,
+    DiffusionPolicy,
+    Draw,
+    Sampler,
+    Schedule,
+    ScheduleKind,
+    Variance,
+    reparameterized,
+)
 from agents.common.learner import TwinCriticLearner
+from agents.common.networks import TwinCritic
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
-from agents.protocol import AgentConfig, Batch
+from agents.protocol import REFERENCE, AgentConfig, Batch
 
 
 @dataclass(frozen=True)
@@ -53,15 +65,75 @@ class DiffusionConfig(AgentConfig):
             "0: constant.",
         ),
     ] = 2_000_000
+    schedule: Annotated[
+        ScheduleKind,
+        Field(
+            description="Noise of the T steps. vp: variance preserving (QSM). cosine: abar_t along "
+            "a squared cosine. linear: beta_t = 0.8 (0.0001 .. 0.999)."
+        ),
+    ] = "vp"
+    sampler: Annotated[
+        Sampler,
+        Field(
+            description="What a reverse step clips to the action box. eps_clip: its result. "
+            "x0_clip: the action a^0 that it predicts."
+        ),
+    ] = "eps_clip"
+    variance: Annotated[
+        Variance,
+        Field(
+            description="Variance of a reverse step: beta_t, or that of the forward process given "
+            "a^0, beta_t (1 - abar_{t-1}) / (1 - abar_t)."
+        ),
+    ] = "beta"
+    ema_target: Annotated[
+        bool,
+        Field(
+            description="Draw the critic target's next action from a Polyak average of the actor."
+        ),
+    ] = False
+    ema_acts: Annotated[
+        bool,
+        Field(description="Act by that average, while training and while being evaluated."),
+    ] = False
+    candidates_target: Annotated[
+        int,
+        Field(gt=0, description="Samples of which the best is the critic target's next action."),
+    ] = 1
+    candidates_act: Annotated[
+        int,
+        Field(gt=0, description="Samples of which the best is executed while training."),
+    ] = 1
+
+    def make_schedule(self, device: torch.device) -> Schedule:
+        """Return the noise schedule and reverse process that these settings ask for."""
+        return Schedule(self.diffusion_steps, device, self.schedule, self.sampler, self.variance)
+
+
+DIFFUSION_REFERENCE = {
+    **REFERENCE,
+    "hidden_sizes": (512, 512),
+    "diffusion_steps": 5,
+    "exploration_noise": 0.1,
+    "actor_decay_updates": 2_000_000,
+    "schedule": "vp",
+    "sampler": "eps_clip",
+    "variance": "beta",
+    "ema_target": False,
+    "ema_acts": False,
+    "candidates_target": 1,
+    "candidates_act": 1,
+}
+"""The settings that the diffusion trainers in the code of QSM's authors have in common."""
 
 
 class ActionNoise(NamedTuple):
     """The random numbers of one action with exploration noise for each of B observations."""
 
     chain: Tensor
-    """The sampler's noise, [S, T, B, act]."""
+    """The sampler's noise, [S, T, K B, act] for K candidates."""
     exploration: Tensor
-    """What is added to the sampled actions, before it is scaled: [S, B, act]."""
+    """What is added to the chosen actions, before it is scaled: [S, B, act]."""
 
 
 class Noise(NamedTuple):
@@ -95,7 +167,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         device: torch.device,
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
-        self.schedule = Schedule(config.diffusion_steps, device)
+        self.schedule = config.make_schedule(device)
         # What it is added to can be differentiated by. So can what requires_grad_() is called on,
         # but torch 2.11 does not compile that.
         self.zero = torch.zeros((), device=device, requires_grad=True)
@@ -108,6 +180,13 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
             config.networks,
         )
         self.policy = DiffusionPolicy(self.denoiser, self.schedule)
+        self.target_denoiser = self.denoiser
+        if config.ema_target or config.ema_acts:
+            self.target_denoiser = copy.deepcopy(self.denoiser).requires_grad_(False)
+            self.parts = (*self.parts, "target_denoiser")
+        average = DiffusionPolicy(self.target_denoiser, self.schedule)
+        self.target_policy = average if config.ema_target else self.policy
+        self.acting_policy = average if config.ema_acts else self.policy
         self.actor_optimizer = Adam(
             self.denoiser.parameters(), config.actor_step_size, config.actor_decay_updates
         )
@@ -115,7 +194,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
 
     def draw_critic_noise(self, batch_size: int) -> Any:
         """Draw what ``critic_loss`` needs for a batch of that size, from ``update_stream``."""
-        return self.draw_action_noise(batch_size, self.update_stream)
+        return self.draw_action_noise(batch_size, self.update_stream, self.config.candidates_target)
 
     @abstractmethod
     def draw_actor_noise(self, batch_size: int) -> Any:
@@ -125,14 +204,24 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         """Return the loss [S] whose gradient moves the critic, and metrics of shape [S]."""
         with torch.no_grad():
             next_action = self.next_action(batch.next_observation, noise)
-            next_q = self.target_critic(batch.next_observation, next_action)
+            next_value = self.next_value(batch.next_observation, next_action, noise)
         q = self.critic(batch.observation, batch.action)
-        loss = learner.critic_loss(q, batch, next_q.amin(dim=0))
+        loss = learner.critic_loss(q, batch, next_value)
         return loss, {"q": q.detach().mean(dim=(0, 2))}
 
     def next_action(self, observation: Tensor, noise: Any) -> Tensor:
-        """Return the next action in the critic's target: [S, B, obs] -> [S, B, act]."""
-        return self.exploring_action(self.policy, observation, noise)
+        """Return the next action in the critic's target: [S, B, obs] -> [S, B, act].
+
+        Of several candidates it is the best by the target critics.
+        """
+        return self.exploring_action(
+            self.target_policy, observation, noise, critic=self.target_critic
+        )
+
+    def next_value(self, observation: Tensor, action: Tensor, noise: Any) -> Tensor:
+        """Return the value of the next action in the critic's target: [S, B, act] -> [S, B]."""
+        value: Tensor = self.target_critic(observation, action).amin(dim=0)
+        return value
 
     @abstractmethod
     def actor_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,15 +242,20 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
 
         All random numbers come from ``streams``.
         """
-        noise = self.draw_action_noise(observation.shape[1], streams)
-        return self.exploring_action(self.policy, observation, noise)
+        noise = self.draw_action_noise(observation.shape[1], streams, self.config.candidates_act)
+        return self.exploring_action(self.acting_policy, observation, noise)
 
     def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
         """Return the action to take while being evaluated: [S, N, obs] -> [S, N, act].
 
         All random numbers come from ``streams``.
         """
-        return self.sample_policy(observation, 1, streams).squeeze(2)
+        noise = streams.normal(
+            self.config.diffusion_steps,
+            self.config.candidates_evaluate * observation.shape[1],
+            self.action_size,
+        )
+        return self.best_action(observation, self.acting_policy.sample(observation, noise))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update of critic, target and actor; metrics are [S]."""
@@ -178,6 +272,8 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
 
         actor_loss, actor_metrics = self.actor_loss(batch, noise.actor)
         gradient_norm = self.actor_optimizer.minimize(actor_loss)
+        if self.target_denoiser is not self.denoiser:
+            polyak_update(self.target_denoiser, self.denoiser, self.config.polyak)
         self.after_update()
         return {
             "critic_loss": critic_loss.detach(),
@@ -187,10 +283,13 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
             **actor_metrics,
         }
 
-    def draw_action_noise(self, size: int, streams: SeedStreams) -> ActionNoise:
-        """Draw what ``exploring_action`` needs for ``size`` observations."""
+    def draw_action_noise(
+        self, size: int, streams: SeedStreams, candidates: int = 1
+    ) -> ActionNoise:
+        """Draw what ``exploring_action`` needs to choose among so many, ``size`` times."""
+        steps = self.config.diffusion_steps
         return ActionNoise(
-            chain=streams.normal(self.config.diffusion_steps, size, self.action_size),
+            chain=streams.normal(steps, candidates * size, self.action_size),
             exploration=streams.normal(size, self.action_size),
         )
 
@@ -200,20 +299,30 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         observation: Tensor,
         noise: ActionNoise,
         draw: Draw = reparameterized,
+        critic: TwinCritic | None = None,
     ) -> Tensor:
-        """Sample the policy and add exploration noise, within the action box.
+        """Sample the policy, choose the best candidate, and add exploration noise, in the box.
 
-        [S, B, obs] -> [S, K B, act], where the noise is that of K B actions: see
-        ``DiffusionPolicy.sample``.
+        [S, B, obs] -> [S, B, act], where the noise is that of K B samples: see
+        ``DiffusionPolicy.sample`` and ``best_action``, which ``critic`` is for. With exploration
+        noise for all K B of them nothing is chosen: [S, B, obs] -> [S, K B, act].
         """
         action = policy.sample(observation, noise.chain, draw)
+        if noise.exploration.shape[1] < action.shape[1]:
+            action = self.best_action(observation, action, critic)
         return draw(action, self.config.exploration_noise, noise.exploration).clamp(-1.0, 1.0)
 
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
+        return self.value_and_gradient(self.critic, observation, action)[1]
+
+    def value_and_gradient(
+        self, critic: TwinCritic, observation: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return Q(s, a) and grad_a Q(s, a), both held constant: [S, B] and [S, B, act]."""
         action = action.detach() + self.zero
-        value = self.differentiated_value(self.critic(observation, action))
-        return torch.autograd.grad(value.sum(), action)[0]
+        value = self.differentiated_value(critic(observation, action))
+        return value.detach(), torch.autograd.grad(value.sum(), action)[0]
 
     def differentiated_value(self, q: Tensor) -> Tensor:
         """Combine the twin critics' values to what grad_a Q is taken of: [2, S, B] -> [S, B]."""
@@ -239,5 +348,5 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         """Sample the policy ``count`` times at each state: [S, N, obs] -> [S, N, count, act]."""
         states = observation.repeat_interleave(count, dim=1)
         noise = streams.normal(self.config.diffusion_steps, states.shape[1], self.action_size)
-        action = self.policy.sample(states, noise)
+        action = self.acting_policy.sample(states, noise)
         return action.view(*observation.shape[:2], count, self.action_size)

@@ -110,6 +110,40 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
         q: Tensor = self.critic(observation, action).mean(dim=0)
         return q
 
+    @torch.no_grad()
+    def best_action(
+        self, observation: Tensor, candidates: Tensor, critic: TwinCritic | None = None
+    ) -> Tensor:
+        """Return the best of K candidates for each observation: [S, K B, act] -> [S, B, act].
+
+        Candidate k of observation b is in row k B + b. The best has the highest value, the smaller
+        of both critics', of the online ones unless others are given. One candidate is the best
+        without asking them.
+        """
+        if candidates.shape[1] == observation.shape[1]:
+            return candidates
+        return choose_best(self.candidate_values(observation, candidates, critic), candidates)
+
+    @torch.no_grad()
+    def candidate_values(
+        self, observation: Tensor, candidates: Tensor, critic: TwinCritic | None = None
+    ) -> Tensor:
+        """Return the values of K candidates for each observation: [S, K B, act] -> [S, K, B].
+
+        They are the smaller of both critics', of the online ones unless others are given.
+        """
+        size = observation.shape[1]
+        states = observation.repeat(1, candidates.shape[1] // size, 1)
+        q: Tensor = (critic or self.critic)(states, candidates).amin(dim=0)
+        return q.view(len(q), -1, size)
+
+
+def choose_best(value: Tensor, candidates: Tensor) -> Tensor:
+    """Return the candidates of the highest values [S, K, B]: [S, K B, act] -> [S, B, act]."""
+    best = value.argmax(dim=1, keepdim=True).unsqueeze(-1)
+    out: Tensor = candidates.unflatten(1, value.shape[1:]).take_along_dim(best, dim=1)
+    return out.squeeze(1)
+
 
 def critic_loss(q: Tensor, batch: Batch, next_value: Tensor) -> Tensor:
     """Return the mean squared error of the twin critics against y = R_n + g^n m V(s'), [S].

@@ -67,7 +67,7 @@ def in_float64(agent: AgentT) -> AgentT:
             for moments in (part.first_moments, part.second_moments):
                 moments[:] = [moment.double() for moment in moments]
     if hasattr(agent, "schedule"):
-        abar = plain_schedule(agent.config.diffusion_steps)[1]
+        abar = plain_schedule(agent.config.diffusion_steps, agent.config.schedule)[1]
         agent.schedule.abar = torch.tensor(
             abar, dtype=torch.float64, device=agent.schedule.abar.device
         )
@@ -110,11 +110,21 @@ def make_batch(
     )
 
 
-def plain_schedule(steps: int) -> tuple[list[float], list[float]]:
+def plain_schedule(steps: int, kind: str = "vp") -> tuple[list[float], list[float]]:
     """Return alpha_t and abar_t for t = 0..T."""
+
+    def cosine(t: int) -> float:
+        return math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+
     alpha = [1.0]
     for t in range(1, steps + 1):
-        alpha.append(math.exp(-0.1 / steps - (10 - 0.1) * (2 * t - 1) / (2 * steps**2)))
+        if kind == "vp":
+            alpha.append(math.exp(-0.1 / steps - (10 - 0.1) * (2 * t - 1) / (2 * steps**2)))
+        elif kind == "cosine":
+            alpha.append(max(cosine(t) / cosine(t - 1), 0.001))
+        else:
+            share = (t - 1) / (steps - 1) if steps > 1 else 0.0
+            alpha.append(1 - 0.8 * (1e-4 + share * (0.999 - 1e-4)))
     return alpha, [math.prod(alpha[: t + 1]) for t in range(steps + 1)]
 
 

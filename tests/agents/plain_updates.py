@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from scipy.special import ndtri
+from scipy.stats import truncnorm
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,6 +40,13 @@ def flat(network: Any) -> list[Tensor]:
     if isinstance(network, Tensor):
         return [network]
     return [tensor for part in network for tensor in flat(part)]
+
+
+def truncated(share: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return quantiles of the standard normal law in [low, high]; from above, if more is right."""
+    below = truncnorm.ppf(share.numpy(), low.numpy(), high.numpy())
+    above = truncnorm.isf(share.numpy(), low.numpy(), high.numpy())
+    return torch.where(low + high > 0, torch.from_numpy(above), torch.from_numpy(below))
 
 
 class PlainAdam:
@@ -83,7 +92,7 @@ class PlainDenoiser:
 
 
 class PlainLearner:
-    """What all five share: twin critics, their targets, and the regression to y."""
+    """What all share: twin critics, their targets, and the regression to y."""
 
     def __init__(self, agent: Any, seed: int, seeds: int) -> None:
         self.config = agent.config
@@ -112,7 +121,7 @@ class PlainLearner:
 
 
 class PlainDiffusion(PlainLearner):
-    """What the three diffusion trainers share: the order of an update."""
+    """What the diffusion trainers share: the sampler, best actions, the order of an update."""
 
     def __init__(self, agent: Any, seed: int, seeds: int) -> None:
         super().__init__(agent, seed, seeds)
@@ -122,21 +131,49 @@ class PlainDiffusion(PlainLearner):
         rate = c.actor_learning_rate or c.learning_rate
         self.actor_adam = PlainAdam(self.denoiser, rate, c.actor_decay_updates)
 
+        self.average = PlainDenoiser(agent.target_denoiser, seed)
+        self.alpha, self.abar = plain_schedule(self.T, c.schedule)
+
     def networks(self) -> dict[str, Any]:
-        return {**super().networks(), "denoiser": self.denoiser}
+        mine = {**super().networks(), "denoiser": self.denoiser}
+        averages = self.config.ema_target or self.config.ema_acts
+        return mine | {"target_denoiser": self.average} if averages else mine
 
     def chain(self, denoiser: PlainDenoiser, state: Tensor, noise: Tensor) -> Tensor:
-        alpha, _ = plain_schedule(self.T)
-        action = noise[0]
+        c, action = self.config, noise[0]
         for t in range(self.T, 0, -1):
-            action = plain_mean(action, denoiser(state, action, t), t, self.T)
+            alpha, abar, before = self.alpha[t], self.abar[t], self.abar[t - 1]
+            predicted = denoiser(state, action, t)
+            if c.sampler == "x0_clip":
+                clean = ((action - math.sqrt(1 - abar) * predicted) / math.sqrt(abar)).clamp(-1, 1)
+                action = math.sqrt(before) * (1 - alpha) * clean + (
+                    math.sqrt(alpha) * (1 - before) * action
+                )
+                action = action / (1 - abar)
+            else:
+                action = action - (1 - alpha) / math.sqrt(1 - abar) * predicted
+                action = action / math.sqrt(alpha)
             if t > 1:
-                action = action + math.sqrt(1 - alpha[t]) * noise[self.T + 1 - t]
-            action = action.clamp(-1, 1)
+                shrunk = (1 - before) / (1 - abar) if c.variance == "posterior" else 1.0
+                action = action + math.sqrt((1 - alpha) * shrunk) * noise[self.T + 1 - t]
+            if c.sampler == "eps_clip":
+                action = action.clamp(-1, 1)
         return action
 
+    def candidates(self, denoiser: PlainDenoiser, state: Tensor, noise: Tensor) -> list[Tensor]:
+        """Sample several actions for each state; those of candidate k are together."""
+        return [self.chain(denoiser, state, z) for z in noise.split(len(state), dim=1)]
+
+    def best(self, critics: Sequence[Layers], state: Tensor, candidates: list[Tensor]) -> Tensor:
+        """Choose for each state the candidate that the less favorable critic likes best."""
+        values = [torch.minimum(*self.q(critics, state, action)) for action in candidates]
+        chosen = [
+            max(range(len(values)), key=lambda k: values[k][i].item()) for i in range(len(state))
+        ]
+        return torch.stack([candidates[k][i] for i, k in enumerate(chosen)])
+
     def noised(self, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        abar = torch.tensor(plain_schedule(self.T)[1], dtype=torch.float64)[t].unsqueeze(-1)
+        abar = torch.tensor(self.abar, dtype=torch.float64)[t].unsqueeze(-1)
         return abar.sqrt() * action + (1 - abar).sqrt() * noise
 
     def predicted(self, state: Tensor, action: Tensor, t: Tensor) -> Tensor:
@@ -144,14 +181,24 @@ class PlainDiffusion(PlainLearner):
         return torch.cat(rows)
 
     def update(self, batch: Batch, noise: Any) -> None:
-        next_action = self.chain(self.behavior(), batch.next_observation, noise.critic.chain)
+        state = batch.next_observation
+        candidates = self.candidates(self.behavior(), state, noise.critic.chain)
+        next_action = self.best(self.choosing_critics(), state, candidates)
         next_action = next_action + self.config.exploration_noise * noise.critic.exploration
-        self.learn_critics(batch, next_action.clamp(-1, 1))
+        next_action = next_action.clamp(-1, 1)
+        self.learn_critics(batch, next_action, self.bonus(state, next_action, noise.critic))
         self.follow(self.target_critics, self.critics)
         self.actor_adam.step(self.actor_loss(batch, noise.actor))
+        self.follow(self.average, self.denoiser)
 
     def behavior(self) -> PlainDenoiser:
-        return self.denoiser
+        return self.average if self.config.ema_target else self.denoiser
+
+    def choosing_critics(self) -> list[Layers]:
+        return self.target_critics
+
+    def bonus(self, state: Tensor, action: Tensor, noise: Any) -> Tensor | float:
+        return 0.0
 
     def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
         raise NotImplementedError
@@ -166,7 +213,7 @@ class PlainQSM(PlainDiffusion):
         (gradient,) = torch.autograd.grad(value.sum(), at)
         score = c.alpha * gradient
         if c.target_scale == "normalized":
-            abar = torch.tensor(plain_schedule(self.T)[1], dtype=torch.float64)[noise.t]
+            abar = torch.tensor(self.abar, dtype=torch.float64)[noise.t]
             score = (1 - abar).sqrt().unsqueeze(-1) * gradient
             score = score / (c.temperature * gradient.abs().mean())
         predicted = self.predicted(batch.observation, at.detach(), noise.t)
@@ -175,21 +222,6 @@ class PlainQSM(PlainDiffusion):
 
 
 class PlainDiffusionQL(PlainDiffusion):
-    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
-        super().__init__(agent, seed, seeds)
-        self.average = PlainDenoiser(agent.target_denoiser, seed)
-
-    def networks(self) -> dict[str, Any]:
-        mine = super().networks()
-        return mine | {"target_denoiser": self.average} if self.config.ema_target else mine
-
-    def behavior(self) -> PlainDenoiser:
-        return self.average if self.config.ema_target else self.denoiser
-
-    def update(self, batch: Batch, noise: Any) -> None:
-        super().update(batch, noise)
-        self.follow(self.average, self.denoiser)
-
     def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
         c = self.config
         action = self.chain(self.denoiser, batch.observation, noise.chain)
@@ -235,6 +267,89 @@ class PlainDiffusionPG(PlainDiffusion):
         scale = torch.cat(advantages).std() if c.scale_advantage else 1.0
         pairs = zip(advantages, densities, strict=True)
         return -torch.cat([a / scale * d for a, d in pairs]).mean()
+
+
+class PlainSDAC(PlainDiffusion):
+    def weighing_critics(self) -> list[Layers]:
+        return self.critics if self.config.weight_critics == "online" else self.target_critics
+
+    choosing_critics = weighing_critics
+
+    def bonus(self, state: Tensor, action: Tensor, noise: Any) -> Tensor | float:
+        c, size = self.config, action.shape[1]
+        if not c.entropy_draws:
+            return 0.0
+        total = torch.zeros(len(state), dtype=torch.float64)
+        for t in range(1, self.T + 1):
+            abar, before = self.abar[t], self.abar[t - 1]
+            draws = noise.density[t - 1].split(len(state))
+            error = torch.zeros(len(state), dtype=torch.float64)
+            for e in draws:
+                noisy = math.sqrt(abar) * action + math.sqrt(1 - abar) * e
+                predicted = self.behavior()(state, noisy, t)
+                clean = ((noisy - math.sqrt(1 - abar) * predicted) / math.sqrt(abar)).clamp(-1, 1)
+                predicted = (noisy - math.sqrt(abar) * clean) / math.sqrt(1 - abar)
+                error = error + ((e - predicted) ** 2).sum(dim=1) / len(draws)
+            total = total + (before - abar) / (2 * abar * (1 - abar)) * (size * abar - error)
+        bonus: Tensor = -c.temperature * (total - size / 2 * math.log(2 * math.pi * math.e))
+        return bonus
+
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c, state, action = self.config, batch.observation, batch.action
+        if c.noised_actions == "policy":
+            own = self.candidates(self.denoiser, state, noise.chain)
+            action = self.best(self.weighing_critics(), state, own).detach()
+        noisy = self.noised(action, noise.t, noise.noise)
+        abar = torch.tensor(self.abar, dtype=torch.float64)[noise.t].unsqueeze(-1)
+        signal, deviation = abar.sqrt(), (1 - abar).sqrt()
+        targets, values = [], []
+        for uniform in noise.uniform:
+            e = torch.from_numpy(ndtri(uniform.numpy()))
+            if c.proposal == "truncated":
+                low, high = ((bound * signal - noisy) / deviation for bound in (-1, 1))
+                e = truncated(uniform, low, high)
+            clean = ((noisy + deviation * e) / signal).clamp(-1, 1).requires_grad_()
+            value = torch.minimum(*self.q(self.weighing_critics(), state, clean))
+            (gradient,) = torch.autograd.grad(value.sum(), clean)
+            values.append(value.detach() / c.temperature)
+            targets.append((-e, -deviation / signal * gradient / c.temperature))
+        shares = torch.stack(values).softmax(dim=0).unsqueeze(-1)
+        x, y = (torch.stack(of) for of in zip(*targets, strict=True))
+        if c.estimator == "mixture":
+            mean, difference = (shares * x).sum(dim=0), (shares * (x - y)).sum(dim=0)
+            spread = shares**2 * (x - y - difference)
+            variance = (spread * (x - y - difference)).sum(dim=0).clamp(min=1e-12)
+            eta = ((spread * (x - mean)).sum(dim=0) / variance).clamp(0, 1)
+            target = (1 - eta) * mean + eta * (shares * y).sum(dim=0)
+        else:
+            target = (shares * (x if c.estimator == "noise" else y)).sum(dim=0)
+        predicted = self.predicted(state, noisy, noise.t)
+        loss: Tensor = ((predicted - target) ** 2).mean()
+        return loss
+
+
+class PlainQVPO(PlainDiffusion):
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c, state, size = self.config, batch.observation, len(batch.action)
+        own = [a.detach() for a in self.candidates(self.denoiser, state, noise.chain)]
+        values = torch.stack([torch.minimum(*self.q(self.critics, state, a)) for a in own]).detach()
+        weight = (values.max(dim=0).values - values.mean(dim=0)).clamp(min=0)
+        omega = c.uniform_weight
+        if c.uniform_decay_updates:
+            left = 1 - self.actor_adam.t / c.uniform_decay_updates
+            omega = max(omega * left, c.uniform_weight_end)
+        total = torch.zeros((), dtype=torch.float64)
+        for k in range(1 + c.uniform_samples):
+            rows = slice(k * size, (k + 1) * size)
+            if k == 0:
+                action, scale = self.best(self.critics, state, own), weight
+            else:
+                action, scale = noise.uniform[(k - 1) * size : k * size], omega * weight
+            t, e = noise.t[rows], noise.noise[rows]
+            error = self.predicted(state, self.noised(action, t, e), t) - e
+            total = total + (scale * (error**2).mean(dim=1)).sum()
+        loss: Tensor = total / (size * (1 + c.uniform_samples))
+        return loss
 
 
 class PlainSAC(PlainLearner):
@@ -308,6 +423,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "qsm": PlainQSM,
     "diffusion_ql": PlainDiffusionQL,
     "diffusion_pg": PlainDiffusionPG,
+    "sdac": PlainSDAC,
+    "qvpo": PlainQVPO,
     "sac": PlainSAC,
     "td3": PlainTD3,
 }

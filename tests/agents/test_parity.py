@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.common.diffusion_agent import ActionNoise, Noise
+import agents.qvpo
+import agents.sdac
+from agents.common.diffusion import Denoiser
+from agents.common.diffusion_agent import DiffusionAgent, Noise
 from agents.protocol import Batch
-from agents.registry import built_in_agents, find_agent
+from agents.registry import BUILT_IN, built_in_agents, find_agent
 from agents.sac import Noise as SACNoise
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
@@ -23,18 +26,27 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
+SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
     ("qsm", {"gradient_of": "min", "diffusion_steps": 1}),
     ("diffusion_ql", {"climbed": "random", "cloning_weight": 0.5, "ema_target": True}),
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
+    ("qsm", {"schedule": "cosine", "sampler": "x0_clip", "variance": "posterior"}),
+    ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
+    *((SDAC, {**preset}) for preset in agents.sdac.SDAC.presets.values()),
+    *((QVPO, {**preset}) for preset in ({}, *agents.qvpo.QVPO.presets.values())),
+    (SDAC, {}),
+    (SDAC, {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
+    (SDAC, {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
+    (QVPO, {"uniform_decay_updates": 8, "uniform_weight_end": 0.01, "uniform_weight": 0.5}),
     ("sac", {"temperature_loss": "tau", "initial_temperature": 0.3, "log_std_max": -0.5}),
     ("td3", {"policy_delay": 3, "actor_learning_rate": 1e-2}),
 ]
-NAMES = [f"{name}[{','.join(settings)}]" for name, settings in CASES]
+NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", list(PLAIN))
+each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO])
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -44,7 +56,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="it takes a
 def build(name: str, device: torch.device = CPU, **settings: Any) -> Any:
     registered = find_agent(name)
     asked = {**registered.preset, "learning_rate": 3e-3, **settings, "hidden_sizes": (12, 10)}
-    if "diffusion" in name or "qsm" in name:
+    if issubclass(registered.agent, DiffusionAgent):
         # The learning rate falls to 0 within the updates that are made.
         asked = {"diffusion_steps": 3, **asked, "actor_decay_updates": UPDATES - 1}
     agent: Any = registered.agent(
@@ -55,7 +67,17 @@ def build(name: str, device: torch.device = CPU, **settings: Any) -> Any:
     for part in agent.parts:
         if isinstance(getattr(agent, part), nn.Module):
             perturb(getattr(agent, part))
+    if agent.name == "qvpo":
+        # Samples that lie in one corner of the box have no best, but for rounding.
+        shrink(agent.denoiser)
     return agent
+
+
+@torch.no_grad()
+def shrink(denoiser: Denoiser) -> None:
+    """Let the denoiser predict little noise, so that what is sampled stays apart."""
+    for parameter in denoiser.rest.layers[-1].parameters():
+        parameter.mul_(0.05)
 
 
 def draw(agent: Any, update: int) -> tuple[Any, ...]:
@@ -69,8 +91,8 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
-    chain = normal(agent.config.diffusion_steps, *entries)
-    return (Noise(ActionNoise(chain, normal(*entries)), doubled(agent.draw_actor_noise(BATCH))),)
+    noise = Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
+    return (doubled(noise),)
 
 
 def placed(value: Any, device: torch.device) -> Any:

@@ -17,7 +17,9 @@ from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
 from agents.protocol import AgentConfig
 from agents.qsm import QSMConfig
+from agents.qvpo import QVPOConfig
 from agents.sac import SACConfig
+from agents.sdac import SDACConfig
 from agents.td3 import TD3Config
 
 
@@ -49,6 +51,10 @@ class Work:
                 rows = self.target() + self.backpropagated_sampler()
             case DiffusionPGConfig():
                 rows = self.target() + self.likelihood_ratio()
+            case SDACConfig():
+                rows = self.target() + self.weighted_draws(self.config)
+            case QVPOConfig():
+                rows = self.target() + self.imitated_best(self.config)
             case SACConfig():
                 rows = self.actor_critic(heads=2, critics=2, delay=1)
             case TD3Config():
@@ -90,13 +96,24 @@ class Work:
 
     def target(self) -> float:
         """Count the sampler's run for the next actions."""
-        return self.steps * self.denoiser + self.conditioning + self.time_codes
+        assert isinstance(self.config, DiffusionConfig)
+        return self.samples(self.config.candidates_target)
+
+    def samples(self, count: int) -> float:
+        """Count the sampler's run for so many actions of a state, and the values of several."""
+        values = 2 * self.critic_forward if count > 1 else 0
+        shared = self.conditioning + self.time_codes
+        return count * (self.steps * self.denoiser + values) + shared
+
+    def regression(self, rows: int = 1) -> float:
+        """Count a denoiser call for so many rows a state, forward and back to the weights."""
+        shared = 2 * self.conditioning + 3 * self.time_codes
+        return rows * (2 * self.denoiser + self.denoiser_inner) + shared
 
     def score_matching(self) -> float:
         """Count grad_a Q of both critics, and one denoiser call forward and back to the weights."""
         gradient = 2 * (self.critic_forward + self.critic_to_action)
-        call = self.denoiser + self.conditioning + self.time_codes
-        return gradient + 2 * call + self.denoiser_inner + self.time_codes
+        return gradient + self.regression()
 
     def backpropagated_sampler(self) -> float:
         """Count the sampler forward, both critics, and the way back through every step."""
@@ -114,6 +131,23 @@ class Work:
         call = self.steps * (2 * self.denoiser + self.denoiser_inner)
         shared = 2 * self.conditioning + 3 * self.time_codes
         return chains * (call + 2 * self.critic_forward) + shared
+
+    def weighted_draws(self, config: SDACConfig) -> float:
+        """Count K draws' values, their gradients if asked for, and what else the settings ask."""
+        draw = 2 * self.critic_forward
+        if config.estimator != "noise":
+            draw += 2 * self.critic_to_action
+        total = config.samples * draw + self.regression()
+        if config.noised_actions == "policy":
+            total += self.samples(config.candidates_target)
+        if config.entropy_draws:
+            shared = self.conditioning + self.time_codes
+            total += config.entropy_draws * self.steps * self.denoiser + shared
+        return total
+
+    def imitated_best(self, config: QVPOConfig) -> float:
+        """Count the samples, their values, and the denoiser on the best and uniform actions."""
+        return self.samples(config.samples) + self.regression(1 + config.uniform_samples)
 
     # One-step policies
 

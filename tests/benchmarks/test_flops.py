@@ -4,12 +4,18 @@ from typing import Any
 
 import pytest
 
-from agents.registry import built_in_trainers
+from agents.registry import built_in_trainers, find_agent
 from tests.benchmarks.flops import ProductCounter, update_flops
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
 
-NAMES = built_in_trainers()
-WIDE = [(n, {"diffusion_steps": 20}) for n in NAMES if n.startswith(("qsm", "diffusion"))]
+SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
+NAMES = (*built_in_trainers(), SDAC, QVPO)
+WIDE = [
+    *((n, {"diffusion_steps": 20}) for n in ("qsm", "diffusion_ql", "diffusion_pg")),
+    ("qsm", {"candidates_target": 4}),
+    (SDAC, {"estimator": "gradient", "samples": 1, "entropy_draws": 2}),
+    (SDAC, {"noised_actions": "policy", "candidates_target": 3, "samples": 8}),
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), [*((n, {}) for n in NAMES), *WIDE])
@@ -22,6 +28,17 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
     needed = update_flops(agent.config, OBSERVATION, ACTION, BATCH)
     # Unneeded ones may be run, but hardly any; those of one column are not run as products.
     assert 0.99 * needed < counter.flops / updates < 1.02 * needed
+
+
+@pytest.mark.parametrize(("name", "times"), [(SDAC, 7.4), (QVPO, 14.4)])
+def test_a_trainers_own_numbers_cost_so_many_updates_of_qsm(name: str, times: float) -> None:
+    """What its file says, and at most 20 in the common protocol."""
+    costs = [
+        update_flops(find_agent(n).agent.config_class(), OBSERVATION, ACTION, BATCH)
+        for n in (name, "qsm")
+    ]
+    assert costs[0] / costs[1] == pytest.approx(times, rel=0.05)
+    assert costs[0] / costs[1] <= 20
 
 
 def test_more_seeds_are_as_much_work_each() -> None:

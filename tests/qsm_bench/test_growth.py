@@ -1,5 +1,6 @@
 """A run that is given more steps leaves what one of that length leaves, byte for byte."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,12 +10,13 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agents.td3 import TD3, TD3Config
 from qsm_bench import UserError, load_results, run_experiment
 from qsm_bench.checkpoint import read_state
 from qsm_bench.executors import processes
 from qsm_bench.experiment import Job
 from qsm_bench.job_folder import JobFolder
-from qsm_bench.manifest import Manifest
+from qsm_bench.manifest import Manifest, as_it_began
 from qsm_bench.results import Results
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import (
@@ -120,6 +122,29 @@ def test_fewer_steps_are_another_configuration(tmp_path: Path) -> None:
     run(tmp_path, SHORT)
     with pytest.raises(UserError, match="steps was 30 and is 20"):
         run(tmp_path, 20)
+
+
+@dataclass(frozen=True)
+class LaterConfig(TD3Config):
+    """The settings of TD3 with one that came later."""
+
+    later: float = 0.5
+
+
+def test_a_run_of_before_a_setting_came_grows_as_it_began(tmp_path: Path) -> None:
+    run(tmp_path / "grown", SHORT)
+    run(tmp_path / "whole", STEPS)
+    with patch.object(TD3, "config_class", LaterConfig):
+        results = run(tmp_path / "grown", STEPS)
+        assert not results.damaged
+        assert "later" not in results.cells[0]["settings"]
+    grown, whole = folder_in(tmp_path / "grown"), folder_in(tmp_path / "whole")
+    assert written(grown.path) == written(whole.path)
+    # Another value than the default is another configuration.
+    with patch.object(TD3, "config_class", LaterConfig):
+        there = grown.read_manifest().job
+        asked = there.model_copy(update={"settings": {**there.settings, "later": 0.25}})
+        assert as_it_began(asked, there) == asked
 
 
 def test_large_replay_buffers_are_kept_only_if_asked(tmp_path: Path) -> None:

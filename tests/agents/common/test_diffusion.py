@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.common.diffusion import BETA_MAX, BETA_MIN, Denoiser, DiffusionPolicy, Schedule
+from agents.common.diffusion import (
+    BETA_MAX,
+    BETA_MIN,
+    Denoiser,
+    DiffusionPolicy,
+    Schedule,
+    ScheduleKind,
+)
 from agents.common.streams import SeedStreams
 
 CPU = torch.device("cpu")
@@ -61,6 +68,72 @@ def test_one_step_recovers_the_action_from_its_true_noise() -> None:
     noisy = schedule.add_noise(action, torch.ones(1, 8, dtype=torch.int64), noise)
     torch.testing.assert_close(schedule.mean(noisy, noise, 1), action, rtol=0, atol=1e-4)
     assert schedule.std(1) == 0.0
+
+
+def test_the_cosine_schedule_is_a_squared_cosine_but_for_its_last_step() -> None:
+    schedule = Schedule(20, CPU, "cosine")
+    quarter = [math.cos((t / 20 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(21)]
+    closed = torch.tensor([each / quarter[0] for each in quarter])
+    torch.testing.assert_close(schedule.abar[:-1], closed[:-1], rtol=1e-5, atol=1e-7)
+    # There the cosine is 0, so that nothing would be left of the action.
+    assert schedule.beta[-1].item() == pytest.approx(0.999)
+    assert schedule.abar[-1].item() == pytest.approx(quarter[19] / quarter[0] / 1000, rel=1e-4)
+
+
+def test_the_linear_schedule_leaves_5_millionths_of_the_action() -> None:
+    schedule = Schedule(20, CPU, "linear")
+    assert schedule.abar[-1].item() == pytest.approx(5e-6, rel=0.1)
+    steps = schedule.beta[2:] - schedule.beta[1:-1]
+    torch.testing.assert_close(steps, torch.full((19,), 0.8 * 0.9989 / 19), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["vp", "cosine", "linear"])
+@given(st.integers(1, 20), st.data())
+def test_the_clipped_action_gives_the_mean_of_the_noise_where_it_is_in_the_box(
+    kind: ScheduleKind, steps: int, data: st.DataObject
+) -> None:
+    t = data.draw(st.integers(1, steps))
+    clean, eps = (data.draw(st.floats(-1, 1)) for _ in range(2))
+    by_noise, by_action = (
+        Schedule(steps, CPU, kind, sampler) for sampler in ("eps_clip", "x0_clip")
+    )
+    abar = by_noise.abar[t].double()
+    noisy = (abar.sqrt() * clean + (1 - abar).sqrt() * eps).view(1, 1, 1)
+    predicted = torch.full((1, 1, 1), eps, dtype=torch.float64)
+    expected = by_noise.mean(noisy, predicted, t)
+    # The noiseless action is known to float32's digits of abar, divided by its root.
+    error = 1e-6 / float(abar.sqrt())
+    torch.testing.assert_close(by_action.mean(noisy, predicted, t), expected, rtol=0, atol=error)
+    # Noise that puts it far outside gives the mean of the forward process from the bound.
+    alpha, beta = float(by_noise.alpha[t]), float(by_noise.beta[t])
+    before = float(by_noise.abar[t - 1])
+    from_bound = before**0.5 * beta + alpha**0.5 * (1 - before) * noisy
+    beyond = by_action.mean(noisy, predicted - 1e6, t)
+    torch.testing.assert_close(beyond, from_bound / (1 - abar), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(2, 20), st.data())
+def test_the_posterior_variance_is_that_of_two_gaussians(steps: int, data: st.DataObject) -> None:
+    """a^{t-1} given a^0 is N(., 1 - abar_{t-1}), and a^t given a^{t-1} adds beta_t."""
+    t = data.draw(st.integers(2, steps))
+    schedule = Schedule(steps, CPU, variance="posterior")
+    alpha, beta, abar = (x.double() for x in (schedule.alpha, schedule.beta, schedule.abar))
+    precision = 1 / (1 - abar[t - 1]) + alpha[t] / beta[t]
+    assert schedule.std(t) == pytest.approx(float(precision) ** -0.5, rel=1e-4)
+    assert schedule.std(1) == 0.0
+
+
+def test_with_clipped_actions_no_step_but_the_last_is_clipped() -> None:
+    policy = DiffusionPolicy(make_denoiser(3), Schedule(3, CPU, sampler="x0_clip"))
+    observation, noise = torch.randn(2, 64, 3), torch.randn(2, 3, 64, 2)
+    action = noise[:, 0]
+    for row, t in ((1, 3), (2, 2), (None, 1)):
+        action = policy.schedule.mean(action, policy.denoiser(observation, action, t), t)
+        if row is not None:
+            action = action + policy.schedule.std(t) * noise[:, row]
+            assert action.abs().max() > 1.0
+    assert action.abs().max() <= 1.0
+    torch.testing.assert_close(policy.sample(observation, noise), action, rtol=1e-5, atol=1e-6)
 
 
 def make_denoiser(steps: int, seeds: tuple[int, ...] = (0, 1)) -> Denoiser:
