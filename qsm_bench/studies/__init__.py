@@ -11,8 +11,9 @@ from qsm_bench.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from qsm_bench.studies.study import Study
 
-STUDIES = ("vector-field", "gridworld", "trainers", "depth", "temperature")
-"""Their names, in the order of the paper's figures. A study's module has its name."""
+STUDIES = ("vector-field", "gridworld", "trainers", "depth", "temperature", "objections")
+"""Their names, in the order of the paper's figures; the last is of what later work says. A study's
+module has its name."""
 
 
 def find_study(name: str) -> "Study":
