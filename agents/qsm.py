@@ -17,6 +17,7 @@ leave a choice, the default and what gives the other:
                         says that 120 "may perform better" on quadruped_walk and humanoid_walk:
                         it is the default on these two tasks, and not in qsm_reference
     grad_a Q            of the mean of both critics as in the code; of the smaller: gradient_of=min
+    target              -alpha grad_a Q as in both; with the root that it lacks: target_scale=noised
     initial weights     uniform, torch's own; the code has initialization=xavier
     noised action       not clipped, as in both
     batch               drawn before the newest transition is stored, so that update and environment
@@ -28,8 +29,8 @@ The score of a^t is -eps_theta / sqrt(1 - abar_t). So a fitted denoiser has the 
 grad_a Q / tau_t with the temperature tau_t = sqrt(1 - abar_t) / alpha, which differs from one t to
 another: the target of eq. 10 lacks the factor sqrt(1 - abar_t). Equation 19 takes alpha grad_a Q
 itself for the score: its temperature is 1 / alpha, nearly that at t = T. The effective temperature
-that is reported is that at t = 1, next to the action. With target_scale=normalized it is
-temperature mean |grad_a Q| at every t.
+that is reported is that at t = 1, next to the action. At every t alike it is 1 / alpha with
+target_scale=noised, and temperature mean |grad_a Q| with target_scale=normalized.
 """
 
 from collections.abc import Mapping
@@ -61,9 +62,10 @@ class QSMConfig(DiffusionConfig):
         Field(description="Which of the twin critics' values grad_a Q is taken of."),
     ] = "mean"
     target_scale: Annotated[
-        Literal["alpha", "normalized"],
+        Literal["alpha", "noised", "normalized"],
         Field(
-            description="alpha: the target is -alpha grad_a Q (the paper). normalized: it is "
+            description="alpha: the target is -alpha grad_a Q (the paper). noised: it is "
+            "-alpha sqrt(1 - abar_t) grad_a Q, of one temperature at every t. normalized: it is "
             "-sqrt(1 - abar_t) grad_a Q / (temperature mean |grad_a Q|), free of Q's scale."
         ),
     ] = "alpha"
@@ -135,6 +137,8 @@ class QSM(DiffusionAgent[QSMConfig]):
         """Return what the denoiser is to predict, minus the wanted score: [S, B, act]."""
         if self.config.target_scale == "alpha":
             return -self.config.alpha * gradient
+        if self.config.target_scale == "noised":
+            return -self.config.alpha * self.schedule.noise_std(t) * gradient
         scale = self.temperature(gradient)
         return -self.schedule.noise_std(t) * gradient / scale.clamp(min=1e-12)
 
@@ -147,5 +151,7 @@ class QSM(DiffusionAgent[QSMConfig]):
         """Return the temperature at t = 1: see the top of this file."""
         if config.target_scale == "normalized":
             return metrics.get("temperature")
+        if config.target_scale == "noised":
+            return 1 / config.alpha
         schedule = config.make_schedule(torch.device("cpu"))
         return float((1 - schedule.abar[1]).sqrt()) / config.alpha

@@ -19,8 +19,10 @@ STUDIES = (
     "trainers",
     "depth",
     "temperature",
+    "objections",
 )
-"""Their names, in the order of the paper's figures. A study's module has its name."""
+"""Their names, in the order of the paper's figures; the last is of what later work says. A study's
+module has its name."""
 
 
 def find_study(name: str) -> "Study":

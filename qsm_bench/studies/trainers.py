@@ -185,14 +185,14 @@ def _new_agents(
     return {QSM: qsm, CRITICS_PART: part, **rivals}
 
 
-def compare_returns(comparison: Comparison) -> pd.DataFrame:
+def compare_returns(comparison: Comparison, rivals: Sequence[str] = RIVALS) -> pd.DataFrame:
     """QSM's final returns against those of each rival, on the tasks on which both have runs.
 
     Columns: rival, tasks, probability (that a run of qsm is better, ties count half; NaN without a
     task), p, adjusted (Holm, over the rivals).
     """
     rows = []
-    for rival in RIVALS:
+    for rival in rivals:
         tasks = comparison.shared_tasks(QSM, rival)
         chance, p = np.nan, 1.0
         if tasks:
@@ -284,8 +284,8 @@ def _return_section(
                 "all seeds of a cell, trained together on one thread, evaluations included, while "
                 "other jobs ran on the same machine: only large differences mean anything."
             ),
-            _final_table(analysis),
-            _pair_table(pairs),
+            final_table(analysis),
+            pair_table(pairs),
             *missing,
         ],
     )
@@ -306,7 +306,8 @@ def _return_picture(
     )
 
 
-def _final_table(analysis: Analysis) -> Table:
+def final_table(analysis: Analysis) -> Table:
+    """The mean returns of the last evaluation: a row for each task, a column for each agent."""
     last = analysis.task_curves.groupby(["task", "agent"], sort=False).last().reset_index()
     shown = last.assign(
         text=[interval(r["value"], r["low"], r["high"]) for r in last.to_dict("records")]
@@ -316,7 +317,8 @@ def _final_table(analysis: Analysis) -> Table:
     return Table("final-returns", "Mean return of the last evaluation [95%].", cells, last)
 
 
-def _pair_table(pairs: pd.DataFrame) -> Table:
+def pair_table(pairs: pd.DataFrame) -> Table:
+    """What ``compare_returns`` has found, a row for each rival."""
     cells = pd.DataFrame(
         {
             "qsm against": row["rival"],

@@ -211,11 +211,13 @@ class PlainQSM(PlainDiffusion):
         one, two = self.q(self.critics, batch.observation, at)
         value = (one + two) / 2 if c.gradient_of == "mean" else torch.minimum(one, two)
         (gradient,) = torch.autograd.grad(value.sum(), at)
-        score = c.alpha * gradient
-        if c.target_scale == "normalized":
-            abar = torch.tensor(self.abar, dtype=torch.float64)[noise.t]
-            score = (1 - abar).sqrt().unsqueeze(-1) * gradient
-            score = score / (c.temperature * gradient.abs().mean())
+        abar = torch.tensor(self.abar, dtype=torch.float64)[noise.t]
+        root = (1 - abar).sqrt().unsqueeze(-1)
+        score = {
+            "alpha": c.alpha * gradient,
+            "noised": c.alpha * root * gradient,
+            "normalized": root * gradient / (c.temperature * gradient.abs().mean()),
+        }[c.target_scale]
         predicted = self.predicted(batch.observation, at.detach(), noise.t)
         loss: Tensor = ((predicted + score) ** 2).mean()
         return loss

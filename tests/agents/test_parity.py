@@ -31,6 +31,7 @@ SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
     ("qsm", {"gradient_of": "min", "diffusion_steps": 1}),
+    ("qsm", {"target_scale": "noised"}),
     ("diffusion_ql", {"climbed": "random", "cloning_weight": 0.5, "ema_target": True}),
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
     ("qsm", {"schedule": "cosine", "sampler": "x0_clip", "variance": "posterior"}),

@@ -56,7 +56,7 @@ def noised(batch: Batch, noise: ActorNoise, steps: int) -> tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("gradient_of", ["mean", "min"])
-@pytest.mark.parametrize("target_scale", ["alpha", "normalized"])
+@pytest.mark.parametrize("target_scale", ["alpha", "noised", "normalized"])
 def test_actor_loss_is_the_formula(steps: int, gradient_of: str, target_scale: str) -> None:
     agent = in_float64(
         build(
@@ -87,6 +87,7 @@ def test_actor_loss_is_the_formula(steps: int, gradient_of: str, target_scale: s
     mean_size = gradient.abs().mean(dim=(1, 2), keepdim=True)
     score = {
         "alpha": 7.0 * gradient,
+        "noised": 7.0 * (1 - abar).sqrt() * gradient,
         "normalized": (1 - abar).sqrt() * gradient / (0.2 * mean_size),
     }[target_scale]
     predicted = agent.denoiser(batch.observation, at, noise.t)
@@ -230,7 +231,7 @@ def test_qsm_keeps_both_modes_where_sac_cannot() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])
-@pytest.mark.parametrize("target_scale", ["alpha", "normalized"])
+@pytest.mark.parametrize("target_scale", ["alpha", "noised", "normalized"])
 def test_a_fitted_denoiser_has_the_score_of_the_effective_temperature(
     steps: int, target_scale: str
 ) -> None:
@@ -246,6 +247,17 @@ def test_a_fitted_denoiser_has_the_score_of_the_effective_temperature(
         tau = QSM.effective_temperature(agent.config, metrics)
         assert tau is not None
         torch.testing.assert_close(score[row], gradient[row] / tau, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("target_scale", ["alpha", "noised"])
+def test_the_temperature_is_the_same_at_every_t_only_with_the_root(target_scale: str) -> None:
+    agent = in_float64(build(2, diffusion_steps=5, target_scale=target_scale, alpha=3.0))
+    t = torch.arange(1, 6).expand(len(SEEDS), -1)
+    gradient = torch.ones(len(SEEDS), 5, 2, dtype=torch.float64)
+    deviation = agent.schedule.noise_std(t)
+    tau = -gradient * deviation / agent.noise_target(gradient, t)
+    expected = deviation / 3 if target_scale == "alpha" else torch.full_like(deviation, 1 / 3)
+    torch.testing.assert_close(tau, expected.expand_as(tau), rtol=1e-5, atol=0, check_dtype=False)
 
 
 def test_what_is_normalized_by_is_a_metric_and_the_temperature() -> None:
