@@ -66,12 +66,13 @@ class _Seeing:
 @contextmanager
 def watching(agent: DiffusionAgent[Any]) -> Iterator[list[Tensor]]:
     """Within the block, the list has the actions of the last chain that the agent's policy ran."""
-    policy, watched = agent.policy, WatchedPolicy(agent.denoiser, agent.schedule)
-    agent.policy = watched
+    policy, acting = agent.policy, agent.acting_policy
+    watched = WatchedPolicy(agent.denoiser, agent.schedule)
+    agent.policy = agent.acting_policy = watched
     try:
         yield watched.chain
     finally:
-        agent.policy = policy
+        agent.policy, agent.acting_policy = policy, acting
 
 
 def chain_gradients(
