@@ -45,7 +45,7 @@ def test_on_a_narrow_parabola_the_exact_score_is_the_normal_law_s(steps: int) ->
 
 @pytest.mark.parametrize("t", [1, 3, 5])
 def test_on_a_slope_the_exact_score_is_that_of_a_truncated_normal(t: int) -> None:
-    """Between the bounds, p(a | a^t) is N(m, v) with v = (1 - abar) / abar, m = a^t / root + 5 v."""
+    """In the box p(a | a^t) is N(m, v), v = (1 - abar) / abar, m = a^t / sqrt(abar) + 5 v."""
     from scipy.stats import truncnorm
 
     target = make_target(EXACT, "slope", 1.0, 5)

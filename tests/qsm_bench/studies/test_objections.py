@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agents.qsm import QSM as Trainer
+from agents import qsm
 from agents.qsm import QSMConfig
 from qsm_bench.cli import app
 from qsm_bench.experiment import parse_agents
@@ -109,8 +109,8 @@ def test_the_root_is_tried_at_the_temperature_of_plain_qsm(steps: int) -> None:
     plain = QSMConfig(diffusion_steps=steps)
     alpha = alpha_with_root(plain.alpha, steps)
     rooted = QSMConfig(diffusion_steps=steps, target_scale="noised", alpha=alpha)
-    tau = Trainer.effective_temperature(plain, {})
-    assert Trainer.effective_temperature(rooted, {}) == pytest.approx(tau)
+    tau = qsm.QSM.effective_temperature(plain, {})
+    assert qsm.QSM.effective_temperature(rooted, {}) == pytest.approx(tau)
 
 
 @pytest.mark.parametrize(("budget", "width"), [("tiny", 128), ("quick", 128), ("full", 512)])
