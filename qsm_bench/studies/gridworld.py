@@ -1,7 +1,6 @@
 """Figure 2, section 4.3, eq. 19 and 20: in a table, QSM's iteration is softmax(alpha Q^pi)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,7 +14,8 @@ from qsm_bench.results import Results
 from qsm_bench.studies import gridworld_report, langevin, tabular
 from qsm_bench.studies.grids import LARGE, QSM, SMALL, Grid, end, solve
 from qsm_bench.studies.langevin import LANGEVIN, QUANTILE, Moved
-from qsm_bench.studies.study import Budget, Findings, Study, Verdict
+from qsm_bench.studies.parts import Part, decide, part_section
+from qsm_bench.studies.study import Budget, Findings, Outcome, Study
 from qsm_bench.studies.tabular import Array
 
 MAPS: Mapping[Budget, Sequence[str]] = {
@@ -65,16 +65,6 @@ STEPS: Mapping[Budget, Sequence[float]] = {
 CHAINS: Mapping[Budget, int] = {"tiny": 1_000, "quick": 20_000, "full": 100_000}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the test."""
-
-    name: str
-    holds: bool | None
-    """None if it cannot be told."""
-    why: str
-
-
 class Gridworld(Study):
     """QSM and soft policy iteration in a table, and Langevin dynamics on a known Q."""
 
@@ -121,36 +111,34 @@ class Gridworld(Study):
         solved = solve(grid, ALPHAS[budget])
         moved = langevin.follow(STEPS[budget], CHAINS[budget])
         entropy, limits, density = entropy_part(solved), limits_part(grid), langevin_part(moved)
+        parts = [entropy, limits, density]
         sections = [
+            part_section(parts),
             gridworld_report.policies(grid, drawing),
             gridworld_report.iterations(grid, solved, entropy.why, drawing),
             gridworld_report.langevin_dynamics(moved, density.why, drawing),
         ]
-        return Findings(decide([entropy, limits, density]), sections)
+        return Findings(decide(parts), sections)
 
 
-def decide(parts: Sequence[Part]) -> Verdict:
-    """The verdict: one part that does not hold is enough for the claim not to hold."""
-    held = [part.holds for part in parts]
-    said = {True: "holds", False: "does not hold", None: "cannot be told"}
-    why = " ".join(f"({part.name}) {said[part.holds]}: {part.why}" for part in parts)
-    if False in held:
-        return Verdict("does not hold", why)
-    return Verdict("cannot tell" if None in held else "holds", why)
+def _part(name: str, holds: bool, why: str, *, settled: bool = True) -> Part:
+    """A part of the test; it cannot be told where an iteration did not come to a fixed point."""
+    outcome: Outcome = "holds" if holds else "does not hold"
+    return Part(name, outcome if settled else "cannot tell", why)
 
 
 def entropy_part(solved: pd.DataFrame) -> Part:
     """Part (a): ``solved`` is that of ``solve``."""
     rows = solved[solved["agent"] == QSM].sort_values("alpha")
     at, entropies = rows["alpha"].to_numpy(), rows["entropy"].to_numpy()
-    converged, falls = bool((rows["period"] == 1).all()), bool((np.diff(entropies) < 0).all())
+    settled, falls = bool((rows["period"] == 1).all()), bool((np.diff(entropies) < 0).all())
     why = (
-        f"the mean entropy goes from {number(entropies[0])} at alpha = {at[0]:g} to "
+        f"The mean entropy of QSM goes from {number(entropies[0])} at alpha = {at[0]:g} to "
         f"{number(entropies[-1])} at {at[-1]:g}, and falls in {(np.diff(entropies) < 0).sum()} of "
         f"{len(at) - 1} steps; {(rows['period'] == 1).sum()} of {len(at)} iterations came to a "
         "fixed point."
     )
-    return Part("a", falls if converged else None, why)
+    return _part("(a)", falls, why, settled=settled)
 
 
 def limits_part(grid: Grid) -> Part:
@@ -160,11 +148,11 @@ def limits_part(grid: Grid) -> Part:
     greedy = tabular.greedy_policy_iteration(grid.process)
     agree = best_agree(tabular.standard_q(grid.process, ends[1].policy), greedy)
     why = (
-        f"at alpha = {SMALL:g} the probabilities are within {number(off)} of uniform; at alpha = "
+        f"At alpha = {SMALL:g} the probabilities are within {number(off)} of uniform; at alpha = "
         f"{LARGE:,.0f} the best actions agree in {agree.sum()} of {len(agree)} states."
     )
     holds = off <= NEARLY_UNIFORM and bool(agree.all())
-    return Part("b", holds if all(ending.period == 1 for ending in ends) else None, why)
+    return _part("(b)", holds, why, settled=all(ending.period == 1 for ending in ends))
 
 
 def best_agree(first: Array, second: Array) -> NDArray[np.bool_]:
@@ -179,11 +167,11 @@ def langevin_part(moved: Moved) -> Part:
     rows = moved.distances[moved.distances["agent"] == LANGEVIN]
     steps, distances = rows["step"].to_list(), rows["value"].to_list()
     why = (
-        f"the distance goes from {number(distances[0])} at a step of {steps[0]:g} to "
+        f"The distance goes from {number(distances[0])} at a step of {steps[0]:g} to "
         f"{number(distances[-1])} at {steps[-1]:g}; {QUANTILE:.0%} of exact samples are within "
         f"{number(moved.exact[1])}."
     )
-    return Part("c", falls(distances, *moved.exact), why)
+    return _part("(c)", falls(distances, *moved.exact), why)
 
 
 def falls(distances: Sequence[float], low: float, high: float) -> bool:

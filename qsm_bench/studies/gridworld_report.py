@@ -144,7 +144,7 @@ def _entropy_picture(solved: pd.DataFrame, why: str, drawing: Drawing) -> Pictur
         "entropy",
         _logarithmic(chart, "x"),
         table,
-        alt=f"Entropy of both policies over alpha. For QSM {why}",
+        alt=f"Entropy of both policies over alpha. {why}",
         caption=f"Entropy at the fixed point. The uniform policy has {number(np.log(len(MOVES)))}.",
     )
 
@@ -236,7 +236,7 @@ def _histogram_picture(moved: Moved, why: str, drawing: Drawing) -> Picture:
         _histogram_chart(moved, (first, last), drawing.styles[LANGEVIN].color),
         data,
         alt=f"Histograms of Langevin dynamics at steps of {first:g} and {last:g}, and "
-        f"exp(alpha Q) as a line: {why}",
+        f"exp(alpha Q) as a line. {why}",
         caption="Langevin dynamics (bars) and exp(alpha Q) / Z (line) at the largest and the "
         "smallest step.",
     )
@@ -254,7 +254,7 @@ def _distance_picture(moved: Moved, why: str, drawing: Drawing) -> Picture:
         "distance",
         _logarithmic(chart, "xy"),
         moved.distances,
-        alt=f"Distance from exp(alpha Q) over the step: {why}",
+        alt=f"Distance from exp(alpha Q) over the step. {why}",
         caption="Distance of the histogram from exp(alpha Q). For exact samples, as many as "
         f"chains: the mean of {EXACT_DRAWS:,} draws, and the band from {1 - QUANTILE:.0%} to "
         f"{QUANTILE:.0%} of them.",
