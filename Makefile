@@ -11,8 +11,9 @@ run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
 	$(BIN)/python -m qsm_bench report $(SUITE)
 
+# On all cores; the tests of a file stay together, for what they share.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The hooks of .pre-commit-config.yaml on every file: style and types.
 check: $(VENV)/installed
