@@ -172,7 +172,9 @@ def test_nothing_is_loaded_and_every_link_leads_to_a_file_of_the_report(full: Pa
     assert not re.search(r"@import|url\((?!#)", html)
     assert not page_of(full).of("link")
     (policy,) = [m["content"] for m in page_of(full).of("meta") if "http-equiv" in m]
-    assert policy.startswith("default-src 'none'")
+    assert policy.startswith(
+        "default-src 'none'; img-src data:; style-src"
+    )  # a figure's own pictures
 
 
 def test_every_figure_has_both_formats_its_numbers_and_a_text(full: Path) -> None:
