@@ -72,7 +72,7 @@ def folders(results: Path) -> list[JobFolder]:
     return list(ExperimentStore(results, "there").job_folders())
 
 
-def wait(results: Path, until: Callable[[list[str]], bool], seconds: float = 120) -> list[str]:
+def wait(results: Path, until: Callable[[list[str]], bool], seconds: float = 300) -> list[str]:
     """Wait for the states of the jobs; return them."""
     deadline = time.monotonic() + seconds
     while True:
