@@ -19,6 +19,8 @@ from qsm_bench.statistics.significance import (
 )
 from qsm_bench.studies import action_modes_report as report
 from qsm_bench.studies.initial_state import (
+    BOTH_SIDES,
+    COMMITTED,
     LOW,
     PROMINENT,
     TRAJECTORIES,
@@ -47,10 +49,6 @@ shorter ones are the beginnings of the longest, step by step."""
 SEEDS: Mapping[Budget, int] = {"tiny": 2, "quick": 10, "full": 10}
 OVERSHOT = 0.1
 """A policy overshoots if more of its samples than this share are at a bound at which Q is low."""
-BOTH_SIDES = 0.1
-"""Both sides occur if the less frequent one has at least this share of the trajectories."""
-COMMITTED = 0.25
-"""Trajectories commit to a side if their commitment is at least that of three pushes of four."""
 
 
 class ActionModes(Study):
@@ -95,13 +93,15 @@ class ActionModes(Study):
         "That modes and maxima are at the same places does not say that their weights are right: "
         "with a large alpha a maximum that is lower by much more than the temperature should have "
         "almost no samples. The part on bounds counts these as overshoot if the maximum is low.",
+        "A learned critic may prefer one side, and then a policy that follows it does not go to "
+        "both. The part on sides asks all runs of qsm, whatever their critics say.",
         "Commitment is that of the policy in the task. A policy may commit because its actions "
         "depend on where it has already gone, and one with two modes need not commit.",
         "The quick budget has small networks and batches, an action repeat of 2, and the settings "
         "that the project has for small tasks. No setting was tuned for this study. alpha is the "
         "default of qsm.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 8, "full": 6_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 10, "full": 6_000}
     lines = TRAINERS
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
@@ -142,7 +142,7 @@ class ActionModes(Study):
             part_section(parts),
             report.density(looks, parts, drawing),
             report.measures(measured, returns, select_runs(longest).left_out, drawing),
-            report.trajectories(plays, sides, parts[3], drawing),
+            report.trajectories(plays, measured, sides, parts[3], drawing),
         ]
         return Findings(decide(parts), sections)
 

@@ -19,6 +19,8 @@ from qsm_bench.report.wording import interval, number
 from qsm_bench.statistics.estimates import bootstrap
 from qsm_bench.studies.initial_state import (
     AXIS,
+    BOTH_SIDES,
+    COMMITTED,
     EDGE,
     LOW,
     NEAR,
@@ -78,8 +80,8 @@ def density(
                 first,
                 alt="Share of samples along the action axis and Q there, a column for each agent "
                 f"and a row for each number of steps, first seed. {modes.why} {maxima.why}",
-                caption=f"The first seed. Bars: the share of {SAMPLES} samples in each cell of the "
-                "action axis. Line: Q along the axis, from its lowest value (0) to its highest "
+                caption=f"The first seed. Bars: the share of {SAMPLES:,} samples in each cell of "
+                "the action axis. Line: Q along the axis, from its lowest value (0) to its highest "
                 "(1).",
             ),
             drawing.picture(
@@ -136,7 +138,7 @@ def _density_chart(first: pd.DataFrame, drawing: Drawing) -> figures.Chart:
             row[0].set_ylabel(f"{step:,} steps")
         for panel, agent in zip(panels[0], agents, strict=True):
             panel.set_title(agent)
-        chart.figure.supxlabel("action")
+        chart.figure.supxlabel("action", fontsize=9)
         handles = [
             Patch(color=figures.INK, alpha=0.4, label="share of the samples"),
             Line2D([], [], color=figures.INK, label="Q, from lowest to highest"),
@@ -221,15 +223,7 @@ def measures(
         [
             drawing.picture(
                 "measures",
-                figures.curves(
-                    spread,
-                    drawing.styles,
-                    x="step",
-                    x_label="steps",
-                    y_label="",
-                    panel_by="measure",
-                    log_x=True,
-                ),
+                _measure_chart(spread, drawing),
                 spread,
                 alt=f"Modes, maxima of Q and samples at the bounds against steps. At the end: "
                 f"{told}",
@@ -239,6 +233,23 @@ def measures(
             *missing,
         ],
     )
+
+
+def _measure_chart(spread: pd.DataFrame, drawing: Drawing) -> figures.Chart:
+    """A panel for each measure, with a tick at each look."""
+    chart = figures.curves(
+        spread,
+        drawing.styles,
+        x="step",
+        x_label="steps",
+        y_label="",
+        panel_by="measure",
+        log_x=True,
+    )
+    for panel in chart.figure.axes:
+        panel.set_xticks(spread["step"].unique())
+        panel.set_xticks([], minor=True)
+    return chart
 
 
 def _mean(values: "pd.Series[Any]") -> dict[str, float]:
@@ -260,7 +271,11 @@ def _end_table(ends: pd.DataFrame) -> Table:
 
 
 def trajectories(
-    plays: Mapping[Run, Play], sides: pd.DataFrame, part: Part, drawing: Drawing
+    plays: Mapping[Run, Play],
+    measured: pd.DataFrame,
+    sides: pd.DataFrame,
+    part: Part,
+    drawing: Drawing,
 ) -> Section:
     """Where trajectories from the state go, and whether they commit to a side."""
     table = pd.concat(
@@ -292,10 +307,10 @@ def trajectories(
                 f"run. {part.why}",
                 caption=f"A point for each run: the share of its {TRAJECTORIES} trajectories that "
                 "go to the right, and their commitment, the correlation of two pushes of a "
-                "trajectory. Runs whose trajectories are all the same have no commitment, and no "
-                "point.",
+                "trajectory. Shaded: both sides occur, and trajectories commit. A run whose "
+                "trajectories all have the same pushes has no commitment, and no point.",
             ),
-            _side_table(sides),
+            _run_table(measured, sides),
         ],
     )
 
@@ -338,7 +353,7 @@ def _fan(table: pd.DataFrame, drawing: Drawing) -> figures.Chart:
             row[0].set_ylabel(f"seed {seed}")
         for panel, agent in zip(panels[0], agents, strict=True):
             panel.set_title(agent)
-        chart.figure.supxlabel("seconds")
+        chart.figure.supxlabel("seconds", fontsize=9)
         chart.figure.supylabel("position of the cart (m)", fontsize=9)
         handles = [
             Line2D([], [], color=LEFT, linestyle="--", label="to the left"),
@@ -352,6 +367,8 @@ def _side_chart(sides: pd.DataFrame, drawing: Drawing) -> figures.Chart:
     with mpl.rc_context(figures.STYLE):
         chart = figures.Chart(Figure(figsize=(6.4, 3.4), layout="constrained"))
         panel = chart.figure.subplots()
+        across, up = (BOTH_SIDES, 1 - BOTH_SIDES), (COMMITTED, 1.05)
+        panel.fill_between(across, *up, color=figures.INK, alpha=0.08, linewidth=0)
         for agent in _named(sides, drawing):
             style, part = drawing.styles[agent], sides[sides["agent"] == agent]
             panel.plot(
@@ -369,6 +386,7 @@ def _side_chart(sides: pd.DataFrame, drawing: Drawing) -> figures.Chart:
                 for r in part.dropna().to_dict("records")
             )
         panel.set_xlim(0, 1)
+        panel.set_ylim(-0.1, 1.05)
         panel.set_xlabel("share of trajectories to the right")
         panel.set_ylabel("commitment")
         chart.figure.legend(loc="outside lower center", ncols=3)
@@ -382,23 +400,29 @@ def _side_text(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _side_table(sides: pd.DataFrame) -> Table:
-    titles = {
-        "right": "share to the right",
-        "smaller": "share of the less frequent side",
+def _run_table(measured: pd.DataFrame, sides: pd.DataFrame) -> Table:
+    ends = measured[measured["step"] == measured["step"].max()]
+    data = ends.drop(columns=["step", "right"]).merge(sides, on=["agent", "seed"])
+    counts = {name: MEASURES[name] for name in ("modes", "maxima")}
+    values = {
+        "overshoot": MEASURES["overshoot"],
+        "right": "share of trajectories to the right",
         "commitment": "commitment",
     }
     rows = [
-        {"agent": agent, **{title: _range(group[name]) for name, title in titles.items()}}
-        for agent, group in sides.groupby("agent", sort=False)
+        {
+            "agent": row["agent"],
+            "seed": str(row["seed"]),
+            **{title: str(row[name]) for name, title in counts.items()},
+            **{title: number(row[name]) for name, title in values.items()},
+        }
+        for row in data.to_dict("records")
     ]
     return Table(
-        "sides-table",
-        "Trajectories at the end of training, median [range over seeds].",
+        "runs-table",
+        "Each run at the end of training: what it samples in the state, and where its trajectories "
+        "go. Two modes alone do not make two sides: pushes that are drawn independently mostly end "
+        "on the side that is drawn more often.",
         pd.DataFrame(rows),
-        sides,
+        data,
     )
-
-
-def _range(values: "pd.Series[Any]") -> str:
-    return interval(*(float(v) for v in (values.median(), values.min(), values.max())))

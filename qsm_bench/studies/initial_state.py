@@ -43,9 +43,13 @@ NEAR = 0.2
 LOW = 0.25
 """Q is low where it is farther below its maximum than this share of its range."""
 TRAJECTORIES = 64
+BOTH_SIDES = 0.1
+"""Both sides occur if the less frequent one has at least this share of the trajectories."""
+COMMITTED = 0.25
+"""Trajectories commit to a side if their commitment is at least that of three pushes of four."""
 STEP_SECONDS = 0.01
 """Seconds of the task's own time step."""
-SECONDS, WINDOW = 2.0, 0.5
+SECONDS, WINDOW = 1.0, 0.5
 """How long trajectories are followed, and how long their side is decided. A pole that hangs down
 swings with a period of 1.6 s, so that no reversal of the pushes falls into the window."""
 
