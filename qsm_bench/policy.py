@@ -1,6 +1,6 @@
 """A trained policy, out of a checkpoint, for a user's own script or notebook."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import gymnasium
@@ -107,6 +107,12 @@ def policy_of(folder: JobFolder, trained: Job, seed: int) -> Policy:
     observation_size, action_size = (int(np.prod(space.shape or ())) for space in spaces)
     agent, step = load_agent(folder, job, observation_size, action_size)
     return Policy(agent, job, observation_size, seed, step)
+
+
+def jobs_of(results: Results) -> Iterator[tuple[JobFolder, Job]]:
+    """The jobs of an experiment as they can be loaded here, each with its folder."""
+    for folder in ExperimentStore(results.root, results.name).job_folders():
+        yield folder, on_this_machine(folder.read_manifest().job)
 
 
 def on_this_machine(job: Job) -> Job:

@@ -21,11 +21,10 @@ from qsm_bench.statistics.estimates import mean_interval, task_curves
 from qsm_bench.statistics.selection import Comparison, FloatArray, learning_curves, select_runs
 from qsm_bench.statistics.significance import (
     FALSE_ALARMS,
-    permutation_test,
-    probability_of_improvement,
+    sign_test,
 )
 from qsm_bench.studies.embedding import import_umap, neighbor_map, principal_components
-from qsm_bench.studies.parts import Part, decide, part_section
+from qsm_bench.studies.parts import Part, decide, part_section, tell_more
 from qsm_bench.studies.sampled_actions import (
     ALL_MODES,
     AT_BOUND,
@@ -169,25 +168,20 @@ def decide_more(name: str, runs: pd.DataFrame, measured: str) -> Part:
     """Whether qsm has more of something than diffusion_ql."""
     seeds = by_seed(runs)
     of_qsm, of_ql = (_of_trainer(seeds, t, measured)[:, np.newaxis] for t in TRAINERS)
-    p, _ = permutation_test(of_qsm, of_ql)
-    chance = float(probability_of_improvement(of_qsm, of_ql)[0])
+    outcome, p = tell_more(of_qsm, of_ql)
     why = (
         f"{measured[0].upper()}{measured[1:]}: {_mean_text(seeds, QSM, measured)} with {QSM}, "
         f"{_mean_text(seeds, QL, measured)} with {QL} ({p_value_text(p)})."
     )
-    if p > FALSE_ALARMS or chance == 0.5:
-        return Part(name, "cannot tell", why)
-    return Part(name, "holds" if chance > 0.5 else "does not hold", why)
+    return Part(name, outcome, why)
 
 
 def decide_quality(runs: pd.DataFrame) -> Part:
     """Whether qsm's actions are nearer to the best that is known than to uniform ones."""
-    from scipy.stats import binomtest
-
     seeds = by_seed(runs)
     found = _of_trainer(seeds, QSM, GAIN)
     high = int((found >= HIGH).sum())
-    p = float(binomtest(high, len(found)).pvalue)
+    p = sign_test(high, len(found))
     why = (
         f"The mean gain of {QSM}'s actions is {_mean_text(seeds, QSM, GAIN)}, and at least "
         f"{HIGH:g} in {high} of {len(found)} seeds ({p_value_text(p)}); that of {QL}'s is "

@@ -13,8 +13,6 @@ from qsm_bench.results import Results
 from qsm_bench.statistics.selection import Comparison, select_runs
 from qsm_bench.statistics.significance import (
     FALSE_ALARMS,
-    permutation_test,
-    probability_of_improvement,
     sign_test,
 )
 from qsm_bench.studies import action_modes_report as report
@@ -32,7 +30,7 @@ from qsm_bench.studies.initial_state import (
     look_into,
     play_all,
 )
-from qsm_bench.studies.parts import Part, decide, part_section
+from qsm_bench.studies.parts import Part, decide, part_section, tell_more
 from qsm_bench.studies.study import Budget, Cells, Findings, Outcome, Study
 from qsm_bench.studies.trainers import small_label
 from qsm_bench.suites import SUITES
@@ -197,15 +195,12 @@ def decide_modes(measured: pd.DataFrame) -> Part:
     if not {QSM, SAC} <= set(of_run.index.unique("agent")):
         return Part("Modes", "cannot tell", f"{QSM} or {SAC} has no runs.")
     x, y = (of_run[agent].to_numpy(float)[:, np.newaxis] for agent in (QSM, SAC))
-    p, _ = permutation_test(x, y)
-    chance = float(probability_of_improvement(x, y)[0])
+    outcome, p = tell_more(x, y)
     why = (
         f"The mean number of modes is {number(float(x.mean()))} with {QSM} and "
         f"{number(float(y.mean()))} with {SAC} ({p_value_text(p)})."
     )
-    if p > FALSE_ALARMS or chance == 0.5:
-        return Part("Modes", "cannot tell", why)
-    return Part("Modes", "holds" if chance > 0.5 else "does not hold", why)
+    return Part("Modes", outcome, why)
 
 
 def decide_maxima(measured: pd.DataFrame) -> Part:

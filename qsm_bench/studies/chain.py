@@ -21,9 +21,8 @@ from agents.diffusion_ql import ActorNoise, DiffusionQL
 from agents.protocol import Batch
 from envs import Environments, Lockstep
 from qsm_bench.contract import Checked
-from qsm_bench.policy import load_agent, on_this_machine
+from qsm_bench.policy import jobs_of, load_agent
 from qsm_bench.results import Results
-from qsm_bench.store import ExperimentStore
 from qsm_bench.training import build_agent
 
 INITIAL, TRAINED = "at initialization", "trained"
@@ -121,8 +120,7 @@ def measure_runs(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     gradient at a^T is exactly zero).
     """
     chains, runs = [], []
-    for folder in ExperimentStore(results.root, results.name).job_folders():
-        job = on_this_machine(folder.read_manifest().job)
+    for folder, job in jobs_of(results):
         device = torch.device(job.device)
         environments = Lockstep(job.environment, len(job.seeds))
         sizes = environments.observation_size, environments.action_size

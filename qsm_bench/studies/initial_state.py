@@ -5,7 +5,7 @@ one state, that of a reset with a fixed seed: it is the same for all agents, run
 A job's slices.csv would not do: it has the last evaluation alone, and few samples.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,10 +20,9 @@ from qsm_bench import diagnostics
 from qsm_bench.contract import Checked
 from qsm_bench.experiment import Job
 from qsm_bench.job_folder import JobFolder
-from qsm_bench.policy import load_agent, on_this_machine, policy_of
+from qsm_bench.policy import jobs_of, load_agent, policy_of
 from qsm_bench.results import Results
 from qsm_bench.statistics.selection import FloatArray, IntArray
-from qsm_bench.store import ExperimentStore
 
 STATE_SEED = 0
 """The seed of the reset that leads to the state."""
@@ -224,7 +223,7 @@ Run = tuple[str, int]
 def look_into(results: Results, runs: Collection[Run]) -> dict[Run, Look]:
     """A look at each of the ``runs`` of an experiment, as its checkpoints have them."""
     looks: dict[Run, Look] = {}
-    for folder, job in _jobs(results):
+    for folder, job in jobs_of(results):
         environments = Lockstep(job.environment, 1)
         state = torch.from_numpy(environments.reset(0, STATE_SEED))
         agent, _ = load_agent(folder, job, environments.observation_size, environments.action_size)
@@ -237,18 +236,13 @@ def look_into(results: Results, runs: Collection[Run]) -> dict[Run, Look]:
 def play_all(results: Results, runs: Collection[Run]) -> dict[Run, Play]:
     """Trajectories of each of the ``runs`` of an experiment, of its last checkpoints."""
     plays: dict[Run, Play] = {}
-    for folder, job in _jobs(results):
+    for folder, job in jobs_of(results):
         environments = Lockstep(job.environment, TRAJECTORIES)
         for seed in job.seeds:
             if (job.agent_name, seed) in runs:
                 plays[job.agent_name, seed] = play(folder, job, seed, environments)
         environments.close()
     return {run: plays[run] for run in runs}
-
-
-def _jobs(results: Results) -> Iterator[tuple[JobFolder, Job]]:
-    for folder in ExperimentStore(results.root, results.name).job_folders():
-        yield folder, on_this_machine(folder.read_manifest().job)
 
 
 def shares(look: Look) -> FloatArray:

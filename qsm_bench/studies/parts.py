@@ -6,6 +6,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qsm_bench.report.document import Section, Table
+from qsm_bench.statistics.selection import FloatArray
+from qsm_bench.statistics.significance import (
+    FALSE_ALARMS,
+    permutation_test,
+    probability_of_improvement,
+)
 from qsm_bench.studies.study import Outcome, Verdict
 
 
@@ -25,6 +31,19 @@ def decide(parts: Sequence[Part]) -> Verdict:
     if "does not hold" in outcomes:
         return Verdict("does not hold", why)
     return Verdict("holds" if outcomes == {"holds"} else "cannot tell", why)
+
+
+def tell_more(x: FloatArray, y: FloatArray) -> tuple[Outcome, float]:
+    """Whether the first of two groups of runs [runs, tasks] has more, and the exact two-sided p.
+
+    It holds where the permutation test finds a difference and the first has more, and does not
+    hold where it finds one and the first has less.
+    """
+    p, _ = permutation_test(x, y)
+    chance = float(probability_of_improvement(x, y)[0])
+    if p > FALSE_ALARMS or chance == 0.5:
+        return "cannot tell", p
+    return "holds" if chance > 0.5 else "does not hold", p
 
 
 def part_section(parts: Sequence[Part]) -> Section:

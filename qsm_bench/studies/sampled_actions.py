@@ -15,9 +15,8 @@ from agents.common.diffusion_agent import DiffusionAgent
 from agents.common.streams import SeedStreams
 from envs import Lockstep
 from qsm_bench.diagnostics import SMALLEST_MODE, clipped_share, entropy, mode_members
-from qsm_bench.policy import load_agent, on_this_machine
+from qsm_bench.policy import jobs_of, load_agent
 from qsm_bench.results import Results
-from qsm_bench.store import ExperimentStore
 from qsm_bench.studies.chain import play
 
 EACH = 4
@@ -67,8 +66,7 @@ class Actions:
 def load_trained(results: Results) -> list[Trained]:
     """Load the agents of an experiment from its checkpoints, and let them play."""
     found = []
-    for folder in ExperimentStore(results.root, results.name).job_folders():
-        job = on_this_machine(folder.read_manifest().job)
+    for folder, job in jobs_of(results):
         device = torch.device(job.device)
         environments = Lockstep(job.environment, len(job.seeds))
         sizes = environments.observation_size, environments.action_size

@@ -1,7 +1,7 @@
 """Critics of known form in the place of learned ones, and the agents' formulas written plainly."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -79,6 +79,23 @@ def doubled(noise: Any) -> Any:
     if isinstance(noise, Tensor):
         return noise.double() if noise.is_floating_point() else noise
     return type(noise)(*map(doubled, noise))
+
+
+def central_differences(
+    agent: Any, batch: Batch, noise: Any, gradient: Sequence[Tensor]
+) -> Iterator[tuple[float, float]]:
+    """Along four random directions: the ``gradient`` of the actor's loss, and its differences."""
+    parameters, h = list(agent.denoiser.parameters()), 1e-6
+    for _ in range(4):
+        direction = [torch.randn_like(p) for p in parameters]
+        values = []
+        for distance in (h, -2 * h, h):
+            with torch.no_grad():
+                for parameter, step in zip(parameters, direction, strict=True):
+                    parameter.add_(distance * step)
+            values.append(agent.actor_loss(batch, noise)[0].sum().item())
+        along = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+        yield along, (values[0] - values[1]) / (2 * h)
 
 
 def perturb(network: nn.Module, scale: float = 0.3) -> None:

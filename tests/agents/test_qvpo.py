@@ -10,6 +10,7 @@ from torch import Tensor
 from agents.qvpo import QVPO, ActorNoise, QVPOConfig
 from tests.agents.fixed_critics import (
     CPU,
+    central_differences,
     doubled,
     fix_critic,
     in_float64,
@@ -109,19 +110,9 @@ def test_the_gradient_is_the_central_difference_with_the_samples_held() -> None:
     held = agent.best_sample(batch.observation, noise.chain)
     agent.best_sample = lambda *_: held  # type: ignore[method-assign]
     loss, _ = agent.actor_loss(batch, noise)
-    parameters = list(agent.denoiser.parameters())
-    ours = torch.autograd.grad(loss.sum(), parameters)
-    h = 1e-6
-    for _ in range(4):
-        direction = [torch.randn_like(p) for p in parameters]
-        values = []
-        for distance in (h, -2 * h, h):
-            with torch.no_grad():
-                for parameter, step in zip(parameters, direction, strict=True):
-                    parameter.add_(distance * step)
-            values.append(agent.actor_loss(batch, noise)[0].sum().item())
-        along = sum(float((g * d).sum()) for g, d in zip(ours, direction, strict=True))
-        assert along == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-8)
+    ours = torch.autograd.grad(loss.sum(), list(agent.denoiser.parameters()))
+    for along, difference in central_differences(agent, batch, noise, ours):
+        assert along == pytest.approx(difference, rel=1e-5, abs=1e-8)
 
 
 def test_the_weight_of_uniform_actions_falls_along_a_line_to_its_end() -> None:

@@ -15,6 +15,7 @@ from agents.qsm import QSM, QSMConfig
 from agents.sdac import SDAC, SDACConfig, mixed
 from tests.agents.fixed_critics import (
     CPU,
+    central_differences,
     doubled,
     fix_critic,
     in_float64,
@@ -232,19 +233,9 @@ def test_the_gradient_is_the_central_difference_with_the_target_held(estimator: 
     batch = make_batch(2, 16, 3, 1, torch.float64)
     noise = doubled(agent.draw_actor_noise(16))
     loss, _ = agent.actor_loss(batch, noise)
-    parameters = list(agent.denoiser.parameters())
-    ours = torch.autograd.grad(loss.sum(), parameters)
-    h = 1e-6
-    for _ in range(4):
-        direction = [torch.randn_like(p) for p in parameters]
-        values = []
-        for distance in (h, -2 * h, h):
-            with torch.no_grad():
-                for parameter, step in zip(parameters, direction, strict=True):
-                    parameter.add_(distance * step)
-            values.append(agent.actor_loss(batch, noise)[0].sum().item())
-        along = sum(float((g * d).sum()) for g, d in zip(ours, direction, strict=True))
-        assert along == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-7)
+    ours = torch.autograd.grad(loss.sum(), list(agent.denoiser.parameters()))
+    for along, difference in central_differences(agent, batch, noise, ours):
+        assert along == pytest.approx(difference, rel=1e-5, abs=1e-7)
 
 
 def test_no_gradient_reaches_the_critics() -> None:
