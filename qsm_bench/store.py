@@ -62,6 +62,7 @@ class ExperimentStore:
         self.name = name
         self.folder = root.absolute() / name
         self.file = self.folder / "experiment.json"
+        self.lock_file = self.folder / ".lock"
         self.holder_file = self.folder / ".holder"
 
     def job_folder(
@@ -123,9 +124,8 @@ class ExperimentStore:
 
         Raises UserError that names the process that has it, or says why it cannot be written.
         """
-        lock_file = self.folder / ".lock"
-        refuse_foreign(lock_file, writing=True, remedy="delete it")
-        lock = FileLock(lock_file, timeout=0)
+        refuse_foreign(self.lock_file, writing=True, remedy="delete it")
+        lock = FileLock(self.lock_file, timeout=0)
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -371,7 +371,7 @@ class ExperimentStore:
                     self.file.unlink()
         if not os.path.lexists(self.file):
             _delete_logs(self.folder / LOGS)
-            (self.folder / ".lock").unlink(missing_ok=True)
+            self.lock_file.unlink(missing_ok=True)
             remove_if_empty(self.folder)
         return [folder.path for folder in folders]
 

@@ -39,11 +39,11 @@ QSM, QL, SAC = TRAINERS = "qsm", "diffusion_ql", "sac"
 TASK = "cartpole-swingup"
 LENGTHS: Mapping[Budget, Sequence[int]] = {
     "tiny": (150, 300),
-    "quick": (2_000, 4_000, 8_000, 16_000),
+    "quick": (1_500, 3_000, 6_000, 12_000),
     "full": (62_500, 125_000, 250_000, 500_000, 1_000_000),
 }
-"""The steps after which policies are looked at. A run of so many steps is trained for each: the
-shorter ones are the beginnings of the longest, step by step."""
+"""The steps after which policies are looked at. There is an experiment for each, which goes on from
+where the one before it ended."""
 SEEDS: Mapping[Budget, int] = {"tiny": 2, "quick": 10, "full": 10}
 OVERSHOT = 0.1
 """A policy overshoots if more of its samples than this share are at a bound at which Q is low."""
@@ -109,15 +109,18 @@ class ActionModes(Study):
         protocol = Protocol() if full else SUITES["quick"].protocol
         if budget == "tiny":
             protocol = protocol.but(warmup_steps=100, eval_episodes=1)
+        lengths = LENGTHS[budget]
+        names = [f"{steps}-steps" for steps in lengths]
         return [
             Cells(
-                f"{steps}-steps",
+                name,
                 agents,
                 TASK,
-                protocol.but(steps=steps, eval_every=LENGTHS[budget][-1]),
+                protocol.but(steps=steps, eval_every=lengths[-1]),
                 SEEDS[budget],
+                after=before,
             )
-            for steps in LENGTHS[budget]
+            for name, steps, before in zip(names, lengths, [None, *names[:-1]], strict=True)
         ]
 
     def find(self, budget: Budget, results: Mapping[str, Results], drawing: Drawing) -> Findings:

@@ -6,6 +6,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from qsm_bench.results import Results, load_results
 from qsm_bench.run import prepare, train
 from qsm_bench.signals import ReceivedSignal
 from qsm_bench.statistics.selection import agents_of
+from qsm_bench.store import ExperimentStore
 from qsm_bench.studies.study import Budget, Cells, Outcome, Study, Verdict
 from qsm_bench.suites import Suite
 
@@ -59,13 +61,18 @@ def train_cells(
     Raises UserError for what cannot be run as it was asked.
     """
     study.check_installed()
-    finished = {}
-    for cells in study.cells(budget):
+    finished: dict[str, Results] = {}
+    every = study.cells(budget)
+    gone_on_from = {cells.after for cells in every}
+    for cells in every:
+        name = experiment_name(study, budget, cells)
+        if cells.after:
+            begin_as_copy(results, finished[cells.after].name, name)
         prepared = prepare(
             cells.agents,
             Suite(cells.name, study.title, tuple(cells.tasks.split(",")), cells.protocol),
             protocol=None,
-            name=experiment_name(study, budget, cells),
+            name=name,
             seeds=range(cells.seeds),
             stages=None,
             seeds_per_job="auto",
@@ -74,20 +81,37 @@ def train_cells(
             compiled="auto",
             executor=executor,
             checkpoint_every=None,
-            keep_replay=False,
+            keep_replay=cells.name in gone_on_from,
             results=results,
         )
         prepared.refuse_what_does_not_fit()
         outcome = train(prepared, command, console, received)
         if received or outcome.unfinished or outcome.queued:
             return None
-        finished[cells.name] = load_results(results, prepared.experiment.name)
+        finished[cells.name] = load_results(results, name)
     return finished
 
 
 def experiment_name(study: Study, budget: Budget, cells: Cells) -> str:
     """The name of the experiment that has these cells of a study."""
     return f"study-{study.name}-{budget}-{cells.name}"
+
+
+def begin_as_copy(results: Path, earlier: str, name: str) -> None:
+    """Let an experiment that is not there begin as a copy of an earlier one, to be given more steps.
+
+    What was asked for is not copied: the run that gives it more steps writes that anew.
+    """
+    folder, part = results / name, results / f".{name}.part"
+    if os.path.lexists(folder):
+        return
+    store = ExperimentStore(results, earlier)
+    of_the_run = store.file, store.lock_file, store.holder_file
+    not_copied = shutil.ignore_patterns(*(file.name for file in of_the_run))
+    with store.lock(), naming(folder):
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        shutil.copytree(store.folder, part, ignore=not_copied)
+        part.rename(folder)
 
 
 def write_study(

@@ -34,6 +34,8 @@ class Cells:
     protocol: Protocol
     seeds: int
     settings: Sequence[str] = ()
+    after: str | None = None
+    """The name of shorter cells, else the same, listed before: these go on from where they end."""
 
 
 @dataclass(frozen=True)
