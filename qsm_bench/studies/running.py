@@ -98,7 +98,7 @@ def experiment_name(study: Study, budget: Budget, cells: Cells) -> str:
 
 
 def begin_as_copy(results: Path, earlier: str, name: str) -> None:
-    """Let an experiment that is not there begin as a copy of an earlier one, to be given more steps.
+    """Let an experiment that is not there begin as a copy of one that is to be given more steps.
 
     What was asked for is not copied: the run that gives it more steps writes that anew.
     """
