@@ -199,7 +199,7 @@ def prepare(root: Path, seeds: Sequence[int]) -> list[JobFolder]:
 
 def read_scores(root: Path, seeds: Sequence[int]) -> pd.DataFrame:
     """The scores of the cells under ``root``: agent, task, seed, end, area."""
-    tables = [_scores(root, experiment) for experiment in experiments(seeds)]
+    tables = [scores_of(root, experiment) for experiment in experiments(seeds)]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -322,7 +322,7 @@ def _what_decides(job: Job) -> dict[str, Any]:
     )
 
 
-def _scores(root: Path, experiment: Experiment) -> pd.DataFrame:
+def scores_of(root: Path, experiment: Experiment) -> pd.DataFrame:
     """Normalized scores of every run, from the store."""
     rows = []
     evaluations = load_results(root, experiment.name).evaluations
