@@ -99,7 +99,7 @@ class ActionModes(Study):
         "that the project has for small tasks. No setting was tuned for this study. alpha is the "
         "default of qsm.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 10, "full": 6_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 8, "full": 3_100}
     lines = TRAINERS
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
