@@ -14,6 +14,7 @@ from qsm_bench.experiment import parse_agents
 from qsm_bench.statistics.selection import Comparison, Curves
 from qsm_bench.studies.noised_score import CRITICS, EXACT, QSM
 from qsm_bench.studies.objections import (
+    DRAWS,
     FINE,
     N_STEP,
     REPETITIONS,
@@ -117,8 +118,7 @@ def test_the_root_is_tried_at_the_temperature_of_plain_qsm(steps: int) -> None:
 def test_each_column_differs_in_one_thing(budget: Any, width: int) -> None:
     (cells,) = STUDY.cells(budget)
     assert cells.protocol.settings.get("n_step", QSMConfig.n_step) == 1
-    plain, root, smaller, one, wide, n_step = parse_agents(cells.agents)
-    asked = [dict(entry.overrides) for entry in (plain, root, smaller, one, wide, n_step)]
+    asked = [dict(entry.overrides) for entry in parse_agents(cells.agents)]
     assert asked[0] == {}
     assert asked[1] == {
         "target_scale": "noised",
@@ -128,6 +128,8 @@ def test_each_column_differs_in_one_thing(budget: Any, width: int) -> None:
     assert [s["critics"] for s in asked[3:5]] == [1, 2]
     assert all(tuple(s["critic_hidden_sizes"]) == (width, width) for s in asked[3:5])
     assert asked[5] == {"n_step": 3}
+    tau = qsm.QSM.effective_temperature(QSMConfig(), {})
+    assert asked[6] == {"samples": DRAWS, "temperature": pytest.approx(tau, rel=1e-5)}
 
 
 @pytest.mark.slow
@@ -141,8 +143,8 @@ def test_the_study_runs_and_what_is_finished_is_not_trained_again(
         app(["study", "objections", "--budget", "tiny"], standalone_mode=False)
         told.append(capsys.readouterr().out)
         pages.append((folder / "report.md").read_text(encoding="utf-8"))
-    assert "6 finished jobs are skipped" not in told[0]
-    assert "6 finished jobs are skipped" in told[1]
+    assert "7 finished jobs are skipped" not in told[0]
+    assert "7 finished jobs are skipped" in told[1]
     assert pages[0] == pages[1]
     assert all("objections: cannot tell. The tiny budget only shows" in text for text in told)
     returns = pd.read_csv(folder / "data" / "final-returns.csv")
