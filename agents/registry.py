@@ -23,6 +23,8 @@ BUILT_IN = (
     "agents.qsm:QSM",
     "agents.diffusion_ql:DiffusionQL",
     "agents.diffusion_pg:DiffusionPG",
+    "agents.sdac:SDAC",
+    "agents.qvpo:QVPO",
     "agents.sac:SAC",
     "agents.td3:TD3",
 )

@@ -12,12 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import agents.qvpo
-import agents.sdac
 from agents.common.diffusion import Denoiser
 from agents.common.diffusion_agent import DiffusionAgent, Noise
 from agents.protocol import Batch
-from agents.registry import BUILT_IN, built_in_agents, find_agent
+from agents.registry import built_in_agents, find_agent
 from agents.sac import Noise as SACNoise
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
@@ -26,7 +24,6 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
-SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -36,18 +33,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
     ("qsm", {"schedule": "cosine", "sampler": "x0_clip", "variance": "posterior"}),
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
-    *((SDAC, {**preset}) for preset in agents.sdac.SDAC.presets.values()),
-    *((QVPO, {**preset}) for preset in ({}, *agents.qvpo.QVPO.presets.values())),
-    (SDAC, {}),
-    (SDAC, {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
-    (SDAC, {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
-    (QVPO, {"uniform_decay_updates": 8, "uniform_weight_end": 0.01, "uniform_weight": 0.5}),
+    ("sdac", {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
+    ("sdac", {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
+    ("qvpo", {"uniform_decay_updates": 8, "uniform_weight_end": 0.01, "uniform_weight": 0.5}),
     ("sac", {"temperature_loss": "tau", "initial_temperature": 0.3, "log_std_max": -0.5}),
     ("td3", {"policy_delay": 3, "actor_learning_rate": 1e-2}),
 ]
-NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
+NAMES = [f"{name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO])
+each_trainer = pytest.mark.parametrize("name", list(PLAIN))
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )

@@ -38,6 +38,8 @@ UPDATES = [
     ("diffusion_ql", {}, 1, 0.5),
     ("diffusion_ql", {"diffusion_steps": 20}, 1, 0.5),
     ("diffusion_pg", {}, 1, None),
+    ("sdac", {}, 1, 0.5),
+    ("qvpo", {}, 1, 0.5),
     ("sac", {}, 1, 0.65),
     ("sac", {}, 8, None),
     ("td3", {}, 1, 0.65),
