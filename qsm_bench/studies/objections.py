@@ -135,11 +135,11 @@ class Objections(Study):
         "how far the actions are from exp(Q / tau), by the Wasserstein distance, in "
         f"{REPETITIONS} independent repetitions. Intermediate score (computed) compares the exact "
         "score of the noised density with QSM's target, Missing root (computed) QSM's target with "
-        "its factor and without. Such a part holds if the corrected target is nearer on every critic, "
-        f"with T = {listed([str(t) for t in TESTED])}, in each repetition (exact two-sided sign "
-        f"test, p = {2 ** (1 - REPETITIONS):.1g}); it does not hold if in one of these cases it is "
-        "farther in each. Six are trained, a column each: the final returns of the "
-        f"variant against those of plain qsm, exact two-sided permutation tests at "
+        "its factor and without. Such a part holds if the corrected target is nearer on every "
+        f"critic, with T = {listed([str(t) for t in TESTED])}, in each repetition (exact two-sided "
+        f"sign test, p = {2 ** (1 - REPETITIONS):.1g}); it does not hold if in one of these cases "
+        "it is farther in each. Six are trained, a column each: the final returns of the variant "
+        "against those of plain qsm, exact two-sided permutation tests at "
         f"{FALSE_ALARMS:g} with Holm's adjustment for six. Such a part holds if the variant is "
         "better, and does not hold if it is worse. A part that neither holds nor does not cannot "
         "tell. The claim holds if all parts hold, and does not hold if one of them does not; else "
@@ -550,7 +550,8 @@ def _return_section(
             Text(
                 f"{BOOTSTRAP} All columns have the same protocol and seeds; each differs from "
                 f"plain qsm in one thing alone, but for the {SAMPLED}. Plain qsm has one-step "
-                "returns here, as by default: the suite quick, whose protocol this is otherwise, has 3-step returns."
+                "returns here, as by default: the suite quick, whose protocol this is otherwise, "
+                "has 3-step returns."
             ),
             final_table(analysis),
             pair_table(pairs),
