@@ -179,7 +179,7 @@ class Objections(Study):
         "The quick budget has one easy task with one action dimension, small networks and "
         "alpha = 50, which was not tuned: with another alpha an objection may weigh more or less.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 7, "full": 30_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 8, "full": 40_000}
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
         if budget == "full":
