@@ -53,8 +53,12 @@ def main(
 def small_tasks(folder: Path, names: list[str], workers: int) -> None:
     """Print the scores on the small tasks, rounded against the baseline's."""
     console = Console(stderr=True)
-    stores = {e: ExperimentStore(folder, e.name) for e in rounded_experiments(names)}
-    jobs = [job for e, store in stores.items() for job in store.prepare(e, "precision_returns")]
+    experiments = list(rounded_experiments(names))
+    jobs = [
+        job
+        for experiment in experiments
+        for job in ExperimentStore(folder, experiment.name).prepare(experiment, "precision_returns")
+    ]
     open_jobs = [job for job in jobs if job.read_manifest().status != "finished"]
     with remember_signals() as received:
         show_and_run(
@@ -70,7 +74,7 @@ def small_tasks(folder: Path, names: list[str], workers: int) -> None:
         received.exit_if_any()
     before = regression.read_baseline(shipped("regression"))
     rows = []
-    for experiment in stores:
+    for experiment in experiments:
         scores = regression.scores_of(folder, experiment)
         for agent, now in scores.groupby("agent", sort=False):
             task = experiment.tasks[0]
