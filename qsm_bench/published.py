@@ -15,8 +15,11 @@ from qsm_bench.tables import parse_table
 
 PUBLISHED = shipped("published")
 COLUMNS = ("source", "agent", "task", "action_repeat", "steps", "seeds")
-SPREAD = ("mean", "std", "median", "min", "max")
-"""The columns with statistics over seeds."""
+MEAN = ("mean", "std", "median", "min", "max")
+"""The columns of a source that gives means over seeds."""
+IQM = ("iqm", "ci_low", "ci_high")
+"""Those of one that gives interquartile means over seeds, with 95 % intervals."""
+ALL = (*COLUMNS, *MEAN, *IQM)
 TEXTS, COUNTS = COLUMNS[:3], COLUMNS[3:]
 LARGEST = 1e15
 """The largest magnitude that a score may have."""
@@ -43,9 +46,10 @@ class Published:
 
     sources: Mapping[str, Source]
     scores: pd.DataFrame
-    """A row for each source, agent, task and step, with the columns ``COLUMNS`` and ``SPREAD``.
+    """A row for each source, agent, task and step, with the columns ``ALL``.
 
-    A step is one decision.
+    A step is one decision. A row has either the values of ``MEAN`` or those of ``IQM``; the others
+    are missing.
     """
     fault: str = ""
     """Why the scores cannot be read, if they cannot; otherwise empty."""
@@ -58,13 +62,26 @@ class Published:
         sources = {name: source for name, source in self.sources.items() if name in kept}
         return Published(sources, scores.reset_index(drop=True), self.fault)
 
+    def points(self) -> pd.DataFrame:
+        """The scores with the columns ``statistic``, ``value``, ``low`` and ``high`` as well.
+
+        The statistic is ``mean``, with the lowest and the highest seed, or ``IQM``, with its
+        interval.
+        """
+        columns = {"value": ("mean", "iqm"), "low": ("min", "ci_low"), "high": ("max", "ci_high")}
+        scores, is_mean = self.scores, self.scores["mean"].notna()
+        return scores.assign(
+            statistic=is_mean.map({True: "mean", False: "IQM"}),
+            **{name: scores[a].where(is_mean, scores[b]) for name, (a, b) in columns.items()},
+        )
+
 
 def published_scores(folder: Path = PUBLISHED) -> Published:
     """Read the scores in ``folder``. There are none if it has no file of them.
 
     If a file is damaged, there are no scores, and ``fault`` names the file in one line.
     """
-    nothing = Published({}, pd.DataFrame(columns=[*COLUMNS, *SPREAD]))
+    nothing = Published({}, pd.DataFrame(columns=[*ALL]))
     if not os.path.lexists(folder / "scores.csv"):
         return nothing
     try:
@@ -88,12 +105,16 @@ def _scores(file: Path, sources: Mapping[str, Source]) -> pd.DataFrame:
     text = read(file, MIB)
     try:
         table = parse_table(text, texts=TEXTS, whole=COUNTS)
-        if list(table.columns) != [*COLUMNS, *SPREAD]:
-            raise ValueError(f"its columns are not {', '.join([*COLUMNS, *SPREAD])}")
+        if tuple(table.columns) != ALL:
+            raise ValueError(f"its columns are not {', '.join(ALL)}")
         if not (table[list(COUNTS)] > 0).all(axis=None):
             raise ValueError(f"a number in {', '.join(COUNTS)} is not above 0")
-        if (table[list(SPREAD)].abs() > LARGEST).any(axis=None):
+        if (table[[*MEAN, *IQM]].abs() > LARGEST).any(axis=None):
             raise ValueError(f"a score is beyond +-{LARGEST:g}")
+        given = table[[*MEAN, *IQM]].notna()
+        is_mean = [name in MEAN for name in given]
+        if not ((given == is_mean).all(axis=1) | (given != is_mean).all(axis=1)).all():
+            raise ValueError("a row has not all values of a mean alone, or all of an IQM alone")
         if unknown := sorted(set(table["source"]) - set(sources)):
             raise ValueError(f"it has scores of {unknown[0]!r}, which sources.json does not name")
     except ValueError as error:

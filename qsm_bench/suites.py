@@ -80,6 +80,22 @@ SUITES: dict[str, Suite] = {
             Protocol(steps=10_000_000, eval_every=50_000),
         ),
         Suite(
+            "dmc_dog_humanoid",
+            "dog and humanoid tasks that many comparisons of 2025 and 2026 report; 1 million steps,"
+            " as in SoftGAC's comparison, whose scores of seven agents reports show next to ours;"
+            " that it trains 3 million on humanoid-run is left out: give --steps for more",
+            (
+                "dog-stand",
+                "dog-walk",
+                "dog-trot",
+                "dog-run",
+                "humanoid-stand",
+                "humanoid-walk",
+                "humanoid-run",
+            ),
+            Protocol(steps=1_000_000),
+        ),
+        Suite(
             "gym_mujoco",
             "five Gymnasium MuJoCo tasks with the step count usual for them; their episodes can"
             " terminate, and Humanoid has no reference scores to normalize by",

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -35,6 +35,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 DASHED = (0, (4, 3))
 MARKERS = "osD^vPX*"
+OTHER_MARKERS = "hdp<>+x1234"
+"""Those of published points, hollow or thin."""
 
 CHARACTER, LINE = 0.08, 0.17
 """The width of a character of the figures' font, at most, and the height of a line, in inches."""
@@ -270,6 +272,8 @@ class Marks:
     table: pd.DataFrame
     """The same columns as the table of the curves: panel, x, value, low, high."""
     marker: str
+    bar: Literal["seeds", "interval"]
+    """What lies from low to high: all seeds, or an interval of the value."""
 
 
 def curves(
@@ -397,12 +401,15 @@ def _curve(
 
 
 def _mark(chart: Chart, panel: Axes, part: pd.DataFrame, x: str, mark: Marks) -> None:
+    part = part.sort_values(x)
+    panel.plot(part[x], part["value"], color=INK, linewidth=0.7, linestyle=":", alpha=0.6)
     for row in part.to_dict("records"):
         at, value = float(row[x]), float(row["value"])
         panel.plot([at, at], [row["low"], row["high"]], color=INK, linewidth=1, alpha=0.6)
         panel.plot([at], [value], color=INK, marker=mark.marker, mfc=PAPER, linestyle="none")
-        bounds = f"{number(value)}, seeds from {number(row['low'])} to {number(row['high'])}"
-        chart.values.append((panel, at, value, f"{mark.label}, {x} {at:,.6g}: {bounds}"))
+        bounds = f"{mark.bar} from {number(row['low'])} to {number(row['high'])}"
+        text = f"{mark.label}, {x} {at:,.6g}: {number(value)}, {bounds}"
+        chart.values.append((panel, at, value, text))
 
 
 def _interval(

@@ -145,8 +145,9 @@ def learning_curves(analysis: Analysis, drawing: Drawing, published: Published) 
             alt=f"Mean return over steps, a panel for each task. At the end: {ends}.",
             caption=f"Mean return over seeds. {BOOTSTRAP}"
             + (
-                " Hollow markers: published means, with bars from the lowest to the highest seed. "
-                "See the next table."
+                " Other markers: published scores, measured under other protocols. A mean has a "
+                "bar from the lowest to the highest seed, an IQM its 95 % interval. See the next "
+                "table."
                 if marks
                 else ""
             )
@@ -182,15 +183,22 @@ def _external(analysis: Analysis) -> list[str]:
 
 
 def _marks(results: Results, published: Published) -> list[figures.Marks]:
-    """The published scores with the action repeat of our runs, with a marker for each source."""
+    """The published scores with the action repeat of our runs, with a marker for each agent."""
     repeats = {cell["task"]: cell["action_repeat"] for cell in results.cells}
-    same = published.scores[
-        published.scores["task"].map(repeats) == published.scores["action_repeat"]
-    ]
-    columns = {"steps": "step", "mean": "value", "min": "low", "max": "high"}
+    points = published.points()
+    same = points[points["task"].map(repeats) == points["action_repeat"]]
     return [
-        figures.Marks(published.sources[str(source)].label, rows.rename(columns=columns), marker)
-        for marker, (source, rows) in zip(cycle("hdp"), same.groupby("source"), strict=False)
+        figures.Marks(
+            f"{agent}, {published.sources[str(source)].label}: {statistic}",
+            rows.rename(columns={"steps": "step"}),
+            marker,
+            bar="seeds" if statistic == "mean" else "interval",
+        )
+        for marker, ((source, agent, statistic), rows) in zip(
+            cycle(figures.OTHER_MARKERS),
+            same.groupby(["source", "agent", "statistic"]),
+            strict=False,
+        )
     ]
 
 
@@ -198,27 +206,32 @@ def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
     """A table of published scores with ours at the same step, and a list of the differences."""
     ours = by_task.set_index(["task", "step", "agent"])["value"].unstack("agent")
     agents = list(dict.fromkeys(by_task["agent"]))
+    points = published.points()
     rows = [
         {
             "task": row["task"],
             "step": f"{row['steps']:,}",
+            "agent": row["agent"],
             "published by": published.sources[row["source"]].label,
             "action repeat": str(row["action_repeat"]),
-            "mean": number(row["mean"]),
+            "statistic": f"{row['statistic']} of {count(row['seeds'], 'seed')}",
+            "value": number(row["value"])
+            if row["statistic"] == "mean"
+            else interval(row["value"], row["low"], row["high"]),
             "standard deviation": number(row["std"]),
-            "seeds": str(row["seeds"]),
             **{
                 f"{agent} here": number(ours[agent].get((row["task"], row["steps"]), np.nan))
                 for agent in agents
             },
         }
-        for row in published.scores.sort_values(["task", "steps"], kind="stable").to_dict("records")
+        for row in points.sort_values(["task", "steps"], kind="stable").to_dict("records")
     ]
     return [
         Table(
             "published",
-            "Published scores next to ours at the same step. They were measured elsewhere under "
-            "other protocols, and no statistic of this report uses them.",
+            "Published scores next to our means at the same step. They were measured elsewhere "
+            "under other protocols, and no statistic of this report uses them. An IQM, the mean of "
+            "the middle half of the seeds, has its 95 % interval.",
             pd.DataFrame(rows),
             published.scores,
         ),

@@ -43,6 +43,16 @@ class TestNames:
         by_id = {name: find_task(task.gymnasium_id) for name, task in tasks.items()}
         assert by_id == tasks
 
+    @pytest.mark.parametrize(
+        ("name", "sizes"), [("dog-run", (223, 38)), ("humanoid-run", (67, 21))]
+    )
+    def test_the_largest_tasks_have_the_sizes_that_others_report(
+        self, name: str, sizes: tuple[int, int]
+    ) -> None:
+        env = make(name)
+        assert (env.observation_space.shape, env.action_space.shape) == ((sizes[0],), (sizes[1],))
+        env.close()
+
     def test_a_known_task_says_where_its_score_range_comes_from(self) -> None:
         for task in map(find_task, ["HalfCheetah-v5", *task_names()]):
             assert task.score_range is not None

@@ -50,7 +50,9 @@ def curves(agents: list[str], tasks: tuple[str, ...] = TASKS) -> Chart:
         x_label="steps",
         y_label="return",
         panel_by="task" if len(tasks) > 1 else None,
-        marks=[figures.Marks("published by somebody", marks, "h")] if len(tasks) > 1 else (),
+        marks=[figures.Marks("published by somebody", marks, "h", "seeds")]
+        if len(tasks) > 1
+        else (),
     )
 
 

@@ -1,15 +1,32 @@
 """What does not fit into memory is refused in one line before anything starts."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from agents import registry
+from agents.speed.acceleration import why_not_compiled
 from qsm_bench import memory, plan
 from qsm_bench.errors import UserError
+from qsm_bench.timing import ready_to_learn, state_bytes
 from tests.qsm_bench.jobs import make_job
+from tests.qsm_bench.update_memory import BATCH, SEEDS, SIZES, TRAINERS, large_job
 
 KIB = 1024
+GIB = 2**30
+
+
+@pytest.fixture
+def named_presets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The presets of the trainers that are not built in are found by their names."""
+    monkeypatch.setattr(registry, "BUILT_IN", TRAINERS)
+    registry.built_in_agents.cache_clear()
+    yield
+    registry.built_in_agents.cache_clear()
 
 
 def test_the_peak_of_a_chain_of_products_is_known_without_running_it() -> None:
@@ -62,7 +79,61 @@ def test_more_chains_or_a_larger_batch_take_more_memory_in_proportion() -> None:
     assert wide - base > 2_000 * 64 * 64 * 4
 
 
-def test_a_replay_buffer_counts_in_full_and_a_smaller_one_is_offered(
+LARGE = ("maxentdp_reference", "qvpo_reference")
+"""Presets with 500 draws of an action, and with 64 candidates and a chain of 20 steps."""
+each_agent = pytest.mark.parametrize(
+    "agent",
+    ["qsm", "sdac", *(pytest.param(agent, marks=pytest.mark.slow) for agent in ("qvpo", *LARGE))],
+)
+
+
+@pytest.mark.usefixtures("named_presets")
+@each_agent
+def test_the_tensors_of_an_update_are_known_without_running_it(agent: str) -> None:
+    """Candidates of an update are counted: they are most of it."""
+    job = large_job(agent, seeds=1)
+    learner, replay = ready_to_learn(job, SIZES)
+    held = state_bytes(learner)
+    estimated = plan._learning_bytes(job, *SIZES) - 3 * held
+    measured = memory.measure_peak(lambda: learner.update(replay.sample(BATCH)))
+    # Those of the agent that an update returns count as made in it, at most.
+    assert measured - held <= estimated / plan.HEAP <= 1.1 * measured
+
+
+def most_in_updates(agent: str, *how: str) -> tuple[int, int]:
+    """Return the bytes that a process of its own has before, and at most in two updates."""
+    command = [sys.executable, "-m", "tests.qsm_bench.update_memory", agent, *how]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    before, most = map(int, said.split())
+    return before, most
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+
+
+@on_linux
+@pytest.mark.usefixtures("named_presets")
+@each_agent
+def test_the_memory_of_a_process_that_learns_is_known_and_below_4_gib(agent: str) -> None:
+    before, most = most_in_updates(agent)
+    known = before + SEEDS * plan._learning_bytes(large_job(agent), *SIZES)
+    assert most == pytest.approx(known, rel=0.25)
+    assert known < 4 * GIB
+
+
+@on_linux
+@pytest.mark.slow
+@pytest.mark.skipif(why_not_compiled() is not None, reason="there is no compiler")
+@pytest.mark.usefixtures("named_presets")
+@pytest.mark.parametrize("agent", ["qsm", "sdac", "qvpo"])
+def test_a_compiled_update_takes_no_more_and_the_compiler_what_is_said(agent: str) -> None:
+    before, most = most_in_updates(agent, "compiled")
+    plain = before + SEEDS * plan._learning_bytes(large_job(agent), *SIZES)
+    assert most <= 1.25 * (plain + plan.COMPILER_BYTES)
+    assert most > before + plan.COMPILER_BYTES / 2
+
+
+def test_a_replay_buffer_counts_in_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jobs = [make_job(steps=1_000_000), make_job(steps=10_000)]
@@ -73,9 +144,27 @@ def test_a_replay_buffer_counts_in_full_and_a_smaller_one_is_offered(
     with pytest.raises(UserError, match="2 jobs at a time need") as refused:
         plan.refuse_what_does_not_fit(jobs, needs, workers=2)
     assert "\n" not in str(refused.value)
-    monkeypatch.setattr(plan, "available_bytes", lambda device: needs[0].rest + 500_000 * 2 * 9 * 4)
-    with pytest.raises(UserError, match="give --replay-capacity 500000 or less"):
-        plan.refuse_what_does_not_fit(jobs[:1], needs[:1], workers=1)
+
+
+def test_a_refusal_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [make_job(steps=1_000_000), make_job(steps=10_000), make_job(seeds=1)]
+    needs = plan.estimate_memory(jobs)
+
+    def advice(free: int, *numbers: int) -> str:
+        monkeypatch.setattr(plan, "available_bytes", lambda device: free)
+        given = [jobs[k] for k in numbers], [needs[k] for k in numbers]
+        with pytest.raises(UserError) as refused:
+            plan.refuse_what_does_not_fit(*given, workers=len(numbers))
+        return str(refused.value).partition(": give ")[2]
+
+    half = needs[0].rest + 500_000 * 2 * 9 * 4
+    seeds = "fewer --seeds-per-job"
+    assert advice(half, 0) == f"{seeds}, or --replay-capacity 500000 or less"
+    assert advice(2 * half, 0, 0) == f"--workers 1, or {seeds}, or --replay-capacity 500000 or less"
+    assert advice(2 * needs[0].total, 0, 0, 0).startswith(f"--workers 2, or {seeds}")
+    assert advice(half, 0, 0) == f"--workers 1 and --replay-capacity 500000 or less, or {seeds}"
+    assert advice(0, 0, 1) == seeds
+    assert advice(0, 2) == "fewer --eval-episodes, or a smaller --batch-size"
 
 
 def test_networks_that_cannot_be_built_are_refused_unbuilt(

@@ -1,0 +1,48 @@
+"""Print the memory that a process has before it makes an agent, and at most in two updates of it.
+
+    python -m tests.qsm_bench.update_memory AGENT [compiled]
+
+In bytes, for 5 seeds, 78 observations, 12 actions and a batch of 256. Linux only.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from agents import registry
+from agents.speed.acceleration import accelerate
+from qsm_bench.experiment import Job
+from qsm_bench.process import configure_process
+from qsm_bench.timing import ready_to_learn
+from tests.qsm_bench.jobs import make_job
+
+TRAINERS = tuple(dict.fromkeys((*registry.BUILT_IN, "agents.sdac:SDAC", "agents.qvpo:QVPO")))
+"""The built-in trainers, and those that are tried beside them: so their presets have names."""
+SIZES = (78, 12)
+SEEDS, BATCH = 5, 256
+
+
+def large_job(agent: str, **changes: Any) -> Job:
+    """Return a job of an agent, as large as the common protocol's."""
+    return make_job(agent, **{"seeds": SEEDS, "batch_size": BATCH, **changes})
+
+
+def main(name: str, *, compiled: bool) -> None:
+    configure_process()
+    vars(registry)["BUILT_IN"] = TRAINERS
+    job = large_job(name)
+    before = psutil.Process().memory_info().rss
+    agent, replay = ready_to_learn(job, SIZES)
+    accelerate(agent.bare, torch.device("cpu"), seeds=SEEDS, compiled=compiled)
+    for _ in range(2):
+        agent.update(replay.sample(BATCH))
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(before, int(peak) * 1024)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], compiled=sys.argv[2:] == ["compiled"])
