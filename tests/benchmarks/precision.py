@@ -1,11 +1,10 @@
-"""What rounding factors to bfloat16 gains in time, and what it costs in gradients.
+"""What rounding factors to bfloat16 costs in gradients; ``make bench`` has what it gains in time.
 
     python tests/benchmarks/precision.py
 
-Prints two tables of Markdown. One thread, 24 observations, 6 actions, batch 256, networks 2 x 256.
-The first has the time of a compiled update in float32 over that with rounded factors: both are
-timed in turn, and a range is that of 95 % of the rounds. The second has the relative error of
-gradients at initial weights, against those in float64 of the same weights, batch and noise.
+Prints a table of Markdown: the relative error of gradients at initial weights, against those in
+float64 of the same weights, batch and noise. 24 observations, 6 actions, batch 256, networks
+2 x 256.
 """
 
 import statistics
@@ -24,41 +23,21 @@ from agents.protocol import Batch
 from agents.registry import built_in_trainers
 from qsm_bench.process import configure_process
 from tests.agents.fixed_critics import doubled, in_float64
-from tests.benchmarks.workload import new_agent, new_batch, seconds
+from tests.benchmarks.core import describe_core
+from tests.benchmarks.workload import new_agent, new_batch
 
 PRECISIONS = "float32", "bfloat16"
-ROUNDS, CALLS, WARM_UPS = 40, 6, 6
 DRAWS = 8
 
 
 def main() -> None:
     configure_process()
-    print(f"torch {torch.__version__}, one thread\n")
-    print("| trainer | float32 | bfloat16 | times as fast |\n| --- | --- | --- | --- |")
-    for name in built_in_trainers():
-        print(f"| {name} | {' | '.join(time_both(name))} |", flush=True)
-    print("\n| trainer | network | float32 | bfloat16 |\n| --- | --- | --- | --- |")
+    print(f"torch {torch.__version__}, one core: {describe_core()}\n")
+    print("| trainer | network | float32 | bfloat16 |\n| --- | --- | --- | --- |")
     for name in built_in_trainers():
         for network, errors in gradient_errors(name).items():
             shown = (f"{errors[kind]:.1e}" for kind in PRECISIONS)
             print(f"| {name} | {network} | {' | '.join(shown)} |", flush=True)
-
-
-def time_both(name: str) -> list[str]:
-    """Updates per second in both precisions, and the ratio with its range."""
-    batch = new_batch(1)
-    agents = [new_agent(name, 1, compiled=True, matmul_precision=kind) for kind in PRECISIONS]
-    for agent in agents * WARM_UPS:
-        agent.update(batch)
-    rounds = [
-        [seconds(lambda agent=agent: agent.update(batch), CALLS) for agent in agents]  # type: ignore[misc]
-        for _ in range(ROUNDS)
-    ]
-    plain, rounded = (statistics.median(column) for column in zip(*rounds, strict=True))
-    ratios = sorted(one / other for one, other in rounds)
-    low, high = ratios[ROUNDS // 40], ratios[-1 - ROUNDS // 40]
-    ratio = f"{plain / rounded:.2f} ({low:.2f} to {high:.2f})"
-    return [f"{1 / plain:.0f}/s", f"{1 / rounded:.0f}/s", ratio]
 
 
 def gradient_errors(name: str) -> dict[str, dict[str, float]]:

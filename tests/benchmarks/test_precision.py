@@ -1,0 +1,33 @@
+"""What products in bfloat16 gain beside float32, eager and compiled: ``make bench``."""
+
+from typing import Any
+
+import pytest
+
+from agents.registry import built_in_trainers
+from agents.speed.precision import why_not
+from tests.benchmarks.workload import BATCH, SIDE, SideBySide, new_agent, new_batch, note, seconds
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", built_in_trainers())
+def test_bfloat16_beside_float32(benchmark: Any, name: str, compiled: bool) -> None:
+    if compiled and benchmark.disabled:
+        pytest.skip("compiled only to be measured")
+    if not benchmark.disabled and (reason := why_not("bfloat16", "cpu", BATCH, SIDE)):
+        pytest.skip(f"a run would refuse bfloat16 here: {reason}")
+    batch = new_batch(1)
+    plain = new_agent(name, 1, compiled=compiled)
+    rounded = new_agent(name, 1, compiled=compiled, matmul_precision="bfloat16")
+    # TD3 moves its actor at every second update, so two are one round.
+    run = SideBySide(benchmark, lambda: (rounded.update(batch), rounded.update(batch)))
+    run.also_measure("float32", lambda: seconds(lambda: plain.update(batch), 2))
+    if run.run():
+        per_update, in_float32 = run.median / 2, run.median_of("float32")
+        note(
+            benchmark,
+            f"{name}, S = 1, {'compiled' if compiled else 'eager'}, bfloat16",
+            f"{1 / per_update:.0f} seed-updates/s",
+            in_float32 / per_update,
+            f"times float32's {1 / in_float32:.0f}/s",
+        )
