@@ -196,9 +196,24 @@ class Agent(Protocol):
         ...
 
 
-# What follows is optional. The harness measures an agent by each of the first three methods that
-# it has, at every evaluation: see ``qsm_bench.diagnostics``. None of them may change the agent, or
-# draw from its streams; what they return carries no gradient. Reports ask the last one.
+# What follows is optional.
+
+
+@runtime_checkable
+class UpdatesSeveral(Protocol):
+    """An agent that makes several updates in one call faster than in as many."""
+
+    def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """Make an update with each batch, in order; return the metrics of each: see ``update``.
+
+        Except for rounding it is what as many calls of ``update`` are.
+        """
+        ...
+
+
+# The harness measures an agent by each of the next three methods that it has, at every evaluation:
+# see ``qsm_bench.diagnostics``. None of them may change the agent, or draw from its streams; what
+# they return carries no gradient. Reports ask the last one.
 
 
 @runtime_checkable

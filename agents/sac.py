@@ -164,14 +164,13 @@ class SAC(TwinCriticLearner[SACConfig]):
         noise = streams.normal(states.shape[1], self.action_size)
         return self.policy(states, noise)[0].view(*observation.shape[:2], count, -1)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one update of critic, actor, temperature and target; metrics are [S]."""
-        shape = batch.action.shape[1:]
-        noise = Noise(self.update_stream.normal(*shape), self.update_stream.normal(*shape))
-        return self.pure_update(batch, noise)
+    def draw_inputs(self, batch_size: int) -> tuple[Noise]:
+        """Draw all the random numbers of an update."""
+        shape = batch_size, self.action_size
+        return (Noise(self.update_stream.normal(*shape), self.update_stream.normal(*shape)),)
 
     def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Make the update from a batch and all the random numbers it needs; metrics are [S]."""
+        """Make one update of critic, actor, temperature and target; metrics are [S]."""
         log_temperature = self.temperature["log"]
         temperature = log_temperature.detach().exp()
 

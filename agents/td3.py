@@ -126,14 +126,17 @@ class TD3(TwinCriticLearner[TD3Config]):
         action: Tensor = self.actor(observation).tanh()
         return action.unsqueeze(2)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one critic update, and every ``policy_delay``-th time actor and targets too."""
+    def draw_inputs(self, batch_size: int) -> tuple[Tensor, bool]:
+        """Draw the noise of the next actions, and count: every ``policy_delay``-th moves all."""
         self.updates.value += 1
-        noise = self.update_stream.normal(*batch.action.shape[1:])
-        return self.pure_update(batch, noise, self.updates.value % self.config.policy_delay == 0)
+        noise = self.update_stream.normal(batch_size, self.action_size)
+        return noise, self.updates.value % self.config.policy_delay == 0
 
     def pure_update(self, batch: Batch, noise: Tensor, moves_actor: bool) -> dict[str, Tensor]:
-        """Make the update from a batch, the noise [S, B, act] of its next actions, and its kind."""
+        """Make one critic update and, if ``moves_actor``, one of actor and targets, too.
+
+        ``noise`` [S, B, act] is that of the next actions.
+        """
         limit = self.config.target_noise_clip
         with torch.no_grad():
             smoothing = (self.config.target_noise * noise).clamp(-limit, limit)

@@ -24,6 +24,7 @@ from agents.protocol import (
     ShowsPolicy,
     ShowsScore,
     StateDict,
+    UpdatesSeveral,
 )
 from agents.registry import AgentError
 from qsm_bench import metrics
@@ -58,6 +59,22 @@ class Checked:
         with self._unchanged("update", "batch", *batch):
             found = self.bare.update(batch)
         self._check_metrics("update", found, batch.reward.device)
+        return found
+
+    def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """Update with each batch, in one call if the agent has one: see ``UpdatesSeveral``."""
+        if len(batches) == 1 or not isinstance(self.bare, UpdatesSeveral):
+            return [self.update(batch) for batch in batches]
+        with self._unchanged("update_several", "batches", *(x for b in batches for x in b)):
+            found = self.bare.update_several(batches)
+        if not isinstance(found, list) or len(found) != len(batches):
+            raise self._breach(
+                "update_several",
+                f"returned {_kind(found)}; it must return a list of {len(batches)} dicts of "
+                "metrics, one for each batch",
+            )
+        for of_one in found:
+            self._check_metrics("update_several", of_one, batches[0].reward.device)
         return found
 
     def state_dict(self) -> StateDict:

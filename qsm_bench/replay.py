@@ -76,6 +76,15 @@ class ReplayBuffer:
         index = self.stream.integers(batch_size, high=self.size)
         return self.returns_from(index)
 
+    def sample_several(self, batch_size: int, count: int) -> list[Batch]:
+        """Draw what ``count`` calls of ``sample`` would, bit for bit, with one gather."""
+        drawn = [self.stream.integers(batch_size, high=self.size) for _ in range(count)]
+        together = self.returns_from(torch.cat(drawn, dim=1))
+        return [
+            Batch(*of_one)
+            for of_one in zip(*(x.split(batch_size, dim=1) for x in together), strict=True)
+        ]
+
     def returns_from(self, index: Tensor) -> Batch:
         """Return the n-step transitions that start at the records ``index`` [S, B], 0 the oldest.
 

@@ -204,7 +204,7 @@ class Training:
         # Between the two a GPU's update and the environments, in processes of their own, run at
         # once; so that it makes no difference to the numbers where they do not, an update draws
         # from the transitions before this step everywhere.
-        for _ in range(0 if warming_up else protocol.updates_per_step):
+        if not warming_up:
             self._update()
         result = self.environments.finish()
         self._remember(observation, action, result)
@@ -231,11 +231,14 @@ class Training:
         return torch.where(self.status.learning.unsqueeze(-1), action, 0.0)
 
     def _update(self) -> None:
-        metrics = self.agent.update(self.replay.sample(self.job.protocol.batch_size))
-        for name, value in metrics.items():
-            if "loss" in name:
-                self.status.finite &= value.isfinite()
-        self.metrics.add(metrics)
+        """Make the updates of a step: their batches are drawn together, and so is their noise."""
+        protocol = self.job.protocol
+        batches = self.replay.sample_several(protocol.batch_size, protocol.updates_per_step)
+        for metrics in self.agent.update_several(batches):
+            for name, value in metrics.items():
+                if "loss" in name:
+                    self.status.finite &= value.isfinite()
+            self.metrics.add(metrics)
 
     def _remember(self, observation: Tensor, action: Tensor, result: StepResult) -> None:
         """Store every seed's transition; what it overwrites is in the replay log by then."""

@@ -257,15 +257,13 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         )
         return self.best_action(observation, self.acting_policy.sample(observation, noise))
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one update of critic, target and actor; metrics are [S]."""
-        size = batch.action.shape[1]
-        return self.pure_update(
-            batch, Noise(self.draw_critic_noise(size), self.draw_actor_noise(size))
-        )
+    def draw_inputs(self, batch_size: int) -> tuple[Noise]:
+        """Draw all the random numbers of an update."""
+        critic = self.draw_critic_noise(batch_size)
+        return (Noise(critic, self.draw_actor_noise(batch_size)),)
 
     def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Make the update from a batch and all the random numbers it needs; metrics are [S]."""
+        """Make one update of critic, target and actor; metrics are [S]."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise.critic)
         self.critic_optimizer.minimize(critic_loss)
         polyak_update(self.target_critic, self.critic, self.config.polyak)

@@ -1,7 +1,7 @@
 """What every built-in trainer is: the sum of its saved parts, with twin critics and their loss."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -12,6 +12,17 @@ from agents.common.networks import TwinCritic
 from agents.common.optimizer import Adam
 from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch, NamedSettings, StateDict
+
+PureUpdate = Callable[..., dict[str, Tensor]]
+"""A function of (batch, *inputs) that makes an update and returns metrics."""
+
+
+def each_in_turn(update: PureUpdate, inputs: Sequence[tuple[Any, ...]]) -> list[dict[str, Tensor]]:
+    """Make an update with each of ``inputs``, at once if ``update`` has a way; return metrics."""
+    if several := getattr(update, "several", None):
+        metrics: list[dict[str, Tensor]] = several(inputs)
+        return metrics
+    return [update(*each) for each in inputs]
 
 
 class Stateful(Protocol):
@@ -36,9 +47,12 @@ class Count:
 
 
 class Learner:
-    """Saves and restores an agent as the sum of its parts.
+    """Makes updates, and saves and restores an agent as the sum of its parts.
 
     ``parts`` names the attributes that hold state; whatever is not named there is derived.
+
+    An update is two methods: ``draw_inputs``, and ``pure_update(batch, *inputs)``, which returns
+    metrics [S]. See ``agents.speed.acceleration`` for what pure means.
     """
 
     name: ClassVar[str]
@@ -52,6 +66,31 @@ class Learner:
     They come on top of those that it gives every trainer: small networks, a larger step size.
     """
     parts: tuple[str, ...]
+    pure_update: PureUpdate
+
+    def draw_inputs(self, batch_size: int) -> tuple[Any, ...]:
+        """Return what ``pure_update`` takes beside a batch of that size: noise and switches.
+
+        All random numbers of an update are drawn here, from ``update_stream``, and updates are
+        counted here. What learns is not looked at: the inputs of several updates are drawn at once.
+        """
+        raise NotImplementedError
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one update; metrics are [S]."""
+        return self.pure_update(batch, *self.draw_inputs(batch.action.shape[1]))
+
+    def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """Make an update with each batch, in order; return the metrics of each.
+
+        It is what so many calls of ``update`` are, but all random numbers are drawn first. That
+        takes a class which promises a pure update, and adds nothing to it in ``update``.
+        """
+        own = vars(type(self)).get("promises_pure_update")
+        if not own or type(self).update is not Learner.update:
+            return [self.update(batch) for batch in batches]
+        inputs = [(batch, *self.draw_inputs(batch.action.shape[1])) for batch in batches]
+        return each_in_turn(self.pure_update, inputs)
 
     def _parts(self) -> dict[str, Stateful]:
         return {name: getattr(self, name) for name in self.parts}

@@ -9,35 +9,22 @@ result: compiled numbers are the plain ones up to the order of operations.
 """
 
 import os
-import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import FunctionType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.protocol import Agent
 from agents.speed.captured_update import CapturedUpdate
+from agents.speed.compiled_update import CompiledUpdate
+from agents.speed.program import Program
 from agents.speed.seed_by_seed import SeedBySeed, is_large
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "cuda": {},
-    "cpu": {
-        # Kernels are called from C++, and what they hand to each other lies close together.
-        "cpp_wrapper": True,
-        "memory_planning": True,
-        # Shapes are known: looking at them again takes time at every update.
-        "size_asserts": False,
-    },
-}
-"""The options of torch.compile for each kind of device."""
 
 
 def why_not_compiled(device: str = "cpu") -> str | None:
@@ -61,71 +48,12 @@ def accelerate(agent: Agent, device: torch.device, *, seeds: int, compiled: bool
         return
     update: Callable[..., dict[str, Tensor]] = agent.pure_update  # type: ignore[attr-defined]
     if compiled:
-        program = _compile(type(agent).pure_update, device)  # type: ignore[attr-defined]
+        program = Program(type(agent).pure_update, device)  # type: ignore[attr-defined]
+        bind = partial(CompiledUpdate, program)
         if device.type == "cpu" and seeds > 1 and is_large(agent):
-            update = SeedBySeed(agent, seeds, program)
+            update = SeedBySeed(agent, seeds, bind)
         else:
-            update = partial(program, agent)
+            update = bind(agent)
     if device.type == "cuda":
         update = CapturedUpdate(agent, update, device)
     agent.pure_update = update  # type: ignore[attr-defined]
-
-
-def _compile(update: FunctionType, device: torch.device) -> Callable[..., dict[str, Tensor]]:
-    """Make the method ``update(self, *inputs)`` one program, compiled when it is first called."""
-    # The gradients and the optimizer are part of it.
-    torch._dynamo.config.trace_autograd_ops = True
-    # torch keeps programs by code object, so agents of one class would share them.
-    own = FunctionType(
-        update.__code__.replace(),
-        update.__globals__,
-        update.__name__,
-        update.__defaults__,
-        update.__closure__,
-    )
-    own.__kwdefaults__ = update.__kwdefaults__
-    program = torch.compile(
-        own,
-        fullgraph=True,
-        dynamic=False,
-        options={"guard_filter_fn": _guards_inputs, **OPTIONS[device.type]},
-    )
-    return recompiling(program)
-
-
-def recompiling(program: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """Let ``program`` be compiled again where torch's cache holds a half-written library of it.
-
-    A compiler that is killed leaves one, and torch would take it for whole in every later run.
-    """
-
-    def call(*inputs: Any) -> dict[str, Tensor]:
-        try:
-            return program(*inputs)
-        except Exception as error:
-            library = _library_that_failed(error)
-            if library is None:
-                raise
-            library.unlink(missing_ok=True)
-        return program(*inputs)
-
-    return call
-
-
-def _library_that_failed(error: Exception) -> Path | None:
-    """The library in torch's cache that could not be loaded; None if that was not the reason."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a while to load
-
-    found = re.search(r"(?:ImportError|OSError): (/.+?\.so): ", str(error))
-    library = Path(found.group(1)) if found else None
-    inside = library and library.resolve().is_relative_to(Path(cache_dir()).resolve())
-    return library if inside else None
-
-
-def _guards_inputs(guards: Sequence[Any]) -> list[bool]:
-    """Choose the guards of a compiled program that are checked at each call.
-
-    Only those on batch, noise and switches are. Some 300 others are on the agent's own parts, which
-    stay the same; checking them takes a CPU 0.2 ms an update.
-    """
-    return [not guard.name.startswith("self.") and "(self." not in guard.name for guard in guards]

@@ -5,14 +5,14 @@ core's cache once, where every layer of all seeds together would push the one be
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agents.common.learner import Count, Learner
+from agents.common.learner import Count, Learner, PureUpdate, each_in_turn
 from agents.common.optimizer import Adam
 from agents.common.streams import SeedStreams
 from agents.protocol import Agent
@@ -24,28 +24,37 @@ For SAC with hidden layers of 256, 256 it is slower with 2 seeds, as fast with 4
 parameters) and faster with 8.
 """
 
-PureUpdate = Callable[..., dict[str, Tensor]]
-"""A function of (agent, *inputs) that returns metrics."""
-
 
 class SeedBySeed:
-    """A pure update of S seeds that calls ``update`` once for each of them."""
+    """A pure update of S seeds that makes the one of each of them, which ``update_of`` returns."""
 
-    def __init__(self, agent: Learner, seeds: int, update: PureUpdate) -> None:
-        self.agents = [_of_one_seed(agent, seed, seeds) for seed in range(seeds)]
-        self.update = update
+    def __init__(
+        self, agent: Learner, seeds: int, update_of: Callable[[Learner], PureUpdate]
+    ) -> None:
+        self.updates = [update_of(_of_one_seed(agent, seed, seeds)) for seed in range(seeds)]
         # All seeds have made the same number of updates, so there is one count of them.
         self.counts = [part.updates for part in _parts(agent) if isinstance(part, Adam)]
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
+        return self.several([inputs])[0]
+
+    def several(self, inputs: Sequence[tuple[Any, ...]]) -> list[dict[str, Tensor]]:
+        """Make an update with each of ``inputs``: all of the first seed, then of the next."""
         before = [count.clone() for count in self.counts]
-        leaves, structure = pytree.tree_flatten(inputs)
         metrics = []
-        for seed, agent in enumerate(self.agents):
+        for seed, update in enumerate(self.updates):
             torch._foreach_copy_(self.counts, before)
-            own = [x[seed : seed + 1] if isinstance(x, Tensor) else x for x in leaves]
-            metrics.append(self.update(agent, *pytree.tree_unflatten(own, structure)))
-        return {name: torch.cat([each[name] for each in metrics]) for name in metrics[0]}
+            metrics.append(each_in_turn(update, [_of_seed(each, seed) for each in inputs]))
+        return [
+            {name: torch.cat([one[name] for one in of_seeds]) for name in of_seeds[0]}
+            for of_seeds in zip(*metrics, strict=True)
+        ]
+
+
+def _of_seed(inputs: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
+    """The part of the inputs of an update that is one seed's."""
+    own: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda x: x[seed : seed + 1], inputs)
+    return own
 
 
 def is_large(agent: Agent) -> TypeGuard[Learner]:

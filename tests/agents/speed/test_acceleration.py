@@ -14,8 +14,9 @@ import torch
 from agents.protocol import Agent, Batch
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
-from agents.speed.acceleration import accelerate, recompiling, why_not_compiled
+from agents.speed.acceleration import accelerate, why_not_compiled
 from agents.speed.captured_update import CapturedUpdate
+from agents.speed.program import recompiling
 from agents.speed.seed_by_seed import SeedBySeed
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
@@ -146,7 +147,7 @@ def test_restoring_a_state_moves_no_parameter_or_moment_to_other_memory() -> Non
 
 COMPILED_UPDATE = """
 import sys, torch
-from agents.speed.acceleration import recompiling
+from agents.speed.program import recompiling
 program = recompiling(torch.compile(lambda x: (x * 2).sin().sum(), options={"cpp_wrapper": True}))
 print(float(program(torch.ones(64))))
 """

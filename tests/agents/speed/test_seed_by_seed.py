@@ -23,7 +23,7 @@ def build(path: str, seeds: tuple[int, ...] = SEEDS) -> Any:
 
 
 def in_turn(agent: Any) -> Any:
-    agent.pure_update = SeedBySeed(agent, len(SEEDS), type(agent).pure_update)
+    agent.pure_update = SeedBySeed(agent, len(SEEDS), lambda one: one.pure_update)
     return agent
 
 

@@ -1,0 +1,195 @@
+"""Several updates in one call are as many calls of one, however they are run."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.protocol import Batch
+from agents.registry import BUILT_IN, find_agent
+from agents.speed import seed_by_seed
+from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.compiled_update import CompiledUpdate, DirectUpdate
+from agents.speed.program import Call
+from agents.speed.seed_by_seed import SeedBySeed
+from agents.td3 import TD3
+from tests.agents.fixed_critics import CPU, make_batch, tensors
+
+SEEDS, COUNT = (3, 4), 5
+TRAINERS = [*BUILT_IN, "agents.sdac:SDAC", "agents.qvpo:QVPO"]
+SMALLER: dict[str, dict[str, Any]] = {
+    "agents.sdac:SDAC": {"samples": 4, "entropy_draws": 2},
+    "agents.qvpo:QVPO": {"samples": 4, "uniform_samples": 2, "ema_target": True},
+}
+
+each_trainer = pytest.mark.parametrize("path", TRAINERS)
+needs_compiler = pytest.mark.skipif(
+    why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
+)
+
+
+def build(path: str) -> Any:
+    agent = find_agent(path).agent
+    config = agent.config_class(hidden_sizes=(24, 24), **SMALLER.get(path, {}))
+    return agent(config, 3, 2, SEEDS, CPU)
+
+
+def batches() -> list[Batch]:
+    """Return batches that lie in one tensor of packed transitions, as the replay buffer's do."""
+    torch.manual_seed(0)
+    together = make_batch(len(SEEDS), COUNT * 16, 3, 2, torch.float32)
+    return [Batch(*of) for of in zip(*(x.split(16, dim=1) for x in together), strict=True)]
+
+
+def course(agent: Any, learn: Callable[[], Sequence[dict[str, Tensor]]]) -> list[Any]:
+    """Return the metrics of the updates, and the agent's state after them."""
+    metrics = [dict(of_one) for of_one in learn()]
+    return [*metrics, copy.deepcopy(agent.state_dict())]
+
+
+def assert_equal(ours: list[Any], theirs: list[Any]) -> None:
+    """Check that two courses are the same to the last bit."""
+    assert [list(metrics) for metrics in ours[:-1]] == [list(metrics) for metrics in theirs[:-1]]
+    assert len(ours) == COUNT + 1
+    assert all(map(torch.equal, tensors(ours), tensors(theirs)))
+    assert len(tensors(ours)) == len(tensors(theirs))
+
+
+@each_trainer
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_several_are_as_many_bit_for_bit(path: str, in_turn: bool) -> None:
+    one, several = build(path), build(path)
+    if in_turn:
+        for agent in (one, several):
+            agent.pure_update = SeedBySeed(agent, len(SEEDS), lambda alone: alone.pure_update)
+    given = batches()
+    assert_equal(
+        course(several, lambda: several.update_several(given)),
+        course(one, lambda: [one.update(batch) for batch in given]),
+    )
+
+
+def compiled(path: str) -> tuple[Any, list[CompiledUpdate]]:
+    agent = build(path)
+    accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
+    update = agent.pure_update
+    return agent, update.updates if isinstance(update, SeedBySeed) else [update]
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("path", "in_turn"), [*((path, False) for path in TRAINERS), ("td3", True), ("qsm", True)]
+)
+def test_compiled_ones_are_as_many_compiled_ones_bit_for_bit(
+    path: str, in_turn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of each kind is recorded, and the others are called directly."""
+    if in_turn:
+        monkeypatch.setattr(seed_by_seed, "LARGE", 0)
+    agent, updates = compiled(path)
+    start, given = copy.deepcopy(agent.state_dict()), batches()
+
+    def again(learn: Callable[[], Sequence[dict[str, Tensor]]]) -> list[Any]:
+        agent.load_state_dict(copy.deepcopy(start))
+        return course(agent, learn)
+
+    one_by_one = again(lambda: [agent.update(batch) for batch in given])
+    assert not any(update.direct for update in updates)
+    recorded = again(lambda: agent.update_several(given))
+    assert all(update.direct and all(update.direct.values()) for update in updates)
+    direct = again(lambda: agent.update_several(given))
+    assert_equal(recorded, one_by_one)
+    assert_equal(direct, one_by_one)
+
+    plain = build(path)
+    expected = course(plain, lambda: plain.update_several(given))
+    for mine, theirs in zip(tensors(expected), tensors(direct), strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_batches_of_another_size_are_not_given_to_the_kernels_of_the_first() -> None:
+    agent, (update,) = compiled("td3")
+    plain = build("td3")
+    for given in (batches(), [Batch(*(x[:, :7] for x in batch)) for batch in batches()], batches()):
+        ours, theirs = agent.update_several(given), plain.update_several(given)
+        for mine, its in zip(tensors(ours), tensors(theirs), strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-4)
+    assert len(update.direct) == 4  # two sizes, with the actor and without
+
+
+class Extended(TD3):
+    """A trainer that keeps a mean of rewards beside each update."""
+
+    name = "extended"
+    promises_pure_update = True
+    seen: Sequence[float] = ()
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        self.seen = [*self.seen, float(batch.reward.mean())]
+        return super().update(batch)
+
+
+class Unpromised(TD3):
+    """A trainer whose update draws what nobody knows of."""
+
+    name = "unpromised"
+
+    def pure_update(self, *inputs: Any) -> dict[str, Tensor]:
+        drawn = self.update_stream.normal()
+        return super().pure_update(*inputs) | {"drawn": drawn}
+
+
+@pytest.mark.parametrize("agent", [Extended, Unpromised])
+def test_an_agent_with_more_in_its_update_makes_one_after_the_other(agent: type[TD3]) -> None:
+    one, several = (agent(agent.config_class(hidden_sizes=(8,)), 3, 2, SEEDS, CPU) for _ in "12")
+    given = batches()
+    assert_equal(
+        course(several, lambda: several.update_several(given)),
+        course(one, lambda: [one.update(batch) for batch in given]),
+    )
+    if isinstance(several, Extended):
+        assert several.seen == [float(batch.reward.mean()) for batch in given]
+
+
+INPUT, PARAMETER, METRIC = torch.ones(2, 3), torch.zeros(2, 4), torch.ones(2)
+
+
+def recorded(
+    arguments: Sequence[Any] = (PARAMETER, INPUT),
+    results: Sequence[Any] = (PARAMETER.view(-1), METRIC),
+    calls: int = 1,
+) -> DirectUpdate | None:
+    call = Call(lambda given: [*given, METRIC], list(arguments), list(results))
+    return DirectUpdate.of([call] * calls, [INPUT, True], {"loss": METRIC})
+
+
+def test_a_recorded_call_is_made_again_with_other_inputs() -> None:
+    direct = recorded()
+    assert direct
+    other = torch.zeros(2, 3)
+    given = direct.arguments_of([other, True])
+    assert given[0] is PARAMETER
+    assert given[1] is other
+    assert direct.metrics_of([None, METRIC]) == {"loss": METRIC}
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"calls": 0},
+        {"calls": 2},
+        {"arguments": (PARAMETER, INPUT, 7)},
+        {"arguments": (PARAMETER, INPUT[:1])},  # part of an input would be that of the first
+        {"results": (PARAMETER,)},  # the metric was made of the results
+        {"results": (METRIC, torch.zeros(2, 4))},  # a result that is copied afterwards
+        {"results": (METRIC, INPUT)},
+    ],
+)
+def test_a_call_that_is_not_all_of_an_update_is_not_made_again(differs: dict[str, Any]) -> None:
+    assert recorded(**differs) is None
