@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import agents.dpmd
+import agents.langevin
 import agents.qvpo
 import agents.sdac
 from agents.common.diffusion import Denoiser
@@ -27,6 +29,7 @@ from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, per
 from tests.agents.plain_updates import PLAIN, flat
 
 SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
+DPMD, LANGEVIN = "agents.dpmd:DPMD", "agents.langevin:Langevin"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -38,6 +41,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
     *((SDAC, {**preset}) for preset in agents.sdac.SDAC.presets.values()),
     *((QVPO, {**preset}) for preset in ({}, *agents.qvpo.QVPO.presets.values())),
+    *((DPMD, {**preset}) for preset in ({}, *agents.dpmd.DPMD.presets.values())),
+    *((LANGEVIN, {**preset}) for preset in ({}, *agents.langevin.Langevin.presets.values())),
+    (DPMD, {"copy_updates": 2, "samples": 5, "target_kl": 1.0, "error_limit": None}),
+    (LANGEVIN, {"gradient_of": "min", "noise_levels": 3, "langevin_steps": 2, "step_size": 1e-4}),
     (SDAC, {}),
     (SDAC, {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
     (SDAC, {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
@@ -47,7 +54,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO])
+each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO, DPMD, LANGEVIN])
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -92,6 +99,8 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
+    if agent.name == "langevin":
+        return (doubled(agent.draw_noise(BATCH)),)
     noise = Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
     return (doubled(noise),)
 
