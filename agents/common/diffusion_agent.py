@@ -168,9 +168,6 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
     ) -> None:
         super().__init__(config, observation_size, action_size, seeds, device)
         self.schedule = config.make_schedule(device)
-        # What it is added to can be differentiated by. So can what requires_grad_() is called on,
-        # but torch 2.11 does not compile that.
-        self.zero = torch.zeros((), device=device, requires_grad=True)
         self.denoiser = Denoiser(
             observation_size,
             action_size,
@@ -227,8 +224,11 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
     def actor_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss [S] whose gradient moves the denoiser, and metrics of shape [S]."""
 
-    def after_update(self) -> None:
-        """Change what else changes at the end of an update, without drawing random numbers."""
+    def after_update(self, metrics: dict[str, Tensor]) -> None:
+        """Change what else changes at the end of an update, without drawing random numbers.
+
+        ``metrics`` are those of ``actor_loss``.
+        """
 
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
@@ -272,7 +272,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         gradient_norm = self.actor_optimizer.minimize(actor_loss)
         if self.target_denoiser is not self.denoiser:
             polyak_update(self.target_denoiser, self.denoiser, self.config.polyak)
-        self.after_update()
+        self.after_update(actor_metrics)
         return {
             "critic_loss": critic_loss.detach(),
             "actor_loss": actor_loss.detach(),
@@ -309,22 +309,6 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         if noise.exploration.shape[1] < action.shape[1]:
             action = self.best_action(observation, action, critic)
         return draw(action, self.config.exploration_noise, noise.exploration).clamp(-1.0, 1.0)
-
-    def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Return grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
-        return self.value_and_gradient(self.critic, observation, action)[1]
-
-    def value_and_gradient(
-        self, critic: TwinCritic, observation: Tensor, action: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return Q(s, a) and grad_a Q(s, a), both held constant: [S, B] and [S, B, act]."""
-        action = action.detach() + self.zero
-        value = self.differentiated_value(critic(observation, action))
-        return value.detach(), torch.autograd.grad(value.sum(), action)[0]
-
-    def differentiated_value(self, q: Tensor) -> Tensor:
-        """Combine the twin critics' values to what grad_a Q is taken of: [2, S, B] -> [S, B]."""
-        return q.mean(dim=0)
 
     def score_and_gradient(
         self, observation: Tensor, action: Tensor, streams: SeedStreams

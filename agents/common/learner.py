@@ -140,6 +140,9 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        # What it is added to can be differentiated by. So can what requires_grad_() is called on,
+        # but torch 2.11 does not compile that.
+        self.zero = torch.zeros((), device=device, requires_grad=True)
         self.update_stream = self.stream("update")
         self.explore_stream = self.stream("explore")
 
@@ -175,6 +178,23 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
         states = observation.repeat(1, candidates.shape[1] // size, 1)
         q: Tensor = (critic or self.critic)(states, candidates).amin(dim=0)
         return q.view(len(q), -1, size)
+
+    def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Return grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
+        return self.value_and_gradient(self.critic, observation, action)[1]
+
+    def value_and_gradient(
+        self, critic: TwinCritic, observation: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return Q(s, a) and grad_a Q(s, a), both held constant: [S, B] and [S, B, act]."""
+        with torch.enable_grad():
+            action = action.detach() + self.zero
+            value = self.differentiated_value(critic(observation, action))
+            return value.detach(), torch.autograd.grad(value.sum(), action)[0]
+
+    def differentiated_value(self, q: Tensor) -> Tensor:
+        """Combine the twin critics' values to what grad_a Q is taken of: [2, S, B] -> [S, B]."""
+        return q.mean(dim=0)
 
 
 def choose_best(value: Tensor, candidates: Tensor) -> Tensor:

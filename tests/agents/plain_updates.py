@@ -108,6 +108,10 @@ class PlainLearner:
         x = torch.cat([state, action], dim=-1)
         return [run(critic, x, torch.relu).squeeze(-1) for critic in critics]
 
+    def mean_q(self, state: Tensor, action: Tensor) -> Tensor:
+        one, two = self.q(self.critics, state, action)
+        return (one + two) / 2
+
     def learn_critics(self, batch: Batch, next_action: Tensor, bonus: Tensor | float = 0.0) -> None:
         one, two = self.q(self.target_critics, batch.next_observation, next_action)
         y = (batch.reward + batch.discount * (torch.minimum(one, two) + bonus)).detach()
@@ -354,6 +358,92 @@ class PlainQVPO(PlainDiffusion):
         return loss
 
 
+class PlainDPMD(PlainDiffusion):
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        super().__init__(agent, seed, seeds)
+        self.copy = PlainDenoiser(agent.copied_denoiser, seed)
+        self.log_temperature = own(agent.temperature["log"], seed)
+        self.temperature_adam = PlainAdam(self.log_temperature, self.config.learning_rate)
+
+    def networks(self) -> dict[str, Any]:
+        mine = {"copied_denoiser": self.copy, "temperature": self.log_temperature}
+        return {**super().networks(), **mine}
+
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c, state, size = self.config, batch.observation, len(batch.action)
+        own = [a.detach() for a in self.candidates(self.copy, state, noise.chain)]
+        shifts = noise.widening.split(size)
+        own = [a + c.sample_noise * z for a, z in zip(own, shifts, strict=True)]
+        values = torch.stack([self.mean_q(state, a) for a in own]).detach()
+        shares = (values / self.log_temperature.detach().exp()).softmax(dim=0)
+        self.excess = math.log(c.samples) + (shares * shares.log()).sum(dim=0).mean() - c.target_kl
+        total = torch.zeros((), dtype=torch.float64)
+        for k, (action, share) in enumerate(zip(own, shares, strict=True)):
+            rows = slice(k * size, (k + 1) * size)
+            t, e = noise.t[rows], noise.noise[rows]
+            error = (self.predicted(state, self.noised(action, t, e), t) - e) ** 2
+            if c.error_limit:
+                error = error.clamp(max=c.error_limit)
+            total = total + (share * error.mean(dim=1)).mean()
+        return total
+
+    def update(self, batch: Batch, noise: Any) -> None:
+        super().update(batch, noise)
+        self.temperature_adam.step(-(self.log_temperature.exp() * self.excess).sum())
+        if self.actor_adam.t % self.config.copy_updates == 0:
+            with torch.no_grad():
+                for old, new in zip(flat(self.copy), flat(self.denoiser), strict=True):
+                    old.copy_(new)
+
+
+class PlainLangevin(PlainLearner):
+    def coded(self, state: Tensor, level: Sequence[int]) -> Tensor:
+        count = self.config.noise_levels
+        if count == 1:
+            return state
+        return torch.cat([state, torch.eye(count, dtype=torch.float64)[level]], dim=1)
+
+    def sample(self, state: Tensor, noise: Any) -> Tensor:
+        c = self.config
+        action, at = noise.start, 0
+        for level in range(c.noise_levels):
+            left = (c.noise_levels - 1 - level) / max(c.noise_levels - 1, 1)
+            eta = c.step_size * (c.largest_noise / c.smallest_noise) ** (2 * left)
+            for _ in range(c.langevin_steps):
+                action = action.detach().requires_grad_()
+                one, two = self.q(self.critics, self.coded(state, [level] * len(state)), action)
+                value = (one + two) / 2 if c.gradient_of == "mean" else torch.minimum(one, two)
+                (gradient,) = torch.autograd.grad(value.sum(), action)
+                if c.normalize_gradient:
+                    gradient = functional.normalize(gradient, dim=1)
+                action = (
+                    action + eta * gradient + math.sqrt(2 * eta * c.temperature) * (noise.steps[at])
+                )
+                action, at = action.clamp(-1, 1), at + 1
+        sample: Tensor = action.detach()
+        return sample
+
+    def update(self, batch: Batch, noise: Any) -> None:
+        c, last = self.config, [self.config.noise_levels - 1] * len(batch.action)
+        state, next_state = (
+            self.coded(s, last) for s in (batch.observation, batch.next_observation)
+        )
+        wanted = self.mean_q(state, batch.action).detach()
+        next_action = self.sample(batch.next_observation, noise.next_action)
+        next_state = self.coded(batch.next_observation, last)
+        self.learn_critics(
+            batch._replace(observation=state, next_observation=next_state), next_action
+        )
+        if c.noise_levels > 1:
+            left = 1 - noise.level / (c.noise_levels - 1)
+            std = c.smallest_noise * (c.largest_noise / c.smallest_noise) ** left
+            moved = batch.action + std.unsqueeze(1) * noise.perturbation
+            values = self.q(self.critics, self.coded(batch.observation, noise.level), moved)
+            losses = [((q - wanted) ** 2).mean() for q in values]
+            self.critic_adam.step(torch.stack(losses).sum())
+        self.follow(self.target_critics, self.critics)
+
+
 class PlainSAC(PlainLearner):
     def __init__(self, agent: Any, seed: int, seeds: int) -> None:
         super().__init__(agent, seed, seeds)
@@ -427,6 +517,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "diffusion_pg": PlainDiffusionPG,
     "sdac": PlainSDAC,
     "qvpo": PlainQVPO,
+    "dpmd": PlainDPMD,
+    "langevin": PlainLangevin,
     "sac": PlainSAC,
     "td3": PlainTD3,
 }

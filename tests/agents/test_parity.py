@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import agents.dpmd
+import agents.langevin
 from agents.common.diffusion import Denoiser
 from agents.common.diffusion_agent import DiffusionAgent, Noise
 from agents.protocol import Batch
-from agents.registry import built_in_agents, find_agent
+from agents.registry import built_in_agents, built_in_trainers, find_agent
 from agents.sac import Noise as SACNoise
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
@@ -24,6 +26,7 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
+DPMD, LANGEVIN = "agents.dpmd:DPMD", "agents.langevin:Langevin"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -33,15 +36,19 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
     ("qsm", {"schedule": "cosine", "sampler": "x0_clip", "variance": "posterior"}),
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
+    *((DPMD, {**preset}) for preset in ({}, *agents.dpmd.DPMD.presets.values())),
+    *((LANGEVIN, {**preset}) for preset in ({}, *agents.langevin.Langevin.presets.values())),
+    (DPMD, {"copy_updates": 2, "samples": 5, "target_kl": 1.0, "error_limit": None}),
+    (LANGEVIN, {"gradient_of": "min", "noise_levels": 3, "langevin_steps": 2, "step_size": 1e-4}),
     ("sdac", {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
     ("sdac", {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
     ("qvpo", {"uniform_decay_updates": 8, "uniform_weight_end": 0.01, "uniform_weight": 0.5}),
     ("sac", {"temperature_loss": "tau", "initial_temperature": 0.3, "log_std_max": -0.5}),
     ("td3", {"policy_delay": 3, "actor_learning_rate": 1e-2}),
 ]
-NAMES = [f"{name}[{','.join(settings)}]" for name, settings in CASES]
+NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", list(PLAIN))
+each_trainer = pytest.mark.parametrize("name", [*built_in_trainers(), DPMD, LANGEVIN])
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -86,6 +93,8 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
+    if agent.name == "langevin":
+        return (doubled(agent.draw_noise(BATCH)),)
     noise = Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
     return (doubled(noise),)
 

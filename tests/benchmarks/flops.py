@@ -15,6 +15,8 @@ from agents.common.diffusion import FREQUENCIES, TIME_CODE
 from agents.common.diffusion_agent import DiffusionConfig
 from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
+from agents.dpmd import DPMDConfig
+from agents.langevin import LangevinConfig
 from agents.protocol import AgentConfig
 from agents.qsm import QSMConfig
 from agents.qvpo import QVPOConfig
@@ -36,7 +38,10 @@ class Work:
         self.rows = 2 * batch
         self.observation, self.action = observation, action
         self.hidden = list(config.hidden_sizes)
-        critic = [observation + action, *self.hidden, 1]
+        code = 0
+        if isinstance(config, LangevinConfig) and config.noise_levels > 1:
+            code = config.noise_levels
+        critic = [observation + code + action, *self.hidden, 1]
         self.critic_forward = products(critic)
         self.critic_inner = products(critic[1:])
         """The operations from the value back to the first hidden layer."""
@@ -55,6 +60,10 @@ class Work:
                 rows = self.target() + self.weighted_draws(self.config)
             case QVPOConfig():
                 rows = self.target() + self.imitated_best(self.config)
+            case DPMDConfig():
+                rows = self.target() + self.reweighted_samples(self.config)
+            case LangevinConfig():
+                rows = self.climbing_samples(self.config)
             case SACConfig():
                 rows = self.actor_critic(heads=2, critics=2, delay=1)
             case TD3Config():
@@ -148,6 +157,21 @@ class Work:
     def imitated_best(self, config: QVPOConfig) -> float:
         """Count the samples, their values, and the denoiser on the best and uniform actions."""
         return self.samples(config.samples) + self.regression(1 + config.uniform_samples)
+
+    def reweighted_samples(self, config: DPMDConfig) -> float:
+        """Count the samples of the copy, their values, and the denoiser on all of them."""
+        return self.samples(config.samples) + self.regression(config.samples)
+
+    # Policies without an actor
+
+    def climbing_samples(self, config: LangevinConfig) -> float:
+        """Count a sample's steps, and the critics' second regression if there are noise levels.
+
+        A step is both critics forward, and back to the state and the action, which are one input.
+        """
+        steps = config.noise_levels * config.langevin_steps * 4 * self.critic_forward
+        regression = 2 * (2 * self.critic_forward + self.critic_inner)
+        return steps + (regression if config.noise_levels > 1 else 0)
 
     # One-step policies
 

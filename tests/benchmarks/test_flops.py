@@ -8,10 +8,12 @@ from agents.registry import built_in_trainers, find_agent
 from tests.benchmarks.flops import ProductCounter, update_flops
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
 
-NAMES = built_in_trainers()
+DPMD, LANGEVIN = "agents.dpmd:DPMD", "agents.langevin:Langevin"
+NAMES = (*built_in_trainers(), DPMD, LANGEVIN)
 WIDE = [
     *((n, {"diffusion_steps": 20}) for n in ("qsm", "diffusion_ql", "diffusion_pg")),
     ("qsm", {"candidates_target": 4}),
+    (LANGEVIN, {"noise_levels": 10, "langevin_steps": 2}),
     ("sdac", {"estimator": "gradient", "samples": 1, "entropy_draws": 2}),
     ("sdac", {"noised_actions": "policy", "candidates_target": 3, "samples": 8}),
 ]
@@ -29,7 +31,9 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
     assert 0.99 * needed < counter.flops / updates < 1.02 * needed
 
 
-@pytest.mark.parametrize(("name", "times"), [("sdac", 7.4), ("qvpo", 14.4)])
+@pytest.mark.parametrize(
+    ("name", "times"), [("sdac", 7.4), ("qvpo", 14.4), (DPMD, 16.3), (LANGEVIN, 4.5)]
+)
 def test_a_trainers_own_numbers_cost_so_many_updates_of_qsm(name: str, times: float) -> None:
     """What its file says, and at most 20 in the common protocol."""
     costs = [

@@ -64,7 +64,7 @@ class Hooked(DiffusionAgent[DiffusionConfig]):
         predicted = self.denoiser(batch.observation, batch.action + noise, 1)
         return (predicted - noise).square().mean(dim=(1, 2)), {}
 
-    def after_update(self) -> None:
+    def after_update(self, metrics: dict[str, Tensor]) -> None:
         polyak_update(self.average, self.denoiser, 0.25)
 
     def action_to_execute(self, observation: Tensor, streams: SeedStreams) -> Tensor:
