@@ -168,7 +168,7 @@ class SAC(TwinCriticLearner[SACConfig]):
         """Make one update of critic, actor, temperature and target; metrics are [S]."""
         shape = batch.action.shape[1:]
         noise = Noise(self.update_stream.normal(*shape), self.update_stream.normal(*shape))
-        return self.pure_update(batch, noise)
+        return self.pure_update(batch._replace(number=None), noise)
 
     def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Make the update from a batch and all the random numbers it needs; metrics are [S]."""

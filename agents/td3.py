@@ -130,7 +130,8 @@ class TD3(TwinCriticLearner[TD3Config]):
         """Make one critic update, and every ``policy_delay``-th time actor and targets too."""
         self.updates.value += 1
         noise = self.update_stream.normal(*batch.action.shape[1:])
-        return self.pure_update(batch, noise, self.updates.value % self.config.policy_delay == 0)
+        moves_actor = self.updates.value % self.config.policy_delay == 0
+        return self.pure_update(batch._replace(number=None), noise, moves_actor)
 
     def pure_update(self, batch: Batch, noise: Tensor, moves_actor: bool) -> dict[str, Tensor]:
         """Make the update from a batch, the noise [S, B, act] of its next actions, and its kind."""

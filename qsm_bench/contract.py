@@ -55,7 +55,7 @@ class Checked:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Call the agent's method, and check what it returns: see ``Agent.update``."""
-        with self._unchanged("update", "batch", *batch):
+        with self._unchanged("update", "batch", *(x for x in batch if x is not None)):
             found = self.bare.update(batch)
         self._check_metrics("update", found, batch.reward.device)
         return found
@@ -218,6 +218,7 @@ def rehearse(
             stream.normal(batch_size),
             torch.full((seeds, batch_size), 0.99, device=device),
             stream.normal(batch_size, observation_size),
+            torch.arange(batch_size, device=device).repeat(seeds, 1),
         )
         with _told(agent.label, "update(batch)"):
             return agent.update(batch)

@@ -259,10 +259,12 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update of critic, target and actor; metrics are [S]."""
-        size = batch.action.shape[1]
-        return self.pure_update(
-            batch, Noise(self.draw_critic_noise(size), self.draw_actor_noise(size))
-        )
+        noise = self.draw_noise(batch.action.shape[1])
+        return self.pure_update(batch._replace(number=None), noise)
+
+    def draw_noise(self, batch_size: int) -> Noise:
+        """Draw all random numbers of an update with a batch of that size."""
+        return Noise(self.draw_critic_noise(batch_size), self.draw_actor_noise(batch_size))
 
     def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Make the update from a batch and all the random numbers it needs; metrics are [S]."""

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import agents.dipo
 import agents.qvpo
 import agents.sdac
 from agents.common.diffusion import Denoiser
-from agents.common.diffusion_agent import DiffusionAgent, Noise
+from agents.common.diffusion_agent import DiffusionAgent
 from agents.protocol import Batch
 from agents.registry import BUILT_IN, built_in_agents, find_agent
 from agents.sac import Noise as SACNoise
@@ -26,7 +27,7 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
-SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
+SDAC, QVPO, DIPO = "agents.sdac:SDAC", "agents.qvpo:QVPO", "agents.dipo:DIPO"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -38,6 +39,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
     *((SDAC, {**preset}) for preset in agents.sdac.SDAC.presets.values()),
     *((QVPO, {**preset}) for preset in ({}, *agents.qvpo.QVPO.presets.values())),
+    *((DIPO, {**preset}) for preset in ({}, *agents.dipo.DIPO.presets.values())),
+    (DIPO, {"action_norm": 0.0, "action_steps": 3, "action_step_size": 0.3, "write_back": False}),
     (SDAC, {}),
     (SDAC, {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
     (SDAC, {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
@@ -47,7 +50,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO])
+each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO, DIPO])
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -92,7 +95,9 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
-    noise = Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
+    noise = agent.draw_noise(BATCH)
+    if agent.name == "dipo" and agent.config.write_back:
+        noise = noise._replace(actor=noise.actor._replace(start=normal(*entries).tanh()))
     return (doubled(noise),)
 
 

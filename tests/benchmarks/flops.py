@@ -15,6 +15,7 @@ from agents.common.diffusion import FREQUENCIES, TIME_CODE
 from agents.common.diffusion_agent import DiffusionConfig
 from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
+from agents.dipo import DIPOConfig
 from agents.protocol import AgentConfig
 from agents.qsm import QSMConfig
 from agents.qvpo import QVPOConfig
@@ -55,6 +56,8 @@ class Work:
                 rows = self.target() + self.weighted_draws(self.config)
             case QVPOConfig():
                 rows = self.target() + self.imitated_best(self.config)
+            case DIPOConfig():
+                rows = self.target() + self.improved_actions(self.config)
             case SACConfig():
                 rows = self.actor_critic(heads=2, critics=2, delay=1)
             case TD3Config():
@@ -148,6 +151,11 @@ class Work:
     def imitated_best(self, config: QVPOConfig) -> float:
         """Count the samples, their values, and the denoiser on the best and uniform actions."""
         return self.samples(config.samples) + self.regression(1 + config.uniform_samples)
+
+    def improved_actions(self, config: DIPOConfig) -> float:
+        """Count grad_a Q of both critics at each step, and the denoiser on what comes out."""
+        step = self.critic_forward - self.conditioning + self.critic_to_action
+        return 2 * (config.action_steps * step + self.conditioning) + self.regression()
 
     # One-step policies
 

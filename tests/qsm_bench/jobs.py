@@ -27,6 +27,7 @@ AGENTS = (
     f"diffusion_pg[{SMALL},diffusion_steps=2,chains=2]",
     f"agents.sdac:SDAC[{SMALL},diffusion_steps=2,samples=4,entropy_draws=2]",
     f"agents.qvpo:QVPO[{SMALL},diffusion_steps=2,samples=4,ema_target=true,n_step=3]",
+    f"agents.dipo:DIPO[{SMALL},diffusion_steps=2,action_steps=3,n_step=3]",
     f"sac[{SMALL},n_step=3]",
     f"td3[{SMALL}]",
 )

@@ -1,6 +1,7 @@
 """What does not fit into memory is refused in one line before anything starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,22 @@ def test_more_chains_or_a_larger_batch_take_more_memory_in_proportion() -> None:
     base, wide, large = needed(2, 64), needed(2002, 64), needed(2, 64_064)
     assert wide - base == pytest.approx(large - base, rel=0.1)
     assert wide - base > 2_000 * 64 * 64 * 4
+
+
+def test_what_an_agent_remembers_of_each_transition_counts_for_the_whole_run() -> None:
+    """Improved actions: 4 bytes for each of two entries, and 1, in a fourth more than the steps.
+
+    With a checkpoint they are there three times.
+    """
+
+    def needed(steps: int, **settings: Any) -> int:
+        asked = ",".join(f"{name}={value}" for name, value in settings.items())
+        job = make_job(f"agents.dipo:DIPO[hidden_sizes=[8],action_steps=2,{asked}]", steps=steps)
+        return plan._learning_bytes(job, 2, 2)
+
+    more = needed(2_000_000, write_back="true") - needed(1_000_000, write_back="true")
+    assert more == pytest.approx(3 * 9 * 1_250_000, rel=1e-3)
+    assert needed(2_000_000, write_back="false") == needed(1_000_000, write_back="false")
 
 
 def test_a_replay_buffer_counts_in_full_and_a_smaller_one_is_offered(
