@@ -14,13 +14,13 @@ The paper writes back, and so does ``dipo``. The authors' code (github.com/Bellm
 not: it writes into the copy that NumPy makes of the rows it picks. What was trained for the paper
 is thus write_back=false, as ``dipo_reference`` has it: each replayed action, moved by one burst.
 
-Adam divides by the gradient's size, so a burst is as long whatever Q's scale is: on
-Q = -k (a - 0.9)^2 it moves an action from -0.9 by 0.599, or by 0.586 without the clip, for every k
-from 0.1 to 100; on no Q by more than 0.6353. From 0.25 it ends within 0.007 of an optimum at 0.3.
-So with write_back=false a_hat stays that near the replayed action; with write_back=true that of
--0.9 reaches 0.9 at its third visit, and no later critic sees where it came from. Every action
-climbs the hill that it is on: a policy that covers two modes keeps both. Nothing explores but the
-policy's own spread and the noise added.
+Adam divides by the gradient's size, so a burst is as long whatever Q's scale is. On
+Q = -k (a - 0.9)^2 it moves a batch of 256 actions from -0.9 by 0.599, or by 0.586 without the clip,
+for every k from 0.1 to 100. It moves no action by more than 0.6353, whatever Q is. From 0.25 it
+ends within 0.007 of an optimum at 0.3. So with write_back=false a_hat stays that near the replayed
+action. With write_back=true it gets from -0.9 to 0.9 in three visits, and starts the next from
+where older critics have led it. Every action climbs the hill that it is on: a policy that covers
+two modes keeps both. Nothing explores but the policy's own spread and the noise added.
 
 L is least where eps_theta(s, a^t, t) = (a^t - sqrt(abar_t) a_hat) / sqrt(1 - abar_t) if a state has
 one a_hat; it is 0 there. An update costs 4.6 of qsm's, for 20 gradients of both critics instead of
