@@ -91,7 +91,9 @@ def test_no_critic_moves_an_action_further_than_adam_can(seed: int, exponent: fl
     agent = in_float64(build(2))
     generator = torch.Generator().manual_seed(seed)
     waves = 10**exponent * torch.randn(2, 8, dtype=torch.float64, generator=generator)
-    fix_critic(agent, lambda s, a: (5 * a @ waves).sin().sum(dim=-1), lambda s, a: (a @ waves).sum(-1))
+    fix_critic(
+        agent, lambda s, a: (5 * a @ waves).sin().sum(dim=-1), lambda s, a: (a @ waves).sum(-1)
+    )
     action = 2 * torch.rand(2, 16, 2, dtype=torch.float64, generator=generator) - 1
     found = agent.improve(torch.zeros(2, 16, 3, dtype=torch.float64), action)
     assert (found - action).abs().max() <= 0.6353
@@ -106,7 +108,7 @@ def test_the_smaller_critic_is_climbed() -> None:
 
 
 def test_the_norm_is_of_each_seeds_whole_batch() -> None:
-    """One row alone is clipped more where the others' gradients are large, and no seed sees another.
+    """A row is clipped more where the others' gradients are large, and no seed sees another's.
 
     At a first step Adam takes g / (|g| + EPSILON).
     """
@@ -195,7 +197,7 @@ def test_no_action_is_ever_that_of_another_transition(capacity: int, seed: int) 
                 remembered += key in known
                 wanted = known.get(key, batch.action[row, b].item())
                 assert seen["start"][row, b].item() == wanted
-            for b, key in enumerate(keys):
+            for key in keys:
                 among = [seen["improved"][row, i].item() for i, k in enumerate(keys) if k == key]
                 assert max(among) - min(among) < 1e-5
                 known[key] = max(among)
