@@ -254,22 +254,19 @@ class Langevin(TwinCriticLearner[LangevinConfig]):
         """Return the last level's values of K candidates: [S, K B, act] -> [S, K, B]."""
         return super().candidate_values(self.at_level(observation, -1), candidates, critic)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one update of the critics and of their targets; metrics are [S]."""
-        return self.pure_update(batch, self.draw_noise(batch.action.shape[1]))
-
-    def draw_noise(self, batch_size: int) -> Noise:
-        """Draw all random numbers of an update with a batch of that size."""
+    def draw_inputs(self, batch_size: int) -> tuple[Noise]:
+        """Draw all the random numbers of an update."""
         streams, others = self.update_stream, self.config.noise_levels - 1
         rows = batch_size if others else 0
-        return Noise(
+        noise = Noise(
             next_action=self.draw_chain(batch_size, streams),
             level=streams.integers(rows, high=max(others, 1)),
             perturbation=streams.normal(rows, self.action_size),
         )
+        return (noise,)
 
     def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Make the update from a batch and all the random numbers it needs; metrics are [S]."""
+        """Make one update of the critics and of their targets; metrics are [S]."""
         with torch.no_grad():
             next_action = self.sample(batch.next_observation, noise.next_action)
             next_state = self.at_level(batch.next_observation, -1)

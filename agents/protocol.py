@@ -47,6 +47,13 @@ class Batch(NamedTuple):
     """g^n, [S, B]; 0 where the episode terminated within the n steps (a time limit is no end)."""
     next_observation: Tensor
     """The observation n steps later, [S, B, obs]."""
+    number: Tensor | None = None
+    """How-manieth transition of its seed each is, counted from 0: [S, B] int64.
+
+    No two transitions have the same one, so what an agent remembers of a transition by its number
+    is never applied to another. None if a batch is not from a replay buffer, or is for a pure
+    update, which depends on what transitions are and not on which they are.
+    """
 
 
 class NetworkOptions(NamedTuple):

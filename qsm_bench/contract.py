@@ -56,7 +56,7 @@ class Checked:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Call the agent's method, and check what it returns: see ``Agent.update``."""
-        with self._unchanged("update", "batch", *batch):
+        with self._unchanged("update", "batch", *(x for x in batch if x is not None)):
             found = self.bare.update(batch)
         self._check_metrics("update", found, batch.reward.device)
         return found
@@ -65,7 +65,8 @@ class Checked:
         """Update with each batch, in one call if the agent has one: see ``UpdatesSeveral``."""
         if len(batches) == 1 or not isinstance(self.bare, UpdatesSeveral):
             return [self.update(batch) for batch in batches]
-        with self._unchanged("update_several", "batches", *(x for b in batches for x in b)):
+        given = (x for batch in batches for x in batch if x is not None)
+        with self._unchanged("update_several", "batches", *given):
             found = self.bare.update_several(batches)
         if not isinstance(found, list) or len(found) != len(batches):
             raise self._breach(
@@ -235,6 +236,7 @@ def rehearse(
             stream.normal(batch_size),
             torch.full((seeds, batch_size), 0.99, device=device),
             stream.normal(batch_size, observation_size),
+            torch.arange(batch_size, device=device).repeat(seeds, 1),
         )
         with _told(agent.label, "update(batch)"):
             return agent.update(batch)

@@ -80,10 +80,8 @@ class ReplayBuffer:
         """Draw what ``count`` calls of ``sample`` would, bit for bit, with one gather."""
         drawn = [self.stream.integers(batch_size, high=self.size) for _ in range(count)]
         together = self.returns_from(torch.cat(drawn, dim=1))
-        return [
-            Batch(*of_one)
-            for of_one in zip(*(x.split(batch_size, dim=1) for x in together), strict=True)
-        ]
+        fields = [x.split(batch_size, dim=1) for x in together if x is not None]
+        return [Batch(*of_one) for of_one in zip(*fields, strict=True)]
 
     def returns_from(self, index: Tensor) -> Batch:
         """Return the n-step transitions that start at the records ``index`` [S, B], 0 the oldest.
@@ -91,13 +89,14 @@ class ReplayBuffer:
         A return stops early at an episode's last transition and at the newest record; its
         ``discount`` and ``next_observation`` are then those of the steps it took.
         """
-        observation, action, reward, terminated, ended, next_observation = self._gather(index)
+        number = index + (self.added - self.size)
+        observation, action, reward, terminated, ended, next_observation = self._gather(number)
         continues = 1.0 - ended
         discount = self.discount * (1.0 - terminated)
         for k in range(1, self.n_step):
             inside = (index + k < self.size).unsqueeze(-1)
             _, _, later_reward, terminated, ended, later_observation = self._gather(
-                (index + k).clamp(max=self.size - 1)
+                (number + k).clamp(max=self.added - 1)
             )
             take = continues * inside
             reward = reward + take * self.discount**k * later_reward
@@ -107,13 +106,12 @@ class ReplayBuffer:
             next_observation = torch.where(take > 0, later_observation, next_observation)
             continues = take * (1.0 - ended)
         return Batch(
-            observation, action, reward.squeeze(-1), discount.squeeze(-1), next_observation
+            observation, action, reward.squeeze(-1), discount.squeeze(-1), next_observation, number
         )
 
-    def _gather(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return the records ``index`` [S, B], 0 the oldest: six tensors [S, B, field]."""
-        oldest = self.added - self.size
-        row = (index + oldest) % self.capacity
+    def _gather(self, number: Tensor) -> tuple[Tensor, ...]:
+        """Return the transitions ``number`` [S, B], which are kept: six tensors [S, B, field]."""
+        row = number % self.capacity
         seeds, batch = row.shape
         flat = row * seeds + torch.arange(seeds, device=row.device).unsqueeze(-1)
         records = self.records.view(-1, self.records.shape[-1]).index_select(0, flat.flatten())

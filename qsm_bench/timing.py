@@ -132,7 +132,10 @@ def time_update(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) -
 
 
 def ready_to_learn(job: Job, sizes: Sizes) -> tuple[Checked, ReplayBuffer]:
-    """A new agent of the job, and a replay buffer of one transition of zeros."""
+    """A new agent of the job, and a replay buffer of one transition of zeros, its run's last.
+
+    So an agent that remembers something of each transition has the memory of the whole run.
+    """
     replay = ReplayBuffer(
         1,
         *sizes,
@@ -142,7 +145,7 @@ def ready_to_learn(job: Job, sizes: Sizes) -> tuple[Checked, ReplayBuffer]:
         discount=job.settings["discount"],
     )
     replay.records.zero_()
-    replay.added = 1
+    replay.added = job.protocol.steps
     return build_agent(job, *sizes), replay
 
 

@@ -78,7 +78,8 @@ class Learner:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update; metrics are [S]."""
-        return self.pure_update(batch, *self.draw_inputs(batch.action.shape[1]))
+        inputs = self.draw_inputs(batch.action.shape[1])
+        return self.pure_update(batch._replace(number=None), *inputs)
 
     def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
         """Make an update with each batch, in order; return the metrics of each.
@@ -89,7 +90,10 @@ class Learner:
         own = vars(type(self)).get("promises_pure_update")
         if not own or type(self).update is not Learner.update:
             return [self.update(batch) for batch in batches]
-        inputs = [(batch, *self.draw_inputs(batch.action.shape[1])) for batch in batches]
+        inputs = [
+            (batch._replace(number=None), *self.draw_inputs(batch.action.shape[1]))
+            for batch in batches
+        ]
         return each_in_turn(self.pure_update, inputs)
 
     def _parts(self) -> dict[str, Stateful]:

@@ -212,6 +212,7 @@ class TwinCritic(nn.Module):
     ) -> None:
         super().__init__()
         sizes = (observation_size + action_size, *hidden_sizes, 1)
+        self.inputs = [observation_size, action_size]
         self.mlp = MLP(sizes, streams, options, twins=2)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -219,6 +220,24 @@ class TwinCritic(nn.Module):
         x = torch.cat([observation, action], dim=-1).repeat(2, 1, 1)
         out: Tensor = self.mlp(x).view(2, seeds, batch)
         return out
+
+    def at_observation(self, observation: Tensor) -> Callable[[Tensor], Tensor]:
+        """Fix the observations [S, B, obs]; the result values actions: [S, B, act] -> [2, S, B].
+
+        What the first layer makes of the observations is computed once for all actions to come.
+        Gradients run to the actions, and not to that layer.
+        """
+        weight, bias = (x.detach() for x in self.mlp.layers[0].parameters())
+        for_observation, for_action = weight.split(self.inputs, dim=1)
+        shared = torch.bmm(observation.repeat(2, 1, 1), for_observation) + bias
+
+        def values(action: Tensor) -> Tensor:
+            x = torch.bmm(action.repeat(2, 1, 1), for_action) + shared
+            for layer in self.mlp.layers[1:]:
+                x = layer(self.mlp.activation(x))
+            return x.view(2, *action.shape[:2])
+
+        return values
 
     def first(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return the value of the first of the twins alone, at half the cost: [S, B]."""

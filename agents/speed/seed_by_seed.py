@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from agents.common.action_memory import ActionMemory
 from agents.common.learner import Count, Learner, PureUpdate, each_in_turn
 from agents.common.optimizer import Adam
 from agents.common.streams import SeedStreams
@@ -65,7 +66,7 @@ def is_large(agent: Agent) -> TypeGuard[Learner]:
     networks = [part for part in parts if isinstance(part, nn.Module)]
     size = sum(p.numel() for network in networks for p in network.parameters())
     return size >= LARGE and all(
-        isinstance(part, nn.Module | Adam | SeedStreams | Count) for part in parts
+        isinstance(part, nn.Module | Adam | SeedStreams | Count | ActionMemory) for part in parts
     )
 
 
@@ -89,6 +90,6 @@ def _of_one_seed(agent: Learner, seed: int, seeds: int) -> Learner:
             for moment in (*part.first_moments, *part.second_moments):
                 copies[id(moment)] = view(moment)
             copies[id(part.updates)] = part.updates
-        else:  # a pure update uses no streams and counts nothing on the host
+        else:  # a pure update uses no streams and no memory, and counts nothing on the host
             copies[id(part)] = part
     return copy.deepcopy(agent, copies)

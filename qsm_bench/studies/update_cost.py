@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import pandas as pd
 import torch
 
-from agents.common.diffusion_agent import DiffusionAgent, Noise
+from agents.common.diffusion_agent import DiffusionAgent
 from agents.protocol import Batch
 from agents.registry import find_agent
 from qsm_bench.experiment import AgentEntry
@@ -48,11 +48,6 @@ def draw_batch() -> Batch:
     action = 2 * torch.rand(1, BATCH, ACTION, generator=draw) - 1
     discount = torch.full((1, BATCH), 0.99)
     return Batch(normal(OBSERVATION), action, normal(), discount, normal(OBSERVATION))
-
-
-def draw_noise(agent: DiffusionAgent[Any]) -> Noise:
-    """The random numbers of one update."""
-    return Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
 
 
 def measure_times(trainers: Sequence[str], steps: Sequence[int], rounds: int) -> pd.DataFrame:
@@ -108,7 +103,7 @@ def _in_turns(
 
 
 def _parts(agent: DiffusionAgent[Any], batch: Batch) -> dict[str, Callable[[], object]]:
-    noise = draw_noise(agent)
+    (noise,) = agent.draw_inputs(BATCH)
 
     def actor() -> None:
         loss, _ = agent.actor_loss(batch, noise.actor)
@@ -138,7 +133,7 @@ def measure_memory(trainers: Sequence[str], steps: Sequence[int]) -> pd.DataFram
     for trainer in trainers:
         for t in steps:
             agent = build(trainer, diffusion_steps=t)
-            noise = draw_noise(agent)
+            (noise,) = agent.draw_inputs(BATCH)
             saved = saved_activations(agent, batch, noise.actor)
             peak = measure_peak(lambda a=agent, n=noise: a.pure_update(batch, n))  # type: ignore[misc]
             rows.append({"agent": trainer, "T": t, "saved": saved, "peak": peak})

@@ -31,6 +31,9 @@ class FixedCritic(nn.Module):
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         return torch.stack([value(observation, action) for value in self.values])
 
+    def at_observation(self, observation: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda action: self(observation, action)
+
     def first(self, observation: Tensor, action: Tensor) -> Tensor:
         return self.values[0](observation, action)
 
@@ -75,10 +78,11 @@ def in_float64(agent: AgentT) -> AgentT:
 
 
 def doubled(noise: Any) -> Any:
-    """Return a tensor, or a named tuple of tensors, with its real numbers in float64."""
-    if isinstance(noise, Tensor):
-        return noise.double() if noise.is_floating_point() else noise
-    return type(noise)(*map(doubled, noise))
+    """Return a tensor, or a named tuple of them, with its real numbers in float64."""
+    if isinstance(noise, tuple):
+        return type(noise)(*map(doubled, noise))
+    real = isinstance(noise, Tensor) and noise.is_floating_point()
+    return noise.double() if real else noise
 
 
 def central_differences(
@@ -124,6 +128,7 @@ def make_batch(
         reward=normal(),
         discount=0.99 * (normal() > -1).to(dtype),
         next_observation=normal(observation_size),
+        number=torch.arange(size).repeat(seeds, 1),
     )
 
 

@@ -444,6 +444,24 @@ class PlainLangevin(PlainLearner):
         self.follow(self.target_critics, self.critics)
 
 
+class PlainDIPO(PlainDiffusion):
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        c, state = self.config, batch.observation
+        action = (batch.action if noise.start is None else noise.start).clone().requires_grad_()
+        adam = torch.optim.Adam([action], lr=c.action_step_size, eps=1e-5)
+        for _ in range(c.action_steps):
+            value = torch.minimum(*self.q(self.critics, state, action))
+            (action.grad,) = torch.autograd.grad(-value.sum(), action)
+            if c.action_norm:
+                torch.nn.utils.clip_grad_norm_([action], c.action_norm * action.shape[1])
+            adam.step()
+            action.data.clamp_(-1, 1)
+        noisy = self.noised(action.detach(), noise.t, noise.noise)
+        error = self.predicted(state, noisy, noise.t) - noise.noise
+        loss: Tensor = (error**2).mean()
+        return loss
+
+
 class PlainSAC(PlainLearner):
     def __init__(self, agent: Any, seed: int, seeds: int) -> None:
         super().__init__(agent, seed, seeds)
@@ -519,6 +537,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "qvpo": PlainQVPO,
     "dpmd": PlainDPMD,
     "langevin": PlainLangevin,
+    "dipo": PlainDIPO,
     "sac": PlainSAC,
     "td3": PlainTD3,
 }

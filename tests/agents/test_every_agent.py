@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from agents.protocol import Agent, Batch
 from agents.registry import AgentError, built_in_agents, find_agent
@@ -15,7 +16,7 @@ from agents.registry import AgentError, built_in_agents, find_agent
 CPU = torch.device("cpu")
 OBS, ACT, BATCH = 4, 2, 16
 AGENTS = [name for name in built_in_agents() if "reference" not in name]
-AGENTS += ["agents.dpmd:DPMD", "agents.langevin:Langevin"]
+AGENTS += ["agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"]
 
 
 def build(name: str, seeds: tuple[int, ...] = (0, 1, 2), **settings: Any) -> Any:
@@ -34,6 +35,7 @@ def random_batch(generator: torch.Generator, seeds: int = 3) -> Batch:
         reward=normal(),
         discount=0.99 * (normal() > -1).float(),
         next_observation=normal(OBS),
+        number=torch.arange(BATCH).repeat(seeds, 1),
     )
 
 
@@ -96,10 +98,11 @@ def test_no_seeds_data_reaches_another_seed(name: str, poison: float) -> None:
     clean, perturbed = build(name), build(name)
     for batch in batches(4):
         clean.update(batch)
-        shifted = [field.clone() for field in batch]
+        shifted = copy.deepcopy(batch)
         for field in shifted:
-            field[1] += poison
-        perturbed.update(Batch(*shifted))
+            assert field is not None
+            field[1] += poison if field.is_floating_point() else 1
+        perturbed.update(shifted)
         observation = torch.ones(3, 1, OBS)
         one, other = clean.act(observation, explore=True), perturbed.act(observation, explore=True)
         assert torch.equal(one[[0, 2]], other[[0, 2]])
@@ -113,11 +116,27 @@ def test_no_seeds_data_reaches_another_seed(name: str, poison: float) -> None:
 
 
 @pytest.mark.parametrize("name", AGENTS)
+def test_no_pure_update_is_given_the_numbers_of_transitions(name: str) -> None:
+    """So they cost an agent nothing that does not ask for them."""
+    agent = build(name)
+    pure_update, given = agent.pure_update, []
+
+    def watched(batch: Batch, *noise: Any) -> Any:
+        given.append(batch)
+        return pure_update(batch, *noise)
+
+    agent.pure_update = watched
+    (batch,) = batches(1)
+    agent.update(batch)
+    assert given == [batch._replace(number=None)]
+
+
+@pytest.mark.parametrize("name", AGENTS)
 def test_a_seed_learns_alone_what_it_learns_beside_others(name: str) -> None:
     together, alone = build(name, (0, 1, 2)), build(name, (1,))
     for batch in batches(3):
         together.update(batch)
-        alone.update(Batch(*(field[1:2] for field in batch)))
+        alone.update(tree_map(lambda field: field[1:2], batch))
     mine = seed_rows(alone, 0, 1)
     for key, rows in seed_rows(together, 1, 3).items():
         torch.testing.assert_close(rows, mine[key], rtol=2e-3, atol=2e-5, msg=key)

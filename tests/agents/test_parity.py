@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import agents.dipo
 import agents.dpmd
 import agents.langevin
 from agents.common.diffusion import Denoiser
-from agents.common.diffusion_agent import DiffusionAgent, Noise
+from agents.common.diffusion_agent import DiffusionAgent
 from agents.protocol import Batch
 from agents.registry import built_in_agents, built_in_trainers, find_agent
 from agents.sac import Noise as SACNoise
@@ -26,7 +27,7 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
-DPMD, LANGEVIN = "agents.dpmd:DPMD", "agents.langevin:Langevin"
+DIPO, DPMD, LANGEVIN = "agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -36,6 +37,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
     ("qsm", {"schedule": "cosine", "sampler": "x0_clip", "variance": "posterior"}),
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
+    *((DIPO, {**preset}) for preset in ({}, *agents.dipo.DIPO.presets.values())),
+    (DIPO, {"action_norm": 0.0, "action_steps": 3, "action_step_size": 0.3, "write_back": False}),
     *((DPMD, {**preset}) for preset in ({}, *agents.dpmd.DPMD.presets.values())),
     *((LANGEVIN, {**preset}) for preset in ({}, *agents.langevin.Langevin.presets.values())),
     (DPMD, {"copy_updates": 2, "samples": 5, "target_kl": 1.0, "error_limit": None}),
@@ -48,7 +51,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", [*built_in_trainers(), DPMD, LANGEVIN])
+each_trainer = pytest.mark.parametrize("name", [*built_in_trainers(), DIPO, DPMD, LANGEVIN])
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -93,9 +96,9 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
-    if agent.name == "langevin":
-        return (doubled(agent.draw_noise(BATCH)),)
-    noise = Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
+    (noise,) = agent.draw_inputs(BATCH)
+    if agent.name == "dipo" and agent.config.write_back:
+        noise = noise._replace(actor=noise.actor._replace(start=normal(*entries).tanh()))
     return (doubled(noise),)
 
 

@@ -15,6 +15,7 @@ from agents.common.diffusion import FREQUENCIES, TIME_CODE
 from agents.common.diffusion_agent import DiffusionConfig
 from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
+from agents.dipo import DIPOConfig
 from agents.dpmd import DPMDConfig
 from agents.langevin import LangevinConfig
 from agents.protocol import AgentConfig
@@ -64,6 +65,8 @@ class Work:
                 rows = self.target() + self.reweighted_samples(self.config)
             case LangevinConfig():
                 rows = self.climbing_samples(self.config)
+            case DIPOConfig():
+                rows = self.target() + self.improved_actions(self.config)
             case SACConfig():
                 rows = self.actor_critic(heads=2, critics=2, delay=1)
             case TD3Config():
@@ -172,6 +175,11 @@ class Work:
         steps = config.noise_levels * config.langevin_steps * 4 * self.critic_forward
         regression = 2 * (2 * self.critic_forward + self.critic_inner)
         return steps + (regression if config.noise_levels > 1 else 0)
+
+    def improved_actions(self, config: DIPOConfig) -> float:
+        """Count grad_a Q of both critics at each step, and the denoiser on what comes out."""
+        step = self.critic_forward - self.conditioning + self.critic_to_action
+        return 2 * (config.action_steps * step + self.conditioning) + self.regression()
 
     # One-step policies
 

@@ -8,8 +8,8 @@ from agents.registry import built_in_trainers, find_agent
 from tests.benchmarks.flops import ProductCounter, update_flops
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
 
-DPMD, LANGEVIN = "agents.dpmd:DPMD", "agents.langevin:Langevin"
-NAMES = (*built_in_trainers(), DPMD, LANGEVIN)
+DIPO, DPMD, LANGEVIN = "agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"
+NAMES = (*built_in_trainers(), DIPO, DPMD, LANGEVIN)
 WIDE = [
     *((n, {"diffusion_steps": 20}) for n in ("qsm", "diffusion_ql", "diffusion_pg")),
     ("qsm", {"candidates_target": 4}),
@@ -32,7 +32,8 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("sdac", 7.4), ("qvpo", 14.4), (DPMD, 16.3), (LANGEVIN, 4.5)]
+    ("name", "times"),
+    [("sdac", 7.4), ("qvpo", 14.4), (DIPO, 4.6), (DPMD, 16.3), (LANGEVIN, 4.5)],
 )
 def test_a_trainers_own_numbers_cost_so_many_updates_of_qsm(name: str, times: float) -> None:
     """What its file says, and at most 20 in the common protocol."""

@@ -39,6 +39,7 @@ def new_batch(seeds: int) -> Batch:
         reward=torch.rand(seeds, BATCH),
         discount=torch.full((seeds, BATCH), 0.99),
         next_observation=torch.randn(seeds, BATCH, OBSERVATION),
+        number=torch.arange(BATCH).repeat(seeds, 1),
     )
 
 

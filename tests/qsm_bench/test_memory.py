@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,22 @@ def test_a_compiled_update_takes_no_more_and_the_compiler_what_is_said(agent: st
     plain = before + SEEDS * plan._learning_bytes(large_job(agent), *SIZES)
     assert most <= 1.25 * (plain + plan.COMPILER_BYTES)
     assert most > before + plan.COMPILER_BYTES / 2
+
+
+def test_what_an_agent_remembers_of_each_transition_counts_for_the_whole_run() -> None:
+    """Improved actions: 4 bytes for each of two entries, and 1, in a fourth more than the steps.
+
+    With a checkpoint they are there three times.
+    """
+
+    def needed(steps: int, **settings: Any) -> int:
+        asked = ",".join(f"{name}={value}" for name, value in settings.items())
+        job = make_job(f"agents.dipo:DIPO[hidden_sizes=[8],action_steps=2,{asked}]", steps=steps)
+        return plan._learning_bytes(job, 2, 2)
+
+    more = needed(2_000_000, write_back="true") - needed(1_000_000, write_back="true")
+    assert more == pytest.approx(3 * 9 * 1_250_000, rel=1e-3)
+    assert needed(2_000_000, write_back="false") == needed(1_000_000, write_back="false")
 
 
 def test_a_replay_buffer_counts_in_full(

@@ -52,6 +52,8 @@ def test_n_step_returns_are_those_of_a_plain_loop(
             i += 1
         bootstrap = 0.0 if ends[i] in (TERMINATED, BOTH) else weight
         assert batch.observation[0, row, 0] == start
+        assert batch.number is not None
+        assert (batch.number[:, row] == start).all()
         assert batch.reward[0, row].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
         assert batch.reward[1, row].item() == pytest.approx(-total, rel=1e-4, abs=1e-4)
         assert batch.discount[0, row].item() == pytest.approx(bootstrap, rel=1e-4, abs=1e-6)

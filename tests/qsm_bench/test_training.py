@@ -86,8 +86,9 @@ def test_dead_before_its_first_checkpoint_it_starts_anew() -> None:
     assert_uncut(AGENTS[-1], [(True, EVAL_EVERY + 40), (True, 3)], 1000)
 
 
-def test_a_replay_buffer_that_wrapped_is_read_back(tmp_path: Path) -> None:
-    job = make_job(replay_capacity=30)
+@each_agent
+def test_a_replay_buffer_that_wrapped_is_read_back(agent: str, tmp_path: Path) -> None:
+    job = make_job(agent, replay_capacity=30)
     assert not train(job, tmp_path, stop_at=90, checkpoint_every=7)
     assert train(job, tmp_path)
     assert written(tmp_path) == uncut(job.model_dump_json())

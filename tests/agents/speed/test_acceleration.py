@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
-from agents.protocol import Agent, Batch
+from agents.protocol import Agent
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
@@ -41,7 +42,7 @@ def assert_same_course(plain: Agent, fast: Agent, device: torch.device = CPU) ->
     torch.manual_seed(0)
     for _ in range(8):
         batch = make_batch(len(SEEDS), 32, 3, 2, torch.float32)
-        batch = Batch(*(x.to(device) for x in batch))
+        batch = tree_map(lambda x: x.to(device), batch)
         expected, metrics = plain.update(batch), fast.update(batch)
         for name, value in expected.items():
             torch.testing.assert_close(metrics[name], value, rtol=1e-3, atol=1e-4)

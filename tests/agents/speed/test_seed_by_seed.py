@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from agents.protocol import Batch
 from agents.registry import BUILT_IN, find_agent
@@ -57,7 +58,7 @@ def test_in_turn_a_seed_learns_bit_for_bit_what_it_learns_alone(path: str) -> No
     turns, alone = in_turn(build(path)), build(path, SEEDS[1:2])
     for batch in batches(4):
         together = turns.update(batch)
-        for name, value in alone.update(Batch(*(x[1:2] for x in batch))).items():
+        for name, value in alone.update(tree_map(lambda x: x[1:2], batch)).items():
             assert torch.equal(together[name][1:2], value), name
     networks = [part for part in turns.parts if isinstance(getattr(turns, part), nn.Module)]
     assert len(networks) >= 3

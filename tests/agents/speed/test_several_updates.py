@@ -15,11 +15,11 @@ from agents.speed.acceleration import accelerate, why_not_compiled
 from agents.speed.compiled_update import CompiledUpdate, DirectUpdate
 from agents.speed.program import Call
 from agents.speed.seed_by_seed import SeedBySeed
-from agents.td3 import TD3
+from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 
 SEEDS, COUNT = (3, 4), 5
-TRAINERS = [*BUILT_IN, "agents.sdac:SDAC", "agents.qvpo:QVPO"]
+TRAINERS = [*BUILT_IN, "agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"]
 SMALLER: dict[str, dict[str, Any]] = {
     "agents.sdac:SDAC": {"samples": 4, "entropy_draws": 2},
     "agents.qvpo:QVPO": {"samples": 4, "uniform_samples": 2, "ema_target": True},
@@ -37,11 +37,12 @@ def build(path: str) -> Any:
     return agent(config, 3, 2, SEEDS, CPU)
 
 
-def batches() -> list[Batch]:
+def batches(size: int = 16) -> list[Batch]:
     """Return batches that lie in one tensor of packed transitions, as the replay buffer's do."""
     torch.manual_seed(0)
-    together = make_batch(len(SEEDS), COUNT * 16, 3, 2, torch.float32)
-    return [Batch(*of) for of in zip(*(x.split(16, dim=1) for x in together), strict=True)]
+    together = make_batch(len(SEEDS), COUNT * size, 3, 2, torch.float32)
+    fields = [x.split(size, dim=1) for x in together if x is not None]
+    return [Batch(*of_one) for of_one in zip(*fields, strict=True)]
 
 
 def course(agent: Any, learn: Callable[[], Sequence[dict[str, Tensor]]]) -> list[Any]:
@@ -75,8 +76,9 @@ def test_several_are_as_many_bit_for_bit(path: str, in_turn: bool) -> None:
 def compiled(path: str) -> tuple[Any, list[CompiledUpdate]]:
     agent = build(path)
     accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
-    update = agent.pure_update
-    return agent, update.updates if isinstance(update, SeedBySeed) else [update]
+    update: Any = agent.pure_update
+    each: list[CompiledUpdate] = update.updates if isinstance(update, SeedBySeed) else [update]
+    return agent, each
 
 
 @pytest.mark.slow
@@ -116,7 +118,11 @@ def test_compiled_ones_are_as_many_compiled_ones_bit_for_bit(
 def test_batches_of_another_size_are_not_given_to_the_kernels_of_the_first() -> None:
     agent, (update,) = compiled("td3")
     plain = build("td3")
-    for given in (batches(), [Batch(*(x[:, :7] for x in batch)) for batch in batches()], batches()):
+    for given in (
+        batches(),
+        [Batch(*(x[:, :7] for x in batch if x is not None)) for batch in batches()],
+        batches(),
+    ):
         ours, theirs = agent.update_several(given), plain.update_several(given)
         for mine, its in zip(tensors(ours), tensors(theirs), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-4)
@@ -147,7 +153,7 @@ class Unpromised(TD3):
 
 @pytest.mark.parametrize("agent", [Extended, Unpromised])
 def test_an_agent_with_more_in_its_update_makes_one_after_the_other(agent: type[TD3]) -> None:
-    one, several = (agent(agent.config_class(hidden_sizes=(8,)), 3, 2, SEEDS, CPU) for _ in "12")
+    one, several = (agent(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU) for _ in "12")
     given = batches()
     assert_equal(
         course(several, lambda: several.update_several(given)),
