@@ -76,8 +76,7 @@ def test_several_are_as_many_bit_for_bit(path: str, in_turn: bool) -> None:
 def compiled(path: str) -> tuple[Any, list[CompiledUpdate]]:
     agent = build(path)
     accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
-    update: Any = agent.pure_update
-    each: list[CompiledUpdate] = update.updates if isinstance(update, SeedBySeed) else [update]
+    each: list[CompiledUpdate] = getattr(agent.pure_update, "updates", [agent.pure_update])
     return agent, each
 
 
