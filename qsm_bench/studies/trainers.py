@@ -109,7 +109,7 @@ class Trainers(Study):
         "smaller step size than that of qsm, with which they do not get stuck at a bound. No "
         "setting was tuned for this study.",
     )
-    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 10, "full": 20_000}
+    minutes: ClassVar[Mapping[Budget, float]] = {"tiny": 0.5, "quick": 9, "full": 20_000}
     lines = (*TRAINERS, CRITICS_PART)
 
     def cells(self, budget: Budget) -> Sequence[Cells]:
