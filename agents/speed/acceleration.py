@@ -25,6 +25,7 @@ from torch import Tensor
 
 from agents.protocol import Agent
 from agents.speed.captured_update import CapturedUpdate
+from agents.speed.program_cache import use_program_cache
 from agents.speed.seed_by_seed import SeedBySeed, is_large
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -73,6 +74,7 @@ def accelerate(agent: Agent, device: torch.device, *, seeds: int, compiled: bool
 
 def _compile(update: FunctionType, device: torch.device) -> Callable[..., dict[str, Tensor]]:
     """Make the method ``update(self, *inputs)`` one program, compiled when it is first called."""
+    use_program_cache()
     # The gradients and the optimizer are part of it.
     torch._dynamo.config.trace_autograd_ops = True
     # torch keeps programs by code object, so agents of one class would share them.
