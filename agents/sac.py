@@ -179,7 +179,7 @@ class SAC(TwinCriticLearner[SACConfig]):
             next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q - temperature * next_log_density)
-        self.critic_optimizer.minimize(loss)
+        self.critic_optimizer.descend(loss)
 
         action, log_density = self.policy(batch.observation, noise.action)
         q_action = self.critic(batch.observation, action)
@@ -191,7 +191,7 @@ class SAC(TwinCriticLearner[SACConfig]):
         target_entropy = self.config.entropy_per_action * self.action_size
         in_log = self.config.temperature_loss == "log_tau"
         multiplier = log_temperature if in_log else log_temperature.exp()
-        self.temperature_optimizer.minimize(multiplier.squeeze(-1) * (entropy - target_entropy))
+        self.temperature_optimizer.descend(multiplier.squeeze(-1) * (entropy - target_entropy))
 
         polyak_update(self.target_critic, self.critic, self.config.polyak)
         return {

@@ -146,7 +146,7 @@ class TD3(TwinCriticLearner[TD3Config]):
             next_q = self.target_critic(batch.next_observation, next_action).amin(dim=0)
         q = self.critic(batch.observation, batch.action)
         loss = critic_loss(q, batch, next_q)
-        self.critic_optimizer.minimize(loss)
+        self.critic_optimizer.descend(loss)
 
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}
         if moves_actor:

@@ -94,7 +94,13 @@ class Training:
         build = partial(build_agent, job, *sizes)
         self.agent = build()
         precision.use(job.settings.get("matmul_precision", "float32"))
-        accelerate(self.agent.bare, self.device, seeds=len(job.seeds), compiled=job.compiled)
+        accelerate(
+            self.agent.bare,
+            self.device,
+            seeds=len(job.seeds),
+            compiled=job.compiled,
+            several=job.protocol.updates_per_step > 1,
+        )
         self.replay = ReplayBuffer(
             job.protocol.replay_size,
             *sizes,

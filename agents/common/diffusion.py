@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from agents.common.networks import MLP, Linear, mish
 from agents.common.streams import SeedStreams
@@ -145,9 +144,10 @@ class DenoiserAtObservation:
             time = self.time_part[:, t - 1 : t]
         else:
             # As a product: the gradient of an index adds up in no fixed order on a GPU.
-            chosen = functional.one_hot(t - 1, self.time_part.shape[1]).to(self.time_part)
+            steps = torch.arange(1, 1 + self.time_part.shape[1], device=t.device)
+            chosen = (t.unsqueeze(-1) == steps).to(self.time_part.dtype)
             time = torch.bmm(chosen, self.time_part)
-        hidden = action @ self.weight + self.observation_part + time
+        hidden = torch.bmm(action, self.weight) + self.observation_part + time
         out: Tensor = self.denoiser.rest(mish(hidden))
         return out
 
@@ -205,11 +205,14 @@ class Denoiser(nn.Module):
         observation b is in row k B + b.
         """
         for_action, for_observation, for_time = torch.split(self.first.weight, self.inputs, dim=1)
+        observation_part = torch.bmm(observation, for_observation) + self.first.bias
         return DenoiserAtObservation(
             self,
             weight=for_action,
-            observation_part=(observation @ for_observation + self.first.bias).repeat(1, copies, 1),
-            time_part=self.time_codes() @ for_time,
+            observation_part=observation_part.repeat(1, copies, 1)
+            if copies > 1
+            else observation_part,
+            time_part=torch.bmm(self.time_codes(), for_time),
         )
 
 

@@ -265,7 +265,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
     def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Make one update of critic, target and actor; metrics are [S]."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise.critic)
-        self.critic_optimizer.minimize(critic_loss)
+        self.critic_optimizer.descend(critic_loss)
         polyak_update(self.target_critic, self.critic, self.config.polyak)
 
         actor_loss, actor_metrics = self.actor_loss(batch, noise.actor)

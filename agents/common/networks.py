@@ -28,9 +28,7 @@ class _Mish(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        e = x.clamp(max=20.0).exp_()
-        n = e * (e + 2.0)
-        gate = n / (n + 2.0)
+        e, gate = _mish_gate(x)
         ctx.save_for_backward(x, e, gate)
         return x * gate
 
@@ -43,8 +41,17 @@ class _Mish(torch.autograd.Function):
         return grad
 
 
+def _mish_gate(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return exp(x), capped, and tanh(softplus(x))."""
+    e = x.clamp(max=20.0).exp_()
+    n = e * (e + 2.0)
+    return e, n / (n + 2.0)
+
+
 def mish(x: Tensor) -> Tensor:
     """Compute the mish activation (Misra, 2019), elementwise; faster than torch's on a CPU."""
+    if not torch.is_grad_enabled():  # a function with a gradient of its own costs a call more
+        return x * _mish_gate(x)[1]
     out: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
     return out
 
@@ -63,9 +70,7 @@ class _NarrowAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, b: Tensor, x: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(x, w)
-        if w.shape[-1] == 1:
-            return (x * w.mT).sum(dim=-1, keepdim=True) + b
-        return torch.bmm(w.mT, x.mT).mT + b
+        return _narrow_affine(b, x, w)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,6 +78,12 @@ class _NarrowAffine(torch.autograd.Function):
         (g,) = grad_outputs
         grad_x = g * w.mT if w.shape[-1] == 1 else g @ w.mT
         return g.sum(dim=1, keepdim=True), grad_x, (g.mT @ x).mT
+
+
+def _narrow_affine(b: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    if w.shape[-1] == 1:
+        return (x * w.mT).sum(dim=-1, keepdim=True) + b
+    return torch.bmm(w.mT, x.mT).mT + b
 
 
 class _RoundedProduct(torch.autograd.Function):
@@ -147,6 +158,8 @@ class Linear(nn.Module):
             # The first of the twins alone.
             weight, bias = weight[: len(x)], bias[: len(x)]
         if weight.shape[-1] < NARROW and not self.rounded:
+            if not torch.is_grad_enabled():  # as in mish
+                return _narrow_affine(bias, x, weight)
             out: Tensor = _NarrowAffine.apply(bias, x, weight)  # type: ignore[no-untyped-call]
             return out
         if self.rounded:

@@ -35,10 +35,14 @@ class Adam:
 
         Returns the norm of each member's gradient, [M].
         """
+        squares = torch._foreach_pow(self.descend(loss), 2)
+        return torch.stack([x.flatten(1).sum(dim=1) for x in squares]).sum(dim=0).sqrt()
+
+    def descend(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """Do as ``minimize`` does, without the work of a norm; returns the gradients."""
         gradients = torch.autograd.grad(loss.sum(), self.parameters)
         self._move(gradients)
-        squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
-        return torch.stack(squares).sum(dim=0).sqrt()
+        return gradients
 
     @torch.no_grad()
     def _move(self, gradients: tuple[Tensor, ...]) -> None:
@@ -53,7 +57,8 @@ class Adam:
         second = (1 - (self.updates * math.log(SECOND_DECAY)).exp()).sqrt()
         # Of step_size m / (sqrt(v) / second + EPSILON), with a division less.
         moves = torch._foreach_sqrt(self.second_moments)
-        torch._foreach_add_(moves, (EPSILON * second).to(moves[0].dtype))
+        # Under its plain name torch reads the number on the host first: a GPU would be waited for.
+        torch.ops.aten._foreach_add_.Tensor(moves, (EPSILON * second).to(moves[0].dtype))
         torch._foreach_reciprocal_(moves)
         torch._foreach_mul_(moves, (first * second).to(moves[0].dtype))
         torch._foreach_addcmul_(self.parameters, self.first_moments, moves, -1.0)

@@ -41,14 +41,20 @@ def why_not_compiled(device: str = "cpu") -> str | None:
     return None
 
 
-def accelerate(agent: Agent, device: torch.device, *, seeds: int, compiled: bool) -> None:
-    """Wrap the agent's ``pure_update``: compiled if asked, and captured in CUDA graphs on a GPU."""
+def accelerate(
+    agent: Agent, device: torch.device, *, seeds: int, compiled: bool, several: bool = False
+) -> None:
+    """Wrap the agent's ``pure_update``: compiled if asked, and captured in CUDA graphs on a GPU.
+
+    ``several`` says that ``update_several`` will make many at a time.
+    """
     # A subclass has to say it for itself: what it adds may not be pure.
     if not vars(type(agent)).get("promises_pure_update"):
         return
     update: Callable[..., dict[str, Tensor]] = agent.pure_update  # type: ignore[attr-defined]
     if compiled:
-        program = Program(type(agent).pure_update, device)  # type: ignore[attr-defined]
+        recorded = several and device.type == "cpu"
+        program = Program(type(agent).pure_update, device, recorded=recorded)  # type: ignore[attr-defined]
         bind = partial(CompiledUpdate, program)
         if device.type == "cpu" and seeds > 1 and is_large(agent):
             update = SeedBySeed(agent, seeds, bind)

@@ -31,6 +31,8 @@ class CompiledUpdate:
 
     def several(self, inputs: Sequence[tuple[Any, ...]]) -> list[Metrics]:
         """Make an update with each of ``inputs``, in order; return the metrics of each."""
+        if not self.program.recorded:
+            return [self(*each) for each in inputs]
         flat = [pytree.tree_leaves(each) for each in inputs]
         kinds = [tuple(map(_kind, leaves)) for leaves in flat]
         direct = [one for one in map(self.direct.get, kinds) if one]

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from agents.speed.program_cache import use_program_cache
+
 CPU_OPTIONS: dict[str, Any] = {
     # Kernels are called from C++, and what they hand to each other lies close together.
     "cpp_wrapper": True,
@@ -35,10 +37,14 @@ class Call(NamedTuple):
 class Program:
     """``update(agent, *inputs)`` as one program, compiled when it is first called.
 
-    There is one for every combination of shapes and of inputs that are no tensors.
+    There is one for every combination of shapes and of inputs that are no tensors. The calls of one
+    that is ``recorded`` can be; torch does not keep the whole of it for the next process then, but
+    its kernels alone.
     """
 
-    def __init__(self, update: FunctionType, device: torch.device) -> None:
+    def __init__(self, update: FunctionType, device: torch.device, *, recorded: bool) -> None:
+        use_program_cache()
+        self.recorded = recorded
         self.calls: list[Call] = []
         """The calls of kernels while one is recorded."""
         self.records = False
@@ -51,6 +57,7 @@ class Program:
             update.__closure__,
         )
         own.__kwdefaults__ = update.__kwdefaults__
+        options = CPU_OPTIONS if device.type == "cpu" and not recorded else {}
         # The gradients and the optimizer are part of the program.
         torch._dynamo.config.trace_autograd_ops = True
         self.program = recompiling(
@@ -58,8 +65,8 @@ class Program:
                 own,
                 fullgraph=True,
                 dynamic=False,
-                backend=self._backend if device.type == "cpu" else "inductor",
-                options={"guard_filter_fn": _guards_inputs},
+                backend=self._backend if recorded else "inductor",
+                options={"guard_filter_fn": _guards_inputs, **options},
             )
         )
 

@@ -78,7 +78,7 @@ def test_where_a_training_run_spends_its_time(
     clock.on(agent, "next_action", "update: the sampler, for the critic's target")
     clock.on(agent.target_critic, "forward", "update: target critic")
     clock.on(agent.critic, "forward", "update: critic, forward and for grad_a Q")
-    clock.on(agent.critic_optimizer, "minimize", "update: critic, backward and step")
+    clock.on(agent.critic_optimizer, "descend", "update: critic, backward and step")
     clock.on(agent.actor_optimizer, "minimize", "update: actor, backward and step")
     clock.on(agent, "actor_loss", "update: actor, the rest of grad_a Q and its loss")
     clock.on(training, "_take_step", "the loop itself")

@@ -75,7 +75,7 @@ def test_several_are_as_many_bit_for_bit(path: str, in_turn: bool) -> None:
 
 def compiled(path: str) -> tuple[Any, list[CompiledUpdate]]:
     agent = build(path)
-    accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
+    accelerate(agent, CPU, seeds=len(SEEDS), compiled=True, several=True)
     each: list[CompiledUpdate] = getattr(agent.pure_update, "updates", [agent.pure_update])
     return agent, each
 

@@ -1,0 +1,91 @@
+"""The cache of compiled programs: whose it is, and that a second job finds what the first left."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from agents.speed.acceleration import why_not_compiled
+from agents.speed.program_cache import VARIABLE, processor_kind, use_program_cache
+
+needs_compiler = pytest.mark.skipif(
+    why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of a user who has named no folder for torch."""
+    monkeypatch.setenv(VARIABLE, default_cache_dir())  # as torch's compiler does itself
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_programs_are_kept_in_the_users_own_cache_which_nobody_else_can_write(home: Path) -> None:
+    use_program_cache()
+    folder = Path(os.environ[VARIABLE])
+    assert folder == home / "qsm_bench" / f"programs-{processor_kind()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.usefixtures("home")
+def test_a_folder_that_the_user_has_named_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/chosen")
+    use_program_cache()
+    assert os.environ[VARIABLE] == "/chosen"
+
+
+def test_a_folder_that_others_can_write_is_not_used(home: Path) -> None:
+    folder = home / "qsm_bench" / f"programs-{processor_kind()}"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    use_program_cache()
+    assert os.environ[VARIABLE] == default_cache_dir()
+
+
+def test_without_a_home_that_can_be_written_torch_keeps_its_own_folder(home: Path) -> None:
+    (home / "qsm_bench").write_text("a file is in the way")
+    use_program_cache()
+    assert os.environ[VARIABLE] == default_cache_dir()
+
+
+JOB = """
+import sys, torch
+from torch._dynamo.utils import counters
+from agents.speed.program import Program
+
+class Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return FACTOR * g
+
+def update(self, x):
+    leaf = x + self
+    return torch.autograd.grad(Times.apply(leaf).sum(), leaf)[0]
+
+zero = torch.zeros((), requires_grad=True)
+gradient = Program(update, torch.device("cpu"), recorded=False)(zero, torch.ones(4))
+found = counters["aot_autograd"]
+print(gradient[0].item(), found["autograd_cache_hit"], found["autograd_cache_bypass"])
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_second_job_finds_the_program_and_takes_no_other_gradient_for_it(home: Path) -> None:
+    def job(factor: float) -> list[float]:
+        command = [sys.executable, "-c", JOB.replace("FACTOR", str(factor))]
+        printed = subprocess.check_output(command, text=True)
+        return [float(word) for word in printed.split()]
+
+    assert job(2.0) == [2.0, 0, 0]
+    assert job(3.0) == [3.0, 0, 0]
+    assert job(2.0) == [2.0, 1, 0]
+    assert list(home.glob("qsm_bench/*/aotautograd"))
