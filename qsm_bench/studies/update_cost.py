@@ -142,6 +142,7 @@ def measure_memory(trainers: Sequence[str], steps: Sequence[int]) -> pd.DataFram
 
 def saved_activations(agent: DiffusionAgent[Any], batch: Batch, noise: Iterable[Any]) -> int:
     """The bytes that the actor's loss keeps, apart from parameters, batch and noise."""
-    given = [*batch, *noise, *agent.denoiser.parameters(), *agent.denoiser.buffers()]
+    read = (field for field in batch if field is not None)
+    given = [*read, *noise, *agent.denoiser.parameters(), *agent.denoiser.buffers()]
     given += [*agent.critic.parameters(), *agent.target_critic.parameters()]
     return saved_bytes(lambda: agent.actor_loss(batch, noise)[0], given)

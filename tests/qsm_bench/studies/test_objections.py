@@ -96,7 +96,7 @@ def test_the_tests_are_adjusted_for_all_variants() -> None:
     returns = {QSM: LOW, **dict.fromkeys(VARIANTS, LOW), N_STEP: HIGH}
     pairs = compare_returns(make_comparison(returns), VARIANTS).set_index("rival")
     # 2 of the 924 ways to choose 6 of 12 runs are as extreme.
-    assert pairs.loc[N_STEP, "adjusted"] == pytest.approx(5 * 2 / 924)
+    assert pairs.loc[N_STEP, "adjusted"] == pytest.approx(len(VARIANTS) * 2 / 924)
     unadjusted = pairs.reset_index().assign(probability=0.0, adjusted=0.06, p=0.01)
     assert {part.outcome for part in decide_returns(unadjusted)} == {"cannot tell"}
 
