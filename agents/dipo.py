@@ -163,10 +163,10 @@ class DIPO(DiffusionAgent[DIPOConfig]):
         number = batch.number
         if number is None:
             raise ValueError("write_back needs a batch with the numbers of its transitions")
-        (noise,) = self.draw_inputs(batch.action.shape[1])
+        batch, noise = self.with_inputs(batch)
         start = self.memory.recall(number, batch.action)
         noise = noise._replace(actor=noise.actor._replace(start=start))
-        metrics = self.pure_update(batch._replace(number=None), noise)
+        metrics = self.pure_update(batch, noise)
         self.memory.remember(number, metrics.pop("improved"))
         return metrics
 

@@ -221,7 +221,7 @@ class DPMD(DiffusionAgent[DPMDConfig]):
     def after_update(self, metrics: dict[str, Tensor]) -> None:
         """Move lambda by dual ascent, and copy the policy if it is time."""
         temperature = self.temperature["log"].exp().squeeze(-1)
-        self.temperature_optimizer.minimize(temperature * (self.config.target_kl - metrics["kl"]))
+        self.temperature_optimizer.descend(temperature * (self.config.target_kl - metrics["kl"]))
         self.copy_policy()
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ critics, a learned code of l, and rewards times 0.2, which no sample depends on.
 be had. flow-rl's version of it takes the target critics' mean in L_2.
 
 Not to be had either: steps that get shorter within a level, and the best of many samples in the
-target and while training. examples/langevin_score.py has both, and a network for grad_a Q.
+target and while training.
 """
 
 import math
@@ -273,11 +273,11 @@ class Langevin(TwinCriticLearner[LangevinConfig]):
             next_value = self.target_critic(next_state, next_action).amin(dim=0)
         q = self.critic(self.at_level(batch.observation, -1), batch.action)
         loss = critic_loss(q, batch, next_value)
-        self.critic_optimizer.minimize(loss)
+        self.critic_optimizer.descend(loss)
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean(dim=(0, 2))}
         if self.config.noise_levels > 1:
             noised_loss = self.noised_loss(batch, q.detach().mean(dim=0), noise)
-            self.critic_optimizer.minimize(noised_loss)
+            self.critic_optimizer.descend(noised_loss)
             metrics["noised_loss"] = noised_loss.detach()
         polyak_update(self.target_critic, self.critic, self.config.polyak)
         return metrics

@@ -78,8 +78,7 @@ class Learner:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make one update; metrics are [S]."""
-        inputs = self.draw_inputs(batch.action.shape[1])
-        return self.pure_update(batch._replace(number=None), *inputs)
+        return self.pure_update(*self.with_inputs(batch))
 
     def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
         """Make an update with each batch, in order; return the metrics of each.
@@ -90,11 +89,11 @@ class Learner:
         own = vars(type(self)).get("promises_pure_update")
         if not own or type(self).update is not Learner.update:
             return [self.update(batch) for batch in batches]
-        inputs = [
-            (batch._replace(number=None), *self.draw_inputs(batch.action.shape[1]))
-            for batch in batches
-        ]
-        return each_in_turn(self.pure_update, inputs)
+        return each_in_turn(self.pure_update, [self.with_inputs(batch) for batch in batches])
+
+    def with_inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Return all that ``pure_update`` takes: the batch without its numbers, and new inputs."""
+        return batch._replace(number=None), *self.draw_inputs(batch.action.shape[1])
 
     def _parts(self) -> dict[str, Stateful]:
         return {name: getattr(self, name) for name in self.parts}
