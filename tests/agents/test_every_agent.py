@@ -15,7 +15,7 @@ from agents.registry import AgentError, built_in_agents, find_agent
 CPU = torch.device("cpu")
 OBS, ACT, BATCH = 4, 2, 16
 AGENTS = [name for name in built_in_agents() if "reference" not in name]
-AGENTS += ["agents.sdac:SDAC", "agents.qvpo:QVPO"]
+AGENTS += ["agents.sdac:SDAC", "agents.qvpo:QVPO", "agents.dacer:DACER"]
 
 
 def build(name: str, seeds: tuple[int, ...] = (0, 1, 2), **settings: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import agents.dacer
 import agents.qvpo
 import agents.sdac
 from agents.common.diffusion import Denoiser
@@ -26,7 +27,7 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
-SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
+SDAC, QVPO, DACER = "agents.sdac:SDAC", "agents.qvpo:QVPO", "agents.dacer:DACER"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -38,16 +39,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
     *((SDAC, {**preset}) for preset in agents.sdac.SDAC.presets.values()),
     *((QVPO, {**preset}) for preset in ({}, *agents.qvpo.QVPO.presets.values())),
+    *((DACER, {**preset}) for preset in ({}, *agents.dacer.DACER.presets.values())),
     (SDAC, {}),
     (SDAC, {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
     (SDAC, {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
     (QVPO, {"uniform_decay_updates": 8, "uniform_weight_end": 0.01, "uniform_weight": 0.5}),
+    (DACER, {"policy_delay": 3, "initial_alpha": 1.0, "candidates_target": 3, "ema_target": True}),
     ("sac", {"temperature_loss": "tau", "initial_temperature": 0.3, "log_std_max": -0.5}),
     ("td3", {"policy_delay": 3, "actor_learning_rate": 1e-2}),
 ]
 NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO])
+each_trainer = pytest.mark.parametrize("name", [*BUILT_IN, SDAC, QVPO, DACER])
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -82,7 +85,7 @@ def shrink(denoiser: Denoiser) -> None:
 
 
 def draw(agent: Any, update: int) -> tuple[Any, ...]:
-    """Draw what ``step`` takes beside the batch: noise in float64, and TD3's switch."""
+    """Draw what ``step`` takes beside the batch: noise in float64, and if the actor waits, when."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(len(SEEDS), *shape, dtype=torch.float64)
@@ -92,8 +95,10 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
-    noise = Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH))
-    return (doubled(noise),)
+    noise = doubled(Noise(agent.draw_critic_noise(BATCH), agent.draw_actor_noise(BATCH)))
+    if agent.name == "dacer":
+        return noise, update % agent.config.policy_delay == 0
+    return (noise,)
 
 
 def placed(value: Any, device: torch.device) -> Any:

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.common.diffusion import FREQUENCIES, TIME_CODE
 from agents.common.diffusion_agent import DiffusionConfig
+from agents.common.mixture_entropy import EM_ROUNDS, NEAREST_ROUNDS
+from agents.dacer import DACERConfig
 from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
 from agents.protocol import AgentConfig
@@ -36,7 +38,8 @@ class Work:
         self.rows = 2 * batch
         self.observation, self.action = observation, action
         self.hidden = list(config.hidden_sizes)
-        critic = [observation + action, *self.hidden, 1]
+        values = 2 if isinstance(config, DACERConfig) else 1
+        critic = [observation + action, *self.hidden, values]
         self.critic_forward = products(critic)
         self.critic_inner = products(critic[1:])
         """The operations from the value back to the first hidden layer."""
@@ -55,6 +58,9 @@ class Work:
                 rows = self.target() + self.weighted_draws(self.config)
             case QVPOConfig():
                 rows = self.target() + self.imitated_best(self.config)
+            case DACERConfig():
+                rows = self.target() + self.backpropagated_sampler() / self.config.policy_delay
+                rows += self.entropy(self.config) / self.config.alpha_delay
             case SACConfig():
                 rows = self.actor_critic(heads=2, critics=2, delay=1)
             case TD3Config():
@@ -148,6 +154,16 @@ class Work:
     def imitated_best(self, config: QVPOConfig) -> float:
         """Count the samples, their values, and the denoiser on the best and uniform actions."""
         return self.samples(config.samples) + self.regression(1 + config.uniform_samples)
+
+    def entropy(self, config: DACERConfig) -> float:
+        """Count the samples that an entropy is estimated from, and the fits of a mixture to them.
+
+        A round of a fit makes each component's means, covariances and whitened samples.
+        """
+        size = self.action
+        rounds = NEAREST_ROUNDS + (1 + EM_ROUNDS) * (1 + size) + EM_ROUNDS * size
+        shared = self.conditioning + self.time_codes
+        return config.entropy_samples * (self.steps * self.denoiser + 3 * size * rounds) + shared
 
     # One-step policies
 

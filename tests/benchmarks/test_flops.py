@@ -8,13 +8,15 @@ from agents.registry import built_in_trainers, find_agent
 from tests.benchmarks.flops import ProductCounter, update_flops
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
 
-SDAC, QVPO = "agents.sdac:SDAC", "agents.qvpo:QVPO"
-NAMES = (*built_in_trainers(), SDAC, QVPO)
+SDAC, QVPO, DACER = "agents.sdac:SDAC", "agents.qvpo:QVPO", "agents.dacer:DACER"
+NAMES = (*built_in_trainers(), SDAC, QVPO, DACER)
 WIDE = [
     *((n, {"diffusion_steps": 20}) for n in ("qsm", "diffusion_ql", "diffusion_pg")),
     ("qsm", {"candidates_target": 4}),
     (SDAC, {"estimator": "gradient", "samples": 1, "entropy_draws": 2}),
     (SDAC, {"noised_actions": "policy", "candidates_target": 3, "samples": 8}),
+    (DACER, {"alpha_delay": 4, "diffusion_steps": 3}),
+    (DACER, {"alpha_delay": 2, "entropy_samples": 5, "policy_delay": 1}),
 ]
 
 
@@ -30,7 +32,7 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
     assert 0.99 * needed < counter.flops / updates < 1.02 * needed
 
 
-@pytest.mark.parametrize(("name", "times"), [(SDAC, 7.4), (QVPO, 14.4)])
+@pytest.mark.parametrize(("name", "times"), [(SDAC, 7.4), (QVPO, 14.4), (DACER, 1.1)])
 def test_a_trainers_own_numbers_cost_so_many_updates_of_qsm(name: str, times: float) -> None:
     """What its file says, and at most 20 in the common protocol."""
     costs = [
