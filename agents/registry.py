@@ -25,6 +25,10 @@ BUILT_IN = (
     "agents.diffusion_pg:DiffusionPG",
     "agents.sdac:SDAC",
     "agents.qvpo:QVPO",
+    "agents.dipo:DIPO",
+    "agents.dacer:DACER",
+    "agents.dpmd:DPMD",
+    "agents.langevin:Langevin",
     "agents.sac:SAC",
     "agents.td3:TD3",
 )

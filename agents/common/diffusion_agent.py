@@ -2,11 +2,13 @@
 
 A trainer states its actor's loss. It may also state another of what follows; all else is fixed:
 
+    make_critic         the twin critics
     next_action         the next action in the critic's target
     next_value          its value there
     critic_loss         the critic's loss
     actor_loss          the actor's loss
     after_update        what comes after an update, such as moving an average
+    update              which updates move the actor, and work that is no part of a pure update
     action_to_execute   the action while training
     action_to_evaluate  the action while being evaluated
 
@@ -262,10 +264,17 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         critic = self.draw_critic_noise(batch_size)
         return (Noise(critic, self.draw_actor_noise(batch_size)),)
 
-    def pure_update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Make one update of critic, target and actor; metrics are [S]."""
+    def pure_update(
+        self, batch: Batch, noise: Noise, moves_actor: bool = True
+    ) -> dict[str, Tensor]:
+        """Make one update of critic, target and actor; metrics are [S].
+
+        An update that does not move the actor moves no target either: only the critic.
+        """
         critic_loss, critic_metrics = self.critic_loss(batch, noise.critic)
         self.critic_optimizer.descend(critic_loss)
+        if not moves_actor:
+            return {"critic_loss": critic_loss.detach(), **critic_metrics}
         polyak_update(self.target_critic, self.critic, self.config.polyak)
 
         actor_loss, actor_metrics = self.actor_loss(batch, noise.actor)

@@ -134,13 +134,7 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
         self.action_size = action_size
         self.stream = partial(SeedStreams, seeds, device=device)
         """Call it with a purpose, such as "sample", to get new random streams for it."""
-        self.critic = TwinCritic(
-            observation_size,
-            action_size,
-            config.hidden_sizes,
-            self.stream("critic weights"),
-            config.networks,
-        )
+        self.critic = self.make_critic(observation_size)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         # What it is added to can be differentiated by. So can what requires_grad_() is called on,
@@ -148,6 +142,16 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
         self.zero = torch.zeros((), device=device, requires_grad=True)
         self.update_stream = self.stream("update")
         self.explore_stream = self.stream("explore")
+
+    def make_critic(self, observation_size: int) -> TwinCritic:
+        """Return the twin critics as they begin, from the stream "critic weights"."""
+        return TwinCritic(
+            observation_size,
+            self.action_size,
+            self.config.hidden_sizes,
+            self.stream("critic weights"),
+            self.config.networks,
+        )
 
     @torch.no_grad()
     def action_value(self, observation: Tensor, action: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ class MLP(nn.Module):
 class TwinCritic(nn.Module):
     """Two Q networks per seed, as one network of 2 S members.
 
-    ([S, B, obs], [S, B, act]) -> [2, S, B].
+    ([S, B, obs], [S, B, act]) -> [2, S, B]. With several ``outputs`` a subclass says what they are.
     """
 
     def __init__(
@@ -222,16 +222,22 @@ class TwinCritic(nn.Module):
         hidden_sizes: Sequence[int],
         streams: SeedStreams,
         options: NetworkOptions = PLAIN,
+        *,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        sizes = (observation_size + action_size, *hidden_sizes, 1)
+        sizes = (observation_size + action_size, *hidden_sizes, outputs)
         self.inputs = [observation_size, action_size]
-        self.mlp = MLP(sizes, streams, options, twins=2)
+        self.mlp = MLP(sizes, streams, options, twins=2, heads=outputs)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.all_outputs(observation, action).squeeze(-1)
+
+    def all_outputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Return the outputs of both networks, [2, S, B, outputs]."""
         seeds, batch, _ = action.shape
         x = torch.cat([observation, action], dim=-1).repeat(2, 1, 1)
-        out: Tensor = self.mlp(x).view(2, seeds, batch)
+        out: Tensor = self.mlp(x).view(2, seeds, batch, -1)
         return out
 
     def at_observation(self, observation: Tensor) -> Callable[[Tensor], Tensor]:

@@ -462,6 +462,65 @@ class PlainDIPO(PlainDiffusion):
         return loss
 
 
+class PlainDACER(PlainDiffusion):
+    def __init__(self, agent: Any, seed: int, seeds: int) -> None:
+        super().__init__(agent, seed, seeds)
+        self.spread = [own(agent.critic_spread["mean"], m).detach() for m in (seed, seeds + seed)]
+        self.log_alpha = own(agent.alpha["log"], seed).detach()
+
+    def networks(self) -> dict[str, Any]:
+        learned = super().networks()
+        return {**learned, "critic_spread": self.spread, "alpha": self.log_alpha}
+
+    def laws(self, critics: Sequence[Layers], state: Tensor, action: Tensor) -> list[Any]:
+        x, unit = torch.cat([state, action], dim=-1), self.config.reward_unit
+        outputs = [run(critic, x, torch.relu) for critic in critics]
+        return [(unit * out[:, 0], unit * torch.log1p(out[:, 1].exp())) for out in outputs]
+
+    def q(self, critics: Sequence[Layers], state: Tensor, action: Tensor) -> list[Tensor]:
+        return [mean for mean, _ in self.laws(critics, state, action)]
+
+    def noisy(self, action: Tensor, noise: Tensor) -> Tensor:
+        scale: Tensor = self.config.exploration_noise * self.log_alpha.exp()
+        return (action + scale * noise).clamp(-1, 1)
+
+    def update(self, batch: Batch, noise: Any, moves_actor: bool = True) -> None:
+        state, c = batch.next_observation, self.config
+        candidates = self.candidates(self.behavior(), state, noise.critic.chain)
+        best = self.best(self.target_critics, state, candidates)
+        action = self.noisy(best, noise.critic.exploration)
+        (one, its), (two, other) = self.laws(self.target_critics, state, action)
+        z = noise.critic.value.clamp(-3, 3)
+        value = torch.minimum(one, two)
+        drawn = torch.where(one < two, one + its * z, two + other * z)
+        y, y_drawn = (
+            (batch.reward + batch.discount * future).detach() for future in (value, drawn)
+        )
+        losses = []
+        laws = self.laws(self.critics, batch.observation, batch.action)
+        for i, (mean, deviation) in enumerate(laws):
+            now, before = deviation.detach().mean(), self.spread[i]
+            s = before + c.polyak * (now - before) if before > 0 else now.view(1)
+            before.copy_(s)
+            m, sd = mean.detach(), deviation.detach()
+            d = torch.maximum(torch.minimum(y_drawn - m, 3 * s), -3 * s)
+            square, cube = 0.1 * c.reward_unit**2, 0.1 * c.reward_unit**3
+            for_mean = mean * (y - m) / (sd**2 + square)
+            for_deviation = deviation * (d**2 - sd**2) / (sd**3 + cube)
+            losses.append(-(s**2 + square) * (for_mean + for_deviation).mean())
+        self.critic_adam.step(torch.stack(losses).sum())
+        if moves_actor:
+            self.follow(self.target_critics, self.critics)
+            self.actor_adam.step(self.actor_loss(batch, noise.actor))
+            self.follow(self.average, self.denoiser)
+
+    def actor_loss(self, batch: Batch, noise: Any) -> Tensor:
+        action = self.noisy(
+            self.chain(self.denoiser, batch.observation, noise.chain), noise.exploration
+        )
+        return -torch.minimum(*self.q(self.critics, batch.observation, action)).mean()
+
+
 class PlainSAC(PlainLearner):
     def __init__(self, agent: Any, seed: int, seeds: int) -> None:
         super().__init__(agent, seed, seeds)
@@ -538,6 +597,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "dpmd": PlainDPMD,
     "langevin": PlainLangevin,
     "dipo": PlainDIPO,
+    "dacer": PlainDACER,
     "sac": PlainSAC,
     "td3": PlainTD3,
 }

@@ -177,8 +177,8 @@ def test_no_action_is_ever_that_of_another_transition(capacity: int, seed: int) 
     seen: dict[str, Tensor] = {}
     pure_update, remembered = agent.pure_update, 0
 
-    def watched(batch: Batch, noise: Any) -> Any:
-        metrics = pure_update(batch, noise)
+    def watched(batch: Batch, noise: Any, moves_actor: bool = True) -> Any:
+        metrics = pure_update(batch, noise, moves_actor)
         seen.update(start=noise.actor.start, improved=metrics["improved"])
         return metrics
 

@@ -11,9 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import agents.dipo
-import agents.dpmd
-import agents.langevin
 from agents.common.diffusion import Denoiser
 from agents.common.diffusion_agent import DiffusionAgent
 from agents.protocol import Batch
@@ -27,7 +24,6 @@ from agents.speed.seed_by_seed import SeedBySeed
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 
-DIPO, DPMD, LANGEVIN = "agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"
 SEEDS, OBSERVATION, ACTION, BATCH, UPDATES = (3, 4), 3, 2, 16, 6
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in built_in_agents()),
@@ -37,12 +33,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion_pg", {"chains": 3, "scale_advantage": False, "exploration_noise": 0.4}),
     ("qsm", {"schedule": "cosine", "sampler": "x0_clip", "variance": "posterior"}),
     ("diffusion_ql", {"candidates_target": 3, "ema_acts": True, "schedule": "linear"}),
-    *((DIPO, {**preset}) for preset in ({}, *agents.dipo.DIPO.presets.values())),
-    (DIPO, {"action_norm": 0.0, "action_steps": 3, "action_step_size": 0.3, "write_back": False}),
-    *((DPMD, {**preset}) for preset in ({}, *agents.dpmd.DPMD.presets.values())),
-    *((LANGEVIN, {**preset}) for preset in ({}, *agents.langevin.Langevin.presets.values())),
-    (DPMD, {"copy_updates": 2, "samples": 5, "target_kl": 1.0, "error_limit": None}),
-    (LANGEVIN, {"gradient_of": "min", "noise_levels": 3, "langevin_steps": 2, "step_size": 1e-4}),
+    ("dipo", {"action_norm": 0.0, "action_steps": 3, "action_step_size": 0.3, "write_back": False}),
+    ("dpmd", {"copy_updates": 2, "samples": 5, "target_kl": 1.0, "error_limit": None}),
+    ("langevin", {"gradient_of": "min", "noise_levels": 3, "langevin_steps": 2, "step_size": 1e-4}),
+    (
+        "dacer",
+        {"policy_delay": 3, "initial_alpha": 1.0, "candidates_target": 3, "ema_target": True},
+    ),
     ("sdac", {"estimator": "mixture", "proposal": "clipped", "samples": 5}),
     ("sdac", {"noised_actions": "policy", "candidates_target": 3, "ema_target": True}),
     ("qvpo", {"uniform_decay_updates": 8, "uniform_weight_end": 0.01, "uniform_weight": 0.5}),
@@ -51,7 +48,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 NAMES = [f"{find_agent(name).name}[{','.join(settings)}]" for name, settings in CASES]
 each_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-each_trainer = pytest.mark.parametrize("name", [*built_in_trainers(), DIPO, DPMD, LANGEVIN])
+each_trainer = pytest.mark.parametrize("name", built_in_trainers())
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -86,7 +83,7 @@ def shrink(denoiser: Denoiser) -> None:
 
 
 def draw(agent: Any, update: int) -> tuple[Any, ...]:
-    """Draw what ``step`` takes beside the batch: noise in float64, and TD3's switch."""
+    """Draw what ``step`` takes beside the batch: noise in float64, and if the actor waits, when."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(len(SEEDS), *shape, dtype=torch.float64)
@@ -96,6 +93,9 @@ def draw(agent: Any, update: int) -> tuple[Any, ...]:
         return normal(*entries), update % agent.config.policy_delay == 0
     if agent.name == "sac":
         return (SACNoise(normal(*entries), normal(*entries)),)
+    if agent.name == "dacer":
+        noise, _ = agent.draw_inputs(BATCH)
+        return doubled(noise), update % agent.config.policy_delay == 0
     (noise,) = agent.draw_inputs(BATCH)
     if agent.name == "dipo" and agent.config.write_back:
         noise = noise._replace(actor=noise.actor._replace(start=normal(*entries).tanh()))

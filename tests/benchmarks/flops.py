@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.common.diffusion import FREQUENCIES, TIME_CODE
 from agents.common.diffusion_agent import DiffusionConfig
+from agents.common.mixture_entropy import EM_ROUNDS, NEAREST_ROUNDS
+from agents.dacer import DACERConfig
 from agents.diffusion_pg import DiffusionPGConfig
 from agents.diffusion_ql import DiffusionQLConfig
 from agents.dipo import DIPOConfig
@@ -42,7 +44,8 @@ class Work:
         code = 0
         if isinstance(config, LangevinConfig) and config.noise_levels > 1:
             code = config.noise_levels
-        critic = [observation + code + action, *self.hidden, 1]
+        values = 2 if isinstance(config, DACERConfig) else 1
+        critic = [observation + code + action, *self.hidden, values]
         self.critic_forward = products(critic)
         self.critic_inner = products(critic[1:])
         """The operations from the value back to the first hidden layer."""
@@ -67,6 +70,9 @@ class Work:
                 rows = self.climbing_samples(self.config)
             case DIPOConfig():
                 rows = self.target() + self.improved_actions(self.config)
+            case DACERConfig():
+                rows = self.target() + self.backpropagated_sampler() / self.config.policy_delay
+                rows += self.entropy(self.config) / self.config.alpha_delay
             case SACConfig():
                 rows = self.actor_critic(heads=2, critics=2, delay=1)
             case TD3Config():
@@ -180,6 +186,16 @@ class Work:
         """Count grad_a Q of both critics at each step, and the denoiser on what comes out."""
         step = self.critic_forward - self.conditioning + self.critic_to_action
         return 2 * (config.action_steps * step + self.conditioning) + self.regression()
+
+    def entropy(self, config: DACERConfig) -> float:
+        """Count the samples that an entropy is estimated from, and the fits of a mixture to them.
+
+        A round of a fit makes each component's means, covariances and whitened samples.
+        """
+        size = self.action
+        rounds = NEAREST_ROUNDS + (1 + EM_ROUNDS) * (1 + size) + EM_ROUNDS * size
+        shared = self.conditioning + self.time_codes
+        return config.entropy_samples * (self.steps * self.denoiser + 3 * size * rounds) + shared
 
     # One-step policies
 

@@ -8,18 +8,18 @@ from agents.registry import built_in_trainers, find_agent
 from tests.benchmarks.flops import ProductCounter, update_flops
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, new_batch
 
-DIPO, DPMD, LANGEVIN = "agents.dipo:DIPO", "agents.dpmd:DPMD", "agents.langevin:Langevin"
-NAMES = (*built_in_trainers(), DIPO, DPMD, LANGEVIN)
 WIDE = [
     *((n, {"diffusion_steps": 20}) for n in ("qsm", "diffusion_ql", "diffusion_pg")),
     ("qsm", {"candidates_target": 4}),
-    (LANGEVIN, {"noise_levels": 10, "langevin_steps": 2}),
+    ("langevin", {"noise_levels": 10, "langevin_steps": 2}),
     ("sdac", {"estimator": "gradient", "samples": 1, "entropy_draws": 2}),
     ("sdac", {"noised_actions": "policy", "candidates_target": 3, "samples": 8}),
+    ("dacer", {"alpha_delay": 4, "diffusion_steps": 3}),
+    ("dacer", {"alpha_delay": 2, "entropy_samples": 5, "policy_delay": 1}),
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), [*((n, {}) for n in NAMES), *WIDE])
+@pytest.mark.parametrize(("name", "settings"), [*((n, {}) for n in built_in_trainers()), *WIDE])
 def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, Any]) -> None:
     agent, batch = new_agent(name, 1, **settings), new_batch(1)
     updates = 4
@@ -33,7 +33,14 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
 
 @pytest.mark.parametrize(
     ("name", "times"),
-    [("sdac", 7.4), ("qvpo", 14.4), (DIPO, 4.6), (DPMD, 16.3), (LANGEVIN, 4.5)],
+    [
+        ("sdac", 7.4),
+        ("qvpo", 14.4),
+        ("dipo", 4.6),
+        ("dacer", 1.1),
+        ("dpmd", 16.3),
+        ("langevin", 4.5),
+    ],
 )
 def test_a_trainers_own_numbers_cost_so_many_updates_of_qsm(name: str, times: float) -> None:
     """What its file says, and at most 20 in the common protocol."""

@@ -27,9 +27,10 @@ AGENTS = (
     f"diffusion_pg[{SMALL},diffusion_steps=2,chains=2]",
     f"sdac[{SMALL},diffusion_steps=2,samples=4,entropy_draws=2]",
     f"qvpo[{SMALL},diffusion_steps=2,samples=4,ema_target=true,n_step=3]",
-    f"agents.dipo:DIPO[{SMALL},diffusion_steps=2,action_steps=3,n_step=3]",
-    f"agents.dpmd:DPMD[{SMALL},diffusion_steps=2,samples=4,target_kl=1,copy_updates=7]",
-    f"agents.langevin:Langevin[{SMALL},langevin_steps=2,noise_levels=3]",
+    f"dipo[{SMALL},diffusion_steps=2,action_steps=3,n_step=3]",
+    f"dacer[{SMALL},diffusion_steps=2,alpha_delay=5,entropy_samples=4,n_step=3]",
+    f"dpmd[{SMALL},diffusion_steps=2,samples=4,target_kl=1,copy_updates=7]",
+    f"langevin[{SMALL},langevin_steps=2,noise_levels=3]",
     f"sac[{SMALL},n_step=3]",
     f"td3[{SMALL}]",
 )

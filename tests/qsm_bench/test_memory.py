@@ -2,32 +2,21 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from agents import registry
 from agents.speed.acceleration import why_not_compiled
 from qsm_bench import memory, plan
 from qsm_bench.errors import UserError
 from qsm_bench.timing import ready_to_learn, state_bytes
 from tests.qsm_bench.jobs import make_job
-from tests.qsm_bench.update_memory import BATCH, SEEDS, SIZES, TRAINERS, large_job
+from tests.qsm_bench.update_memory import BATCH, SEEDS, SIZES, large_job
 
 KIB = 1024
 GIB = 2**30
-
-
-@pytest.fixture
-def named_presets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The presets of the trainers that are not built in are found by their names."""
-    monkeypatch.setattr(registry, "BUILT_IN", TRAINERS)
-    registry.built_in_agents.cache_clear()
-    yield
-    registry.built_in_agents.cache_clear()
 
 
 def test_the_peak_of_a_chain_of_products_is_known_without_running_it() -> None:
@@ -88,7 +77,6 @@ each_agent = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.usefixtures("named_presets")
 @each_agent
 def test_the_tensors_of_an_update_are_known_without_running_it(agent: str) -> None:
     """Candidates of an update are counted: they are most of it."""
@@ -113,7 +101,6 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="th
 
 
 @on_linux
-@pytest.mark.usefixtures("named_presets")
 @each_agent
 def test_the_memory_of_a_process_that_learns_is_known_and_below_4_gib(agent: str) -> None:
     before, most = most_in_updates(agent)
@@ -126,7 +113,6 @@ def test_the_memory_of_a_process_that_learns_is_known_and_below_4_gib(agent: str
 @on_linux
 @pytest.mark.slow
 @pytest.mark.skipif(why_not_compiled() is not None, reason="there is no compiler")
-@pytest.mark.usefixtures("named_presets")
 @pytest.mark.parametrize("agent", ["qsm", "sdac", "qvpo"])
 def test_a_compiled_update_takes_no_more_and_the_compiler_what_is_said(agent: str) -> None:
     before, most = most_in_updates(agent, "compiled")
@@ -143,7 +129,7 @@ def test_what_an_agent_remembers_of_each_transition_counts_for_the_whole_run() -
 
     def needed(steps: int, **settings: Any) -> int:
         asked = ",".join(f"{name}={value}" for name, value in settings.items())
-        job = make_job(f"agents.dipo:DIPO[hidden_sizes=[8],action_steps=2,{asked}]", steps=steps)
+        job = make_job(f"dipo[hidden_sizes=[8],action_steps=2,{asked}]", steps=steps)
         return plan._learning_bytes(job, 2, 2)
 
     more = needed(2_000_000, write_back="true") - needed(1_000_000, write_back="true")

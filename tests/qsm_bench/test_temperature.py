@@ -49,16 +49,31 @@ def shown(results: Results) -> dict[str, str]:
 
 def test_every_trainer_that_is_built_in_states_one() -> None:
     results = make(
-        "qsm", "qsm_normalized", "sdac", "qvpo", "sac", "diffusion_ql", "diffusion_pg", "td3"
+        "qsm",
+        "qsm_normalized",
+        "sdac",
+        "qvpo",
+        "dpmd",
+        "langevin",
+        "sac",
+        "diffusion_ql",
+        "diffusion_pg",
+        "dipo",
+        "dacer",
+        "td3",
     )
     assert shown(results) == {
         "qsm": "0.00885",  # sqrt(1 - exp(-0.218)) / 50
         "qsm_normalized": "16.0 (6.00 to 16.0)",  # the mean over seeds 0, 1 and 2
         "sdac": "0.0200",
         "qvpo": NONE,
+        "dpmd": NONE,
+        "langevin": "0.0200",
         "sac": "16.0 (6.00 to 16.0)",
         "diffusion_ql": "0 (climbs Q)",
         "diffusion_pg": "0 (climbs Q)",
+        "dipo": "0 (climbs Q)",
+        "dacer": "0 (climbs Q)",
         "td3": "0 (climbs Q)",
     }
     assert EXPLAINED in str(what_ran(results).blocks)

@@ -13,15 +13,12 @@ from typing import Any
 import psutil
 import torch
 
-from agents import registry
 from agents.speed.acceleration import accelerate
 from qsm_bench.experiment import Job
 from qsm_bench.process import configure_process
 from qsm_bench.timing import ready_to_learn
 from tests.qsm_bench.jobs import make_job
 
-TRAINERS = tuple(dict.fromkeys((*registry.BUILT_IN, "agents.sdac:SDAC", "agents.qvpo:QVPO")))
-"""The built-in trainers, and those that are tried beside them: so their presets have names."""
 SIZES = (78, 12)
 SEEDS, BATCH = 5, 256
 
@@ -33,7 +30,6 @@ def large_job(agent: str, **changes: Any) -> Job:
 
 def main(name: str, *, compiled: bool) -> None:
     configure_process()
-    vars(registry)["BUILT_IN"] = TRAINERS
     job = large_job(name)
     before = psutil.Process().memory_info().rss
     agent, replay = ready_to_learn(job, SIZES)

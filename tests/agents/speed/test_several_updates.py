@@ -19,15 +19,14 @@ from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 
 SEEDS, COUNT = (3, 4), 5
-DIPO = "agents.dipo:DIPO"
-"""Its updates are made one at a time: each begins with what the one before has written back."""
-TRAINERS = [*BUILT_IN, DIPO, "agents.dpmd:DPMD", "agents.langevin:Langevin"]
+ONE_AT_A_TIME = {"agents.dipo:DIPO", "agents.dacer:DACER"}
+"""DIPO's begin with what the one before has written back; DACER's alpha moves between them."""
 SMALLER: dict[str, dict[str, Any]] = {
     "agents.sdac:SDAC": {"samples": 4, "entropy_draws": 2},
     "agents.qvpo:QVPO": {"samples": 4, "uniform_samples": 2, "ema_target": True},
 }
 
-each_trainer = pytest.mark.parametrize("path", TRAINERS)
+each_trainer = pytest.mark.parametrize("path", BUILT_IN)
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
@@ -86,7 +85,11 @@ def compiled(path: str) -> tuple[Any, list[CompiledUpdate]]:
 @needs_compiler
 @pytest.mark.parametrize(
     ("path", "in_turn"),
-    [*((path, False) for path in TRAINERS if path != DIPO), ("td3", True), ("qsm", True)],
+    [
+        *((path, False) for path in BUILT_IN if path not in ONE_AT_A_TIME),
+        ("td3", True),
+        ("qsm", True),
+    ],
 )
 def test_compiled_ones_are_as_many_compiled_ones_bit_for_bit(
     path: str, in_turn: bool, monkeypatch: pytest.MonkeyPatch
