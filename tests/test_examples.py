@@ -8,11 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor
 
 from examples.brake import LENGTH, STANDING_STILL
+from examples.langevin_score import LangevinScore, LangevinScoreConfig
+from tests.agents.fixed_critics import fix_critic, make_batch
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -47,11 +52,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outside / "examples"
 
 
-def test_the_agent_learns_the_task(folder: Path) -> None:
-    cell = folder / "results" / "examples" / "best_of_n" / "brake:Brake-v0"
+@pytest.mark.parametrize(
+    ("agent", "enough"), [("best_of_n", ENOUGH), ("langevin_score[candidates_evaluate=32]", 20.0)]
+)
+def test_the_agent_learns_the_task(folder: Path, agent: str, enough: float) -> None:
+    cell = folder / "results" / "examples" / agent / "brake:Brake-v0"
     jobs = [pd.read_csv(file) for file in cell.glob("*/evaluations.csv")]
     returns = pd.concat(jobs).groupby("step")["return"].mean()
-    assert returns.iloc[-1] > ENOUGH
+    assert returns.iloc[-1] > enough > STANDING_STILL
 
 
 def test_the_notebook_reads_the_results_and_acts_with_a_policy(folder: Path) -> None:
@@ -63,6 +71,47 @@ def test_the_notebook_reads_the_results_and_acts_with_a_policy(folder: Path) -> 
     (earned,) = re.findall(r"return (\S+)", printed)
     assert float(earned) > ENOUGH
     assert (folder / "reports" / "examples" / "index.html").is_file()
+
+
+def langevin_score(k: float, **settings: Any) -> LangevinScore:
+    """The example's agent on Q = -k (a - 0.3)^2, which is the smaller of its critics."""
+    config = LangevinScoreConfig(hidden_sizes=(32, 32), learning_rate=1e-2, **settings)
+    agent = LangevinScore(config, 3, 1, (0, 1), torch.device("cpu"))
+
+    def parabola(observation: Tensor, action: Tensor) -> Tensor:
+        return -k * (action - 0.3).square().sum(dim=-1)
+
+    fix_critic(agent, parabola, lambda s, a: parabola(s, a) + 1 + a[..., 0])
+    return agent
+
+
+def test_the_score_is_taught_the_gradient_of_the_smaller_critic() -> None:
+    agent = langevin_score(5.0, temperature=2.0, candidates=1)
+    for _ in range(300):
+        agent.update(make_batch(2, 64, 3, 1, torch.float32))
+    action = torch.linspace(-0.9, 0.9, 19).view(1, 19, 1).expand(2, -1, -1)
+    found = agent.psi(torch.zeros(2, 19, 3), action)
+    torch.testing.assert_close(found, -5 * (action - 0.3), rtol=0, atol=0.4)
+
+
+@pytest.mark.parametrize(
+    ("k", "deviation", "boltzmann"), [(5.0, 0.347, 0.316), (20.0, 0.223, 0.158)]
+)
+def test_langevin_steps_of_an_exact_score_spread_further_than_the_boltzmann_policy(
+    k: float, deviation: float, boltzmann: float
+) -> None:
+    agent = langevin_score(k)
+    agent.psi = lambda observation, action: -2 * k * (action - 0.3)  # type: ignore[method-assign]
+    action = agent.sample(torch.zeros(2, 20_000, 3), 1, agent.sample_stream)
+    assert action.std().item() == pytest.approx(deviation, abs=0.005)
+    assert (2 * k) ** -0.5 == pytest.approx(boltzmann, abs=1e-3)
+
+
+def test_langevin_steps_beyond_their_bound_end_at_the_bounds() -> None:
+    agent = langevin_score(50.0)
+    agent.psi = lambda observation, action: -100 * (action - 0.3)  # type: ignore[method-assign]
+    action = agent.sample(torch.zeros(2, 20_000, 3), 1, agent.sample_stream)
+    assert (action.abs() == 1).float().mean().item() == pytest.approx(0.46, abs=0.01)
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
