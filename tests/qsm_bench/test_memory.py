@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.registry import built_in_agents
 from agents.speed.acceleration import why_not_compiled
 from qsm_bench import memory, plan
 from qsm_bench.errors import UserError
@@ -108,6 +109,12 @@ def test_the_memory_of_a_process_that_learns_is_known_and_below_4_gib(agent: str
     # The C library's heap is not the same in each process: of one update 1.4 to 2.3 GB were seen.
     assert most == pytest.approx(known, rel=0.25 if agent not in LARGE else 0.4)
     assert known < 4 * GIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", built_in_agents())
+def test_no_agent_or_preset_is_said_to_need_4_gib_to_learn(agent: str) -> None:
+    assert SEEDS * plan._learning_bytes(large_job(agent), *SIZES) < 4 * GIB
 
 
 @on_linux
