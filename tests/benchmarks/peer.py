@@ -32,7 +32,7 @@ class Peer:
         """Time one update, replay's sample included. Raises EOFError if the process has died.
 
         By default each is a call of its own, as in a run of one update per environment step, which
-        is what both libraries' SAC does if nothing else is said, and this project's agents do.
+        is what both libraries' SAC does if nothing else is said.
         """
         assert self.process.stdin
         assert self.process.stdout

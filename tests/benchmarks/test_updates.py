@@ -5,6 +5,7 @@ thread. The roofline is the rate at which the update's own floating-point operat
 the shapes (``flops.py``), would run if they were all products of 256 x 256 x 256.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -114,17 +115,24 @@ def one_core() -> Iterator[None]:
     os.sched_setaffinity(0, cores)
 
 
+GOALS = {("SBX", 1): 1.15, ("SBX", 8): 1.3, ("SBX at once", 1): 1.05}
+"""What to reach beside a peer, by the number of seeds; 1 where nothing is said."""
+
+
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize(("algorithm", "seeds"), [("SAC", 1), ("SAC", 8), ("TD3", 1), ("TD3", 8)])
 def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
-    """Replay's sample and update, as the peers' ``train`` has both."""
+    """Replay's sample and update, as the peers' ``train`` has both.
+
+    Once each update is a call, and once all are one, of which a peer has its own way, too.
+    """
     if benchmark.disabled:
         pytest.skip("peers are only there to be measured against")
     peers = {
         "SBX": Peer("sbx", algorithm),
         "stable-baselines3": Peer("stable_baselines3", algorithm),
     }
-    agent = new_agent(algorithm.lower(), seeds, compiled=True)
+    agent = new_agent(algorithm.lower(), seeds, compiled=True, several=True)
     replay = ReplayBuffer(10_000, OBSERVATION, ACTION, range(seeds), CPU)
     zero = torch.zeros(seeds, dtype=torch.bool)
     for _ in range(1_010):
@@ -135,21 +143,30 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
         for _ in range(PEERS_UPDATES):
             agent.update(replay.sample(BATCH))
 
+    def at_once() -> None:
+        agent.update_several(replay.sample_several(BATCH, PEERS_UPDATES))
+
+    at_once()  # the first of each kind of update is recorded
     run = SideBySide(benchmark, updates, rounds=15)
+    run.also_measure("at once", lambda: seconds(at_once) / PEERS_UPDATES)
     for name, peer in peers.items():
         run.also_measure(name, peer.seconds_per_update)
         run.also_measure(f"{name} at once", partial(peer.seconds_per_update, at_once=PEERS_UPDATES))
     if run.run():
-        mine = seeds * PEERS_UPDATES / run.median
-        for name in peers:
-            one, many = 1 / run.median_of(name), 1 / run.median_of(f"{name} at once")
+        mine = {
+            "": seeds * PEERS_UPDATES / run.median,
+            " at once": seeds / run.median_of("at once"),
+        }
+        for name, (mode, rate) in itertools.product(peers, mine.items()):
+            its = 1 / run.median_of(name + mode)
+            calls = f"{PEERS_UPDATES} updates a call" if mode else "one update a call"
             note(
                 benchmark,
-                f"{algorithm.lower()}, S = {seeds}, compiled, with the replay's sample",
-                f"{mine:.0f} seed-updates/s",
-                mine / one,
-                f"times {name}'s {one:.0f}/s ({many:.0f}/s at {PEERS_UPDATES} updates a call)",
-                {"SBX": "1.15" if seeds == 1 else "1.3"}.get(name, "1"),
+                f"{algorithm.lower()}, S = {seeds}, compiled, with the replay's sample, {calls}",
+                f"{rate:.0f} seed-updates/s",
+                rate / its,
+                f"times {name}'s {its:.0f}/s",
+                str(GOALS.get((name + mode, seeds), 1)),
             )
     for peer in peers.values():
         peer.close()

@@ -23,11 +23,13 @@ SIDE = 256
 GEMM_FLOPS = 2 * SIDE**3
 
 
-def new_agent(name: str, seeds: int, *, compiled: bool = False, **settings: Any) -> Any:
-    """Return an agent of the common size, ready to update."""
+def new_agent(
+    name: str, seeds: int, *, compiled: bool = False, several: bool = False, **settings: Any
+) -> Any:
+    """Return an agent of the common size, ready to update, or to make several updates at a time."""
     agent = find_agent(name).agent
     built = agent(agent.config_class(**settings), OBSERVATION, ACTION, tuple(range(seeds)), CPU)
-    accelerate(built, CPU, seeds=seeds, compiled=compiled)
+    accelerate(built, CPU, seeds=seeds, compiled=compiled, several=several)
     return built
 
 
