@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AGENTS ?= qsm,sac,td3
 SUITE ?= quick
 
-.PHONY: run test check docs wheel regress studies gate bench clean
+.PHONY: run test check docs wheel regress studies gate bench gpu clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
@@ -49,6 +49,10 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s \
 		--benchmark-json=build/benchmarks.json
 	$(BIN)/python tests/benchmarks/performance.py build/benchmarks.json reports/performance.md
+
+# On a machine with a GPU.
+gpu: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/gpu.py reports/performance-gpu.md
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,18 +25,35 @@ from qsm_bench.training import Training
 WARMUP, BLOCK = 300, 100
 
 
-def prepared(agent: str, task: str, seeds: int, first_seed: int, folder: Path) -> Training:
+def prepared(
+    agent: str,
+    task: str,
+    seeds: int,
+    first_seed: int,
+    folder: Path,
+    *,
+    warmup: int = WARMUP,
+    device: str = "cpu",
+    compiled: bool = False,
+    cores: int | None = None,
+    **protocol: Any,
+) -> Training:
     """Return a training that is through its warm-up and has made its first updates."""
     experiment = Experiment(
         name="lockstep",
         agents=parse_agents(agent),
         tasks=(task,),
         groups=(tuple(range(first_seed, first_seed + seeds)),),
-        protocol=Protocol(steps=100_000, warmup_steps=WARMUP, eval_every=100_000, eval_episodes=1),
+        protocol=Protocol(
+            steps=100_000, warmup_steps=warmup, eval_every=100_000, eval_episodes=1, **protocol
+        ),
+        device=device,
+        compiled=compiled,
     )
     folder.mkdir()
-    training = Training(experiment.jobs[0], JobFolder(folder), checkpoint_every=100_000)
-    take_steps(training, WARMUP + 10)
+    job = experiment.jobs[0]
+    training = Training(job, JobFolder(folder), checkpoint_every=100_000, cores=cores)
+    take_steps(training, warmup + 10)
     return training
 
 

@@ -24,12 +24,19 @@ GEMM_FLOPS = 2 * SIDE**3
 
 
 def new_agent(
-    name: str, seeds: int, *, compiled: bool = False, several: bool = False, **settings: Any
+    name: str,
+    seeds: int,
+    *,
+    compiled: bool = False,
+    several: bool = False,
+    device: torch.device = CPU,
+    **settings: Any,
 ) -> Any:
     """Return an agent of the common size, ready to update, or to make several updates at a time."""
     agent = find_agent(name).agent
-    built = agent(agent.config_class(**settings), OBSERVATION, ACTION, tuple(range(seeds)), CPU)
-    accelerate(built, CPU, seeds=seeds, compiled=compiled, several=several)
+    config = agent.config_class(**settings)
+    built = agent(config, OBSERVATION, ACTION, tuple(range(seeds)), device)
+    accelerate(built, device, seeds=seeds, compiled=compiled, several=several)
     return built
 
 
@@ -108,6 +115,11 @@ class SideBySide:
 
 def note(benchmark: Any, work: str, measured: str, ratio: float, of: str, goal: str = "") -> None:
     """Add a row of reports/performance.md to the benchmark's record, and print it."""
-    row = {"work": work, "measured": measured, "ratio": ratio, "of": of, "goal": goal}
-    benchmark.extra_info.setdefault("rows", []).append(row)
-    print(f"\n{work}: {measured}; {ratio:.3g} {of}; to reach: {goal or '-'}")
+    rows = benchmark.extra_info.setdefault("rows", [])
+    rows.append(row(work, measured, ratio, of, goal))
+
+
+def row(work: str, measured: str, ratio: float, of: str, goal: str = "") -> dict[str, Any]:
+    """Return a row of a table of times, and print it."""
+    print(f"\n{work}: {measured}; {ratio:.3g} {of}; to reach: {goal or '-'}", flush=True)
+    return {"work": work, "measured": measured, "ratio": ratio, "of": of, "goal": goal}

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from agents.common import streams
 from agents.protocol import Agent
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
@@ -21,6 +23,7 @@ from agents.speed.program import recompiling
 from agents.speed.seed_by_seed import SeedBySeed
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
+from tests.agents.speed import fake_cuda
 
 SEEDS = (3, 4)
 
@@ -105,6 +108,51 @@ def test_captured_updates_are_the_plain_ones(path: str, compiled: bool) -> None:
     accelerate(fast, device, seeds=len(SEEDS), compiled=compiled)
     assert isinstance(fast.pure_update, CapturedUpdate)
     assert_same_course(plain, fast, device)
+
+
+@pytest.mark.parametrize("path", BUILT_IN)
+def test_a_recorded_update_is_given_new_numbers_at_every_replay(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of a GPU, counter-based streams included, on graphs of a CPU."""
+    graphs = fake_cuda.use(monkeypatch)
+    monkeypatch.setattr(streams, "Generators", streams.Counters)
+    plain, fast = build(path), build(path)
+    accelerate(fast, torch.device("cuda"), seeds=len(SEEDS), compiled=False)
+    assert_same_course(plain, fast)
+    assert sum(graph.replays for graph in graphs) == 8
+    expected = tensors(plain.state_dict())
+    assert all(map(torch.equal, tensors(fast.state_dict()), expected))
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations that are given to the device."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("path", BUILT_IN)
+def test_random_numbers_on_a_gpu_cost_no_launch_for_each_seed(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "Generators", streams.Counters)
+    agent_class = find_agent(path).agent
+    config = agent_class.config_class(hidden_sizes=(8,))
+    counts = []
+    for seeds in (1, 7):
+        agent: Any = agent_class(config, 3, 2, tuple(range(seeds)), CPU)
+        with Counting() as mode:
+            agent.draw_inputs(16)
+        counts.append(mode.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_without_being_asked_the_cpu_runs_the_update_as_it_stands() -> None:

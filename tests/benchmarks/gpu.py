@@ -1,0 +1,317 @@
+"""Measure a GPU and write reports/performance-gpu.md: ``make gpu``, on a machine that has one.
+
+    python tests/benchmarks/gpu.py reports/performance-gpu.md
+
+Two things are measured, of every trainer. Updates, for 1, 10 and 64 seeds: how many a second, and
+how much of the time the GPU works and does not wait to be told what to do. Then whole training
+steps: of one job after the other, and of all trainers' jobs at once, which share GPU and cores as
+``--jobs-per-gpu`` lets them. From these follows how long a suite would take.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from agents.registry import built_in_trainers
+from agents.speed.acceleration import why_not_compiled
+from qsm_bench.machine import usable_cores
+from qsm_bench.process import configure_process
+from qsm_bench.provenance import describe_commit, describe_hardware
+from qsm_bench.replay import ReplayBuffer
+from qsm_bench.suites import find_suite
+from tests.benchmarks.core import describe_core
+from tests.benchmarks.lockstep import prepared, take_steps
+from tests.benchmarks.performance import HEADER, table_row, versions_in_words
+from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, row
+
+REFUSED = 2
+TASK, SUITE, SUITE_STEPS, SUITE_SEEDS = "walker-walk", "dmc_easy_medium", 100_000, 5
+GOALS = {("qsm", 10): 20_000, ("qsm", 64): 60_000}
+"""The seed-updates a second that the project wants of an H100."""
+SUITE_GOAL = 60
+"""The minutes that it wants the suite to take at most."""
+
+INTRODUCTION = """\
+# Performance on a GPU
+
+Written by `make gpu`; no number is typed by hand.
+
+On {gpu} and a machine of {cores} cores and {memory_gib} GiB; {versions}; commit {commit}.
+
+A *seed-update* is one update of critic, actor and target of one seed, with 24 observation entries,
+6 action entries, batches of 256 and networks of 2 x 256, with the sample from the replay buffer.
+Updates are compiled and captured in CUDA graphs; their random numbers are drawn before, of all
+seeds at once. *Waiting* is the share of the time in which the GPU runs no kernel: it waits to be
+told what to do. A *step* is one of all {seeds} seeds of a job on {task}: acting, environments,
+replay and update. Goals are for an H100.
+
+One core: {core}
+
+"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured, and how long."""
+
+    device: str = "cuda"
+    seeds: tuple[int, ...] = (1, 10, 64)
+    trainers: tuple[str, ...] = built_in_trainers()
+    hidden: int = 256
+    batch: int = BATCH
+    updates: int = 200
+    rounds: int = 10
+    warmup: int = 500
+    steps: int = 500
+
+    @property
+    def compiled(self) -> bool:
+        """A CPU's run is there to try the whole way in seconds."""
+        return self.device == "cuda"
+
+
+SMALL = Sizes(
+    "cpu", (1, 2), ("qsm", "td3"), hidden=8, batch=8, updates=2, rounds=2, warmup=4, steps=3
+)
+
+
+def main(
+    page: Path,
+    on_a_cpu: Annotated[bool, typer.Option("--on-a-cpu", hidden=True)] = False,
+    job: Annotated[str | None, typer.Option(hidden=True)] = None,
+    cores: Annotated[int, typer.Option(hidden=True)] = 1,
+) -> None:
+    """Measure, and write the page."""
+    sizes = SMALL if on_a_cpu else Sizes()
+    if reason := None if on_a_cpu else why_not_here():
+        print(f"make gpu measures a GPU: {reason}", file=sys.stderr)
+        raise typer.Exit(REFUSED)
+    configure_process()
+    if job:
+        serve(job, sizes, cores)
+        return
+    introduction = INTRODUCTION.format(
+        **describe_hardware(sizes.device) | {"gpu": gpu_name(sizes)},
+        versions=versions_in_words(),
+        commit=describe_commit(),
+        core=describe_core(),
+        seeds=SUITE_SEEDS,
+        task=TASK,
+    )
+    rows = "".join(map(table_row, measured(sizes)))
+    page.write_text(introduction + HEADER + rows, encoding="utf-8")
+    print(page)
+
+
+def why_not_here() -> str | None:
+    """Say what this machine lacks; None if it lacks nothing."""
+    if not torch.cuda.is_available():
+        return "torch finds none on this machine"
+    return why_not_compiled("cuda")
+
+
+def gpu_name(sizes: Sizes) -> str:
+    """Return the GPU's name, or that there is none."""
+    return torch.cuda.get_device_name() if sizes.device == "cuda" else "no GPU (a trial)"
+
+
+def measured(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Measure everything; yields the rows of the table."""
+    for name in sizes.trainers:
+        for seeds in sizes.seeds:
+            yield updates_row(name, seeds, sizes)
+    yield from steps_rows(sizes)
+
+
+def updates_row(name: str, seeds: int, sizes: Sizes) -> dict[str, Any]:
+    """Time updates of a trainer, and how long the device works for them."""
+    device = torch.device(sizes.device)
+    agent = new_agent(
+        name,
+        seeds,
+        device=device,
+        compiled=sizes.compiled,
+        hidden_sizes=(sizes.hidden, sizes.hidden),
+    )
+    replay = filled_replay(seeds, device)
+
+    def updates() -> None:
+        for _ in range(sizes.updates):
+            agent.update(replay.sample(sizes.batch))
+        wait(device)
+
+    updates()  # compiles, and records the graphs
+    seconds = statistics.median(seconds_of(updates) for _ in range(sizes.rounds))
+    per_second = seeds * sizes.updates / seconds
+    goal = GOALS.get((name, seeds))
+    return row(
+        f"{name}, S = {seeds}",
+        f"{per_second:.0f} seed-updates/s",
+        max(0.0, 1 - working_seconds(updates, device) / seconds),
+        f"of {1e6 * seconds / sizes.updates:.0f} us an update waiting",
+        f"{goal:,} seed-updates/s" if goal else "",
+    )
+
+
+def filled_replay(seeds: int, device: torch.device) -> ReplayBuffer:
+    """Return a replay buffer of made-up transitions on the device."""
+    replay = ReplayBuffer(1_000, OBSERVATION, ACTION, range(seeds), device)
+    replay.records.normal_()
+    ended = slice(OBSERVATION + ACTION + 1, OBSERVATION + ACTION + 3)
+    replay.records[..., ended] = 0.0
+    replay.added = replay.capacity
+    return replay
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """Time a call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def working_seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds that the device's kernels take together in a call."""
+    kind = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[kind]) as trace:
+        work()
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    return float(sum(getattr(event, name) for event in trace.key_averages())) / 1e6
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def steps_rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Time steps of a job of each trainer, one after the other and then all at once."""
+    cores = max(1, usable_cores() // len(sizes.trainers))
+    jobs = {name: Job(name, sizes, cores) for name in sizes.trainers}
+    try:
+        for job in jobs.values():
+            job.prepare()
+        alone = {name: job.ask().answer() for name, job in jobs.items()}
+        for job in jobs.values():
+            job.ask()
+        together = {name: job.answer() for name, job in jobs.items()}
+    finally:
+        for job in jobs.values():
+            job.close()
+    for name, (seconds, of_environments) in alone.items():
+        at_once = together[name][0]
+        yield row(
+            f"{name}, S = {SUITE_SEEDS}, a job with {cores} cores for its environments",
+            f"{1 / seconds:.0f} steps/s",
+            of_environments / seconds,
+            "of a step waiting for environments",
+        )
+        yield row(
+            f"{name}, the same beside the other trainers' jobs on the same GPU",
+            f"{1 / at_once:.0f} steps/s",
+            seconds / at_once,
+            "times the pace alone",
+        )
+    tasks = len(find_suite(SUITE).tasks)
+    busy = sum(tasks * SUITE_STEPS * seconds for seconds, _ in together.values())
+    minutes = busy / len(jobs) / 60
+    yield row(
+        f"{SUITE}, {SUITE_STEPS:,} steps, {SUITE_SEEDS} seeds: {tasks * len(jobs)} jobs of these "
+        f"trainers, {len(jobs)} at a time at that pace, without start and evaluations",
+        f"{minutes:.0f} minutes",
+        minutes / SUITE_GOAL,
+        f"times {SUITE_GOAL} minutes",
+        "at most 1",
+    )
+
+
+class Job:
+    """A job's training in a process of its own, which takes some steps when it is asked to."""
+
+    def __init__(self, name: str, sizes: Sizes, cores: int) -> None:
+        command = [sys.executable, __file__, os.devnull, f"--job={name}", f"--cores={cores}"]
+        self.process = subprocess.Popen(
+            [*command, *(() if sizes.compiled else ("--on-a-cpu",))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def prepare(self) -> None:
+        """Wait until it has compiled its updates."""
+        self.ask().answer()
+
+    def ask(self) -> "Job":
+        """Let it take its steps."""
+        assert self.process.stdin
+        print("steps", file=self.process.stdin, flush=True)
+        return self
+
+    def answer(self) -> tuple[float, float]:
+        """Return the seconds of a step, and those of it that were waits for the environments."""
+        assert self.process.stdout
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise EOFError(f"{self.process.args!r} ended")
+        step, environments = map(float, answer.split())
+        return step, environments
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def serve(name: str, sizes: Sizes, cores: int) -> None:
+    """Take a job's steps for each line of standard input, and print what they took."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = prepared(
+            name,
+            TASK,
+            SUITE_SEEDS,
+            0,
+            Path(folder) / "cell",
+            warmup=sizes.warmup,
+            device=sizes.device,
+            compiled=sizes.compiled,
+            cores=cores,
+            batch_size=sizes.batch,
+            settings={"hidden_sizes": [sizes.hidden, sizes.hidden]},
+        )
+        spent = 0.0
+        finish = training.environments.finish
+
+        @wraps(finish)
+        def timed() -> Any:
+            nonlocal spent
+            began = time.perf_counter()
+            try:
+                return finish()
+            finally:
+                spent += time.perf_counter() - began
+
+        training.environments.finish = timed  # type: ignore[method-assign]
+        for _line in sys.stdin:
+            spent = 0.0
+            seconds = take_steps(training, sizes.steps)
+            wait(training.device)
+            print(seconds / sizes.steps, spent / sizes.steps, flush=True)
+        training.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)
