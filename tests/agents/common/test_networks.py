@@ -133,7 +133,7 @@ def test_initial_weights_of_every_network_have_the_spread_of_the_closed_form(pat
             "denoiser.rest.layers.0": (WIDTH, WIDTH),
             "denoiser.rest.layers.1": (WIDTH, ACTION),
         }
-    else:
+    if "actor.layers.0" in uniform:
         expected |= {
             "actor.layers.0": (OBSERVATION, WIDTH),
             "actor.layers.1": (WIDTH, WIDTH),
@@ -141,9 +141,10 @@ def test_initial_weights_of_every_network_have_the_spread_of_the_closed_form(pat
             "actor.layers.2": (WIDTH, ACTION),
         }
     for name in set(uniform) - set(expected):
-        assert name.startswith("target_")
-        # Each target begins as its network.
-        online = xavier[name.removeprefix("target_")]
+        kind, _, of_what = name.partition("_")
+        assert kind in ("target", "copied")
+        # It begins as its network.
+        online = xavier[of_what]
         assert torch.equal(xavier[name].weight, online.weight)
     for name, (inputs, outputs) in expected.items():
         # Four standard errors of the spread of n uniform numbers, s sqrt(0.2 / n).
