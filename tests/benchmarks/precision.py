@@ -9,6 +9,7 @@ float64 of the same weights, batch and noise. 24 observations, 6 actions, batch 
 
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +20,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agents.common.optimizer import Adam
-from agents.protocol import Batch
 from agents.registry import built_in_trainers
 from qsm_bench.process import configure_process
 from tests.agents.fixed_critics import doubled, in_float64
@@ -45,10 +45,12 @@ def gradient_errors(name: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, list[float]]] = {}
     for draw in range(DRAWS):
         torch.manual_seed(draw)
-        batch = new_batch(1)
-        drawn, reference = gradients(in_float64(new_agent(name, 1)), batch)
+        batch, agent = new_batch(1), new_agent(name, 1)
+        inputs = [agent.with_inputs(batch) for _ in range(2)]
+        in_double = [tuple(x if isinstance(x, bool) else doubled(x) for x in i) for i in inputs]
+        reference = gradients(in_float64(agent), in_double)
         for kind in PRECISIONS:
-            _, got = gradients(new_agent(name, 1, matmul_precision=kind), batch, drawn)
+            got = gradients(new_agent(name, 1, matmul_precision=kind), inputs)
             for network, gradient in got.items():
                 error = (gradient.double() - reference[network]).norm() / reference[network].norm()
                 found.setdefault(network, {}).setdefault(kind, []).append(float(error))
@@ -58,38 +60,22 @@ def gradient_errors(name: str) -> dict[str, dict[str, float]]:
     }
 
 
-Inputs = list[tuple[Any, ...]]
-"""For each update: batch, noise and switches."""
+def gradients(agent: Any, inputs: Sequence[tuple[Any, ...]]) -> dict[str, Tensor]:
+    """The gradients of two pure updates that move nothing, by the network they are of.
 
-
-def gradients(
-    agent: Any, batch: Batch, inputs: Inputs | None = None
-) -> tuple[Inputs, dict[str, Tensor]]:
-    """The gradients of two updates that move nothing, by the network they are of.
-
-    TD3 moves its actor in the second alone. ``inputs`` are those of the updates; by default they
-    are drawn, and given to the agent in float64. Returns them, too, as they were drawn.
+    TD3 and DACER move their actors in the second alone.
     """
-    drawn: Inputs = []
     noted: dict[str, Tensor] = {}
     optimizers = {id(getattr(agent, part)): part for part in agent.parts}
-    pure_update = agent.pure_update
-
-    def draw(*given: Any) -> dict[str, Tensor]:
-        drawn.append(given)
-        if inputs:
-            return dict(pure_update(*inputs[len(drawn) - 1]))
-        return dict(pure_update(*(x if isinstance(x, bool) else doubled(x) for x in given)))
 
     def note(self: Adam, gradients: tuple[Tensor, ...]) -> None:
         network = optimizers[id(self)].removesuffix("_optimizer")
         noted[network] = torch.cat([gradient.flatten() for gradient in gradients])
 
-    agent.pure_update = draw
     with patch.object(Adam, "_move", note):
-        for _ in range(2):
-            agent.update(batch)
-    return drawn, noted
+        for each in inputs:
+            agent.pure_update(*each)
+    return noted
 
 
 if __name__ == "__main__":

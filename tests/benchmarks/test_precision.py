@@ -6,6 +6,7 @@ import pytest
 
 from agents.registry import built_in_trainers
 from agents.speed.precision import why_not
+from tests.benchmarks import precision
 from tests.benchmarks.workload import BATCH, SIDE, SideBySide, new_agent, new_batch, note, seconds
 
 
@@ -31,3 +32,14 @@ def test_bfloat16_beside_float32(benchmark: Any, name: str, compiled: bool) -> N
             in_float32 / per_update,
             f"times float32's {1 / in_float32:.0f}/s",
         )
+
+
+@pytest.mark.parametrize("name", built_in_trainers())
+def test_rounding_shows_in_the_gradients_of_every_network(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "DRAWS", 1)
+    for network, errors in precision.gradient_errors(name).items():
+        assert errors["float32"] < 1e-5, network
+        if network != "temperature":  # one number, whose gradient hardly depends on products
+            assert 10 * errors["float32"] < errors["bfloat16"] < 0.1, network
