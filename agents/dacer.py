@@ -212,7 +212,7 @@ class DACER(DiffusionAgent[DACERConfig]):
             self.move_alpha(metrics["entropy"])
         return metrics
 
-    def draw_inputs(self, batch_size: int) -> tuple[Noise, bool]:  # type: ignore[override]
+    def draw_inputs(self, batch_size: int) -> tuple[Noise, bool]:
         """Draw an update's random numbers, and count: every ``policy_delay``-th moves all."""
         self.updates.value += 1
         (noise,) = super().draw_inputs(batch_size)

@@ -234,13 +234,14 @@ def find_regressions(
 def write_baseline(folder: Path, scores: pd.DataFrame) -> None:
     """Record ``scores`` as the baseline, with the protocol, versions and hardware."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Described before a file is written, which would leave the commit "dirty".
     about = {
         "protocol": protocol(),
         "commit": describe_commit(),
         "versions": describe_versions(),
         "hardware": describe_hardware("cpu"),
         "command": "python -m qsm_bench regress --record",
-    }  # described before a file is written, which would leave the commit "dirty"
+    }
     write_atomically(folder / "baseline.csv", scores.to_csv(index=False))
     write_atomically(folder / "baseline.json", json.dumps(about, indent=2) + "\n")
 

@@ -8,7 +8,8 @@ A trainer states its actor's loss. It may also state another of what follows; al
     critic_loss         the critic's loss
     actor_loss          the actor's loss
     after_update        what comes after an update, such as moving an average
-    update              which updates move the actor, and work that is no part of a pure update
+    draw_inputs         which updates move the actor
+    update              work that is no part of a pure update
     action_to_execute   the action while training
     action_to_evaluate  the action while being evaluated
 
@@ -259,7 +260,7 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         )
         return self.best_action(observation, self.acting_policy.sample(observation, noise))
 
-    def draw_inputs(self, batch_size: int) -> tuple[Noise]:
+    def draw_inputs(self, batch_size: int) -> tuple[Any, ...]:
         """Draw all the random numbers of an update."""
         critic = self.draw_critic_noise(batch_size)
         return (Noise(critic, self.draw_actor_noise(batch_size)),)

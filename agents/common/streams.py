@@ -77,8 +77,8 @@ class Generators:
 class Counters:
     """S counter-based streams, one per key, whose whole state is the number of the next block.
 
-    It lies on the device and is moved on in place, so that a draw can be part of a CUDA graph. All
-    streams have drawn as much, so they share it.
+    It lies on the device, so a compiled draw is one program whatever it is. All streams have drawn
+    as much, so they share it.
     """
 
     def __init__(self, keys: Sequence[int], device: torch.device) -> None:
