@@ -30,11 +30,12 @@ from qsm_bench.timing import (
 MEASURED_UPDATES = 2
 """Updates that are measured where it must be quick. Some agents update their actor in every second
 one only."""
-HEAP = 2
-"""The bytes of memory for each byte that tensors take at once in an update.
+HEAP = 3
+"""The most bytes of memory for each byte that tensors take at once in an update.
 
 The C library does not give an array that was freed to the next of the same size, since it asks for
-a little more and cuts it to fit. Measured with large candidates: 1.9 to 2.3.
+a little more and cuts it to fit. Where its holes fall differs from process to process: measured
+with large candidates, 1.3 to 3.1.
 """
 COMPILER_BYTES = 200 * MIB
 """What torch's compiler leaves in a process; a compiled update takes no more than a plain one."""

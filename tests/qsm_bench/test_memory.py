@@ -106,8 +106,8 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="th
 def test_the_memory_of_a_process_that_learns_is_known_and_below_4_gib(agent: str) -> None:
     before, most = most_in_updates(agent)
     known = before + SEEDS * plan._learning_bytes(large_job(agent), *SIZES)
-    # The C library's heap is not the same in each process: of one update 1.4 to 2.3 GB were seen.
-    assert most == pytest.approx(known, rel=0.25 if agent not in LARGE else 0.4)
+    # The C library's heap is not the same in each process: of one update 1.4 to 2.8 GB were seen.
+    assert known / (2.5 if agent in LARGE else 2) <= most <= 1.25 * known
     assert known < 4 * GIB
 
 
