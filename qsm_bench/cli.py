@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from qsm_bench.counting import count
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.executors import EXECUTORS, make_executor
@@ -221,8 +222,8 @@ def _show_outcome(
         print(visible(f"not finished: {folder.path}: {reason}{log}"), file=sys.stderr)
     if outcome.queued:
         name, tasks = prepared.experiment.name, dict.fromkeys(outcome.queued.values())
-        number = f"{len(outcome.queued)} jobs as {len(tasks)} tasks, {next(iter(tasks))} and on"
-        print(f"SLURM has {number}")
+        number = f"{count(len(outcome.queued), 'job')} as {count(len(tasks), 'task')}"
+        print(f"SLURM has {number}, {next(iter(tasks))} and on")
         for purpose, words in (
             ("watch them", ["status", name, "--watch"]),
             ("end them", ["cancel", name]),
@@ -397,7 +398,11 @@ def import_(
     )
     for curve in curves:
         seeds, steps = curve.rows["seed"].nunique(), curve.rows["step"].max()
-        print(visible(f"{curve.name} on {curve.declared.task}: {seeds} seeds, to step {steps:,}"))
+        print(
+            visible(
+                f"{curve.name} on {curve.declared.task}: {count(seeds, 'seed')}, to step {steps:,}"
+            )
+        )
 
 
 @app.command()
@@ -485,7 +490,7 @@ def list_(
             (
                 suite.name,
                 f"{suite.description}. Tasks: {', '.join(suite.tasks)}. "
-                f"{len(suite.seeds)} seeds, {suite.protocol.steps:,} steps, "
+                f"{count(len(suite.seeds), 'seed')}, {count(suite.protocol.steps, 'step')}, "
                 f"action repeat {suite.protocol.action_repeat}.",
             )
             for suite in SUITES.values()
@@ -568,7 +573,8 @@ def evaluate(
                 f"failed: {outcome.failed[seed]}"
                 if seed in outcome.failed
                 else f"mean {returns.mean():.1f}  min {returns.min():.1f}  "
-                f"max {returns.max():.1f}  ({len(returns)} episodes, step {outcome.step:,})",
+                f"max {returns.max():.1f}  "
+                f"({count(len(returns), 'episode')}, step {outcome.step:,})",
             )
             for outcome in outcomes
             for seed, returns in zip(outcome.seeds, outcome.returns, strict=True)
@@ -676,7 +682,8 @@ def regress(
         received.exit_if_any()
     if plan.baseline is None:
         console.print(
-            f"{plan.folder / 'baseline.csv'}: {len(plan.seeds)} seeds of each agent on each task"
+            f"{plan.folder / 'baseline.csv'}: {count(len(plan.seeds), 'seed')} of each agent on "
+            "each task"
         )
         return
     _show_findings(console, findings, len(plan.seeds))
@@ -731,7 +738,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
     if jobs:
         prepared.refuse_uncompilable()
     if len(jobs) < len(prepared.jobs):
-        say(f"{len(prepared.jobs) - len(jobs)} jobs that are finished or damaged are left out")
+        left_out = len(prepared.jobs) - len(jobs)
+        say(f"left out, as finished or damaged: {count(left_out, 'job')}")
     if not jobs:
         return
     if experiment.device == "cuda" and not visible_gpus():
@@ -759,9 +767,13 @@ def _show_plan(prepared: "PreparedRun") -> None:
     seconds = makespan(sorted((cost.seconds for cost in costs), reverse=True), workers)
     end = datetime.now().astimezone() + timedelta(seconds=seconds)
     on_disk = sum(cost.disk_bytes for cost in costs)
-    where = f"on {usable_cores()} cores" if prepared.executor.here else "if the cluster has room"
+    where = (
+        f"on {count(usable_cores(), 'core')}"
+        if prepared.executor.here
+        else "if the cluster has room"
+    )
     lines = [
-        f"{len(jobs)} jobs, {workers} at a time {where}: about "
+        f"{count(len(jobs), 'job')}, {workers} at a time {where}: about "
         f"{duration(seconds)} by a calibration just now, until {end:%Y-%m-%d %H:%M}.",
         f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
         f"under {prepared.store.folder}; {prepared.replay_note}.",
@@ -793,7 +805,7 @@ def _next_stage(stages: Stages, jobs: Sequence[tuple[Sequence[int], float]], wor
     seconds = [each for mine, each in jobs if {*mine} <= {*stages.seeds[number]}]
     return (
         f"This is the most that stages of {text_of(stages.counts)} seeds can take. Stage "
-        f"{number + 1} alone: {len(seconds)} jobs, about "
+        f"{number + 1} alone: {count(len(seconds), 'job')}, about "
         f"{duration(makespan(sorted(seconds, reverse=True), workers))}."
     )
 

@@ -9,6 +9,7 @@ from zlib import crc32
 
 from filelock import FileLock, Timeout
 
+from qsm_bench.counting import count
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import MIB, plain_opener, read, read_json, refuse_foreign, write_atomically
@@ -162,7 +163,8 @@ class JobFolder:
         finished = manifest.status == "finished"
         if finished and is_open(manifest, job) and not self.replay_file.exists():
             raise UserError(
-                f"{job.agent} on {job.task} has finished its {manifest.job.protocol.steps:,} steps "
+                f"{job.agent} on {job.task} has finished its "
+                f"{count(manifest.job.protocol.steps, 'step')} "
                 "and its replay buffer was not kept, so it cannot train on: choose another --name "
                 "(a run with --keep-replay can be given more steps later)"
             )

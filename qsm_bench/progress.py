@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qsm_bench.counting import count
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
 from qsm_bench.executors.slurm_queue import queued_tasks
@@ -264,9 +265,9 @@ def summary(store: ExperimentStore) -> str:
     except UserError as error:
         return visible(str(error))
     counts = Counter(state.status for state in states)
-    status = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing begun"
+    status = ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing begun"
     agents, tasks = (", ".join(asked[what]) for what in ("agents", "tasks"))
-    seeds = f"{len(store.seeds)} seeds"
+    seeds = count(len(store.seeds), "seed")
     if stages := read_stages(asked):
         seeds = f"stages of {text_of(stages.counts)} seeds"
     return visible(f"{agents} on {tasks}, {seeds}; jobs: {status}")

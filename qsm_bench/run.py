@@ -19,6 +19,7 @@ from rich.filesize import decimal as format_bytes
 from agents.speed import precision
 from agents.speed.acceleration import why_not_compiled
 from envs import close, make
+from qsm_bench.counting import count
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.executors import Executor, Local, Outcome, Work
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
@@ -343,10 +344,10 @@ def _train_jobs(
     folders = prepared.store.prepare(experiment, command, jobs=prepared.jobs, keep_replay=keep)
     open_jobs, finished, damaged = _sort(folders)
     if finished:
-        say(f"{len(finished)} finished jobs are skipped")
+        say(f"skipped: {count(len(finished), 'finished job')}")
     queued = {folder: tasks[folder.path] for folder in open_jobs if folder.path in tasks}
     if queued:
-        say(f"{len(queued)} jobs are in SLURM's queue and left to it")
+        say(f"in SLURM's queue and left to it: {count(len(queued), 'job')}")
         open_jobs = [folder for folder in open_jobs if folder not in queued]
     if open_jobs:
         if not keep:
@@ -442,8 +443,8 @@ def _say_changes(folders: Sequence[JobFolder], command: str, say: Say) -> None:
     changed = [text for manifest in begun if (text := changes(manifest.stretches, now))]
     if changed:
         say(
-            f"{len(changed)} jobs go on under other conditions than before "
-            f"({'; '.join(dict.fromkeys(changed))}): their numbers may differ for that"
+            "going on under other conditions than before, for which numbers may differ: "
+            f"{count(len(changed), 'job')} ({'; '.join(dict.fromkeys(changed))})"
         )
 
 
@@ -521,12 +522,12 @@ def _groups(
 def _size(per_job: int | str) -> int:
     """How many seeds a job has. Raises UserError for what is no number of seeds."""
     try:
-        count = int(per_job)
+        number = int(per_job)
     except ValueError:
-        count = 0
-    if count < 1:
+        number = 0
+    if number < 1:
         raise UserError(f"--seeds-per-job {per_job!r}: use auto, or a whole number from 1 on")
-    return count
+    return number
 
 
 def _compiled(asked: Compile, updates: int, device: str, earlier: ExperimentStore) -> bool:

@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from qsm_bench.counting import count
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.executors.slurm_queue import LOGS, queued_tasks
 from qsm_bench.experiment import Experiment, Job
@@ -351,8 +352,8 @@ class ExperimentStore:
             ]
             if queued := queued_tasks(folders):
                 raise UserError(
-                    f"SLURM has {len(queued)} jobs of {self.name}: take them out with 'cancel "
-                    f"{self.name}' first"
+                    f"SLURM has {count(len(queued), 'job')} of {self.name}: take them out with "
+                    f"'cancel {self.name}' first"
                 )
             for folder in folders:
                 folder.refuse_foreign(writing=True)
@@ -403,7 +404,7 @@ def _groups_fault(groups: Any) -> str | None:
         return "groups must be lists of seeds, of one at least"
     seeds = [seed for group in groups for seed in group]
     if not 0 < len(seeds) <= MOST_SEEDS or len(groups) > MOST_SEEDS:
-        return f"it has {len(seeds)} seeds"
+        return f"it has {count(len(seeds), 'seed')}"
     if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         return "seeds must be whole numbers from 0 on"
     if len(set(seeds)) < len(seeds):

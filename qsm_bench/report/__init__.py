@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from qsm_bench.counting import count
 from qsm_bench.published import Published, published_scores
 from qsm_bench.report import answer, pairs, runs, scores
 from qsm_bench.report.document import Document, write_document
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.folder import replacing
 from qsm_bench.report.labels import without_shared_settings
-from qsm_bench.report.wording import count
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of, tasks_of

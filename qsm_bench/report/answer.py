@@ -5,12 +5,13 @@ from typing import Any
 
 import pandas as pd
 
+from qsm_bench.counting import count
 from qsm_bench.report import figures, staging
 from qsm_bench.report.document import Block, Bullets, Picture, Section, Table, Warnings
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.pairs import SETTLE_TITLE
 from qsm_bench.report.runs import MISSING_TITLE
-from qsm_bench.report.wording import BOOTSTRAP, NONE, count, interval, listed, number, span
+from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, span
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.ranking import Ranking

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from qsm_bench.counting import count
 from qsm_bench.errors import UserError
 from qsm_bench.external import External
 from qsm_bench.relabeling import part_of, relabeled
@@ -27,7 +28,6 @@ from qsm_bench.report.folder import replacing
 from qsm_bench.report.wording import (
     BOOTSTRAP,
     NONE,
-    count,
     interval,
     listed,
     number,

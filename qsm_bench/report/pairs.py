@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qsm_bench.counting import count
 from qsm_bench.report import figures, staging
 from qsm_bench.report.document import Block, Fold, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.wording import BOOTSTRAP, NONE, count, interval, number
+from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, number
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.settling import MOST_SEEDS
 from qsm_bench.statistics.significance import FALSE_ALARMS, in_order, names_better

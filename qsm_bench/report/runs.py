@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from qsm_bench.counting import count
 from qsm_bench.groups import seeds_text
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
@@ -12,7 +13,7 @@ from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.temperature import EXPLAINED, ROW, temperature_text
-from qsm_bench.report.wording import NONE, count, listed, number
+from qsm_bench.report.wording import NONE, listed, number
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of

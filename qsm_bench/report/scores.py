@@ -5,12 +5,13 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 
+from qsm_bench.counting import count
 from qsm_bench.external import ExternalCurve
 from qsm_bench.published import Published
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.wording import BOOTSTRAP, NONE, count, interval, listed, number
+from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import (

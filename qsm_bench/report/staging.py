@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from qsm_bench.report.wording import count, listed
+from qsm_bench.counting import count
+from qsm_bench.report.wording import listed
 from qsm_bench.results import Results
 from qsm_bench.stages import FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis

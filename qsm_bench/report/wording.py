@@ -44,11 +44,6 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def count(number_of: int, what: str) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{number_of:,} {what}" + ("" if number_of == 1 else "s")
-
-
 def span(numbers: Iterable[int]) -> str:
     """The smallest and the largest number, ``3 to 5``, or the only one, ``5``."""
     different = sorted({int(value) for value in numbers})

@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from qsm_bench.counting import count
 from qsm_bench.statistics.selection import FloatArray
 from qsm_bench.statistics.significance import FALSE_ALARMS, detectable_improvement
 
@@ -44,8 +45,8 @@ def improvement_detected(
 def sentence(agents: int, seeds: int, tasks: int, level: float = FALSE_ALARMS) -> str:
     """What the plan at hand can show with tests at ``level``, and what twice the seeds could."""
     pairs = agents * (agents - 1) // 2
-    now, more = (improvement_detected(count, tasks, pairs, level) for count in (seeds, 2 * seeds))
-    plan = f"{seeds} seed{'s' * (seeds > 1)} on {tasks} task{'s' * (tasks > 1)}"
+    now, more = (improvement_detected(n, tasks, pairs, level) for n in (seeds, 2 * seeds))
+    plan = f"{count(seeds, 'seed')} on {count(tasks, 'task')}"
     which = "the two agents" if agents == 2 else f"two of the {agents} agents"
     if now is None:
         text = f"With {plan} no outcome can tell {which} apart"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qsm_bench.counting import count
 from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results
 from qsm_bench.stages import Stages
@@ -147,8 +148,8 @@ def sentence(look: Look, stages: Stages) -> str:
         more = len(stages.seeds[look.number + 1])
         parts.append(f"{', '.join(others)} and {end} get {more} more seed{'s' if more > 1 else ''}")
     return (
-        f"stage {look.number + 1} of {len(stages.seeds)}, {stages.counts[look.number]} seeds: "
-        f"{'; '.join(parts)}"
+        f"stage {look.number + 1} of {len(stages.seeds)}, "
+        f"{count(stages.counts[look.number], 'seed')}: {'; '.join(parts)}"
     )
 
 

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from qsm_bench.counting import count
 from qsm_bench.report import figures
 from qsm_bench.report.document import Picture, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.wording import count, listed, number
+from qsm_bench.report.wording import listed, number
 from qsm_bench.studies import langevin, tabular
 from qsm_bench.studies.grids import (
     DISCOUNT,

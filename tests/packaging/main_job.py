@@ -71,7 +71,7 @@ def check(folder: Path) -> None:
     (folder / "my_agents.py").write_text(MY_AGENTS, encoding="utf-8")
     options = ("--agents=td3,my_agents:Mine", f"--tasks={','.join(TASKS)}", *TINY)
     assert f"{QSM_BENCH[0]} report plain\n" in call(folder, *QSM_BENCH, "run", *options)
-    assert "4 finished jobs are skipped" in call(folder, *MODULE, "run", *options)
+    assert "skipped: 4 finished jobs" in call(folder, *MODULE, "run", *options)
     for task in TASKS:
         for agent in ("td3", "mine"):
             cell = folder / "results/plain" / agent / task

@@ -383,9 +383,9 @@ def test_a_dry_run_leaves_out_what_is_finished(laid_out: Path) -> None:
             outcome = call(*command)
         assert outcome.status == 0
         told, *plan_lines = outcome.out.splitlines()
-        assert told == f"{2 - left} jobs that are finished or damaged are left out"
+        assert told == f"left out, as finished or damaged: {('2 jobs', '1 job')[left]}"
         assert bool(plan_lines) == bool(left)
-        assert ("1 jobs, 1 at a time" in outcome.out) == bool(left)
+        assert ("1 job, 1 at a time" in outcome.out) == bool(left)
         assert ("about 1 h 02 min" in outcome.out) == bool(left)
 
 
@@ -533,7 +533,7 @@ def test_a_second_run_skips_what_is_finished(in_real: Real) -> None:
     }
     outcome = call(*REAL)
     assert outcome.status == 0, outcome.err
-    assert "2 finished jobs are skipped" in outcome.out
+    assert "skipped: 2 finished jobs" in outcome.out
     assert {
         job_folder.path: job_folder.manifest_file.read_bytes() for job_folder in in_real.job_folders
     } == before

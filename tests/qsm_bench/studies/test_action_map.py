@@ -340,8 +340,8 @@ def test_the_study_runs_and_the_same_results_give_the_same_report(
         told.append(capsys.readouterr().out)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         reports.append({file.relative_to(folder): file.read_bytes() for file in files})
-    assert "2 finished jobs are skipped" not in told[0]
-    assert "2 finished jobs are skipped" in told[1]
+    assert "skipped: 2 finished jobs" not in told[0]
+    assert "skipped: 2 finished jobs" in told[1]
     assert all("action-map: cannot tell. The tiny budget only shows" in text for text in told)
     assert reports[0] == reports[1]
     names = {str(file) for file in reports[0]}

@@ -151,8 +151,8 @@ def test_the_study_runs_and_what_is_finished_is_not_trained_again(
         app(["study", "action-modes", "--budget", "tiny"], standalone_mode=False)
         told.append(capsys.readouterr().out)
         pages.append((folder / "report.md").read_text(encoding="utf-8"))
-    assert "2 finished jobs are skipped" not in told[0]
-    assert told[1].count("2 finished jobs are skipped") == 2
+    assert "skipped: 2 finished jobs" not in told[0]
+    assert told[1].count("skipped: 2 finished jobs") == 2
     assert pages[0] == pages[1]
     assert all("action-modes: cannot tell. The tiny budget only shows" in text for text in told)
     ends = pd.read_csv(folder / "data" / "ends.csv")

@@ -256,8 +256,8 @@ def test_the_study_runs_and_what_is_finished_is_not_trained_again(
     for _ in range(2):
         app(["study", "depth", "--budget", "tiny"], standalone_mode=False)
         told.append(capsys.readouterr().out)
-    assert "4 finished jobs are skipped" not in told[0]
-    assert "4 finished jobs are skipped" in told[1]
+    assert "skipped: 4 finished jobs" not in told[0]
+    assert "skipped: 4 finished jobs" in told[1]
     assert all("depth: cannot tell. The tiny budget only shows" in text for text in told)
     folder = tmp_path / "reports" / "studies" / "depth"
     # The trained agents are the same, so are their returns and gradients; times are not.

@@ -143,8 +143,8 @@ def test_the_study_runs_and_what_is_finished_is_not_trained_again(
         app(["study", "objections", "--budget", "tiny"], standalone_mode=False)
         told.append(capsys.readouterr().out)
         pages.append((folder / "report.md").read_text(encoding="utf-8"))
-    assert "7 finished jobs are skipped" not in told[0]
-    assert "7 finished jobs are skipped" in told[1]
+    assert "skipped: 7 finished jobs" not in told[0]
+    assert "skipped: 7 finished jobs" in told[1]
     assert pages[0] == pages[1]
     assert all("objections: cannot tell. The tiny budget only shows" in text for text in told)
     returns = pd.read_csv(folder / "data" / "final-returns.csv")

@@ -136,8 +136,8 @@ def test_the_study_runs_and_what_is_finished_is_not_trained_again(
         app(["study", "temperature", "--budget", "tiny"], standalone_mode=False)
         told.append(capsys.readouterr().out)
         pages.append((folder / "report.md").read_text(encoding="utf-8"))
-    assert "4 finished jobs are skipped" not in told[0]
-    assert "4 finished jobs are skipped" in told[1]
+    assert "skipped: 4 finished jobs" not in told[0]
+    assert "skipped: 4 finished jobs" in told[1]
     assert pages[0] == pages[1]
     assert all("temperature: cannot tell. The tiny budget only shows" in text for text in told)
     runs: Any = pd.read_csv(folder / "data" / f"runs-{KNOWN}.csv")
