@@ -637,7 +637,7 @@ def _list_studies(reports: Path) -> None:
     from qsm_bench.studies import STUDIES, find_study
     from qsm_bench.studies.running import published_verdict
 
-    table = Table("study", "claim", "quick", "full", "verdict", box=None)
+    table = Table("study", "quick", "full", "verdict", "claim", box=None)
     for name in STUDIES:
         listed = find_study(name)
         try:
@@ -646,7 +646,7 @@ def _list_studies(reports: Path) -> None:
         except UserError as error:
             said = visible(str(error))
         minutes = (f"{listed.minutes[budget]:g} min" for budget in ("quick", "full"))
-        table.add_row(name, listed.claim, *minutes, said)
+        table.add_row(name, *minutes, said, listed.claim)
     _console().print(table)
 
 
