@@ -172,7 +172,7 @@ def test_evaluate_imports_what_it_is_told_to(here: Path) -> None:
     assert_nothing_imported(here)
     outcome = call(*arguments, "--import=planted")
     assert outcome.status == 0, outcome.err
-    assert outcome.out.count("1 episodes") == 2
+    assert outcome.out.count("(1 episode, ") == 2
     assert (here / "planted.ran").exists()
 
 
