@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -145,14 +146,28 @@ def test_a_manifest_of_before_that_had_not_begun_has_no_stretch() -> None:
     assert Manifest.model_validate(content).stretches == ()
 
 
-def test_the_committed_results_are_one_stretch_each() -> None:
+def test_the_committed_results_are_told_from_their_first_step_to_their_last() -> None:
     results = load_results(RECORD, "cartpole-swingup")
-    assert len(results.cells) >= 7
     for cell in results.cells:
-        (stretch,) = cell["stretches"]
-        assert stretch["last_step"] == cell["step"]
-        assert stretch["started"] < stretch["ended"]
-        assert "torch" in stretch["versions"]
+        stretches = cell["stretches"]
+        assert stretches[0]["first_step"] == 0
+        assert stretches[-1]["last_step"] == cell["step"]
+        for before, after in pairwise(stretches):
+            assert before["last_step"] == after["first_step"]
+            assert before["ended"] < after["started"]
+        for stretch in stretches:
+            assert stretch["started"] < stretch["ended"]
+            assert "torch" in stretch["versions"]
+
+
+def test_the_committed_manifests_of_before_are_one_stretch_each() -> None:
+    manifests = [path.read_text() for path in RECORD.glob("cartpole-swingup/**/manifest.json")]
+    before = [text for text in manifests if "stretches" not in json.loads(text)]
+    assert len(before) == 7
+    for text in before:
+        manifest = Manifest.model_validate_json(text)
+        (stretch,) = manifest.stretches
+        assert (stretch.first_step, stretch.last_step) == (0, manifest.step)
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x, max_size=2)))
