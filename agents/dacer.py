@@ -253,7 +253,7 @@ class DACER(DiffusionAgent[DACERConfig]):
 
     def actor_loss(self, batch: Batch, noise: ActionNoise) -> tuple[Tensor, dict[str, Tensor]]:
         action = self.exploring_action(self.policy, batch.observation, noise)
-        value = self.critic(batch.observation, action).amin(dim=0)
+        value = self.critic.at_observation(batch.observation)(action).amin(dim=0)
         return -value.mean(dim=-1), {}
 
     def exploring_action(

@@ -105,7 +105,7 @@ class DiffusionQL(DiffusionAgent[DiffusionQLConfig]):
     def actor_loss(self, batch: Batch, noise: ActorNoise) -> tuple[Tensor, dict[str, Tensor]]:
         action = self.policy.sample(batch.observation, noise.chain)
         critic = self.critic if self.config.climbed_critics == "online" else self.target_critic
-        q = critic(batch.observation, action)
+        q = critic.at_observation(batch.observation)(action)
         loss = -self.climbed_value(q, noise.pick).mean(dim=-1)
         if self.config.cloning_weight:
             loss = loss + self.config.cloning_weight * self.cloning_loss(batch, noise)

@@ -199,8 +199,7 @@ class DIPO(DiffusionAgent[DIPOConfig]):
         critic = self.critic.at_observation(observation)
         first = second = torch.zeros_like(action)
         for step in range(1, c.action_steps + 1):
-            action = action.detach() + self.zero
-            (gradient,) = torch.autograd.grad(critic(action).amin(dim=0).sum(), action)
+            _, gradient = self.value_and_gradient(critic, action)
             if limit:
                 norm = gradient.square().sum(dim=(1, 2), keepdim=True).sqrt()
                 gradient = gradient * (limit / (norm + 1e-6)).clamp(max=1.0)
@@ -209,7 +208,7 @@ class DIPO(DiffusionAgent[DIPOConfig]):
             size = (second / (1 - SECOND_DECAY**step)).sqrt() + EPSILON
             move = first / (1 - FIRST_DECAY**step) / size
             action = (action + c.action_step_size * move).clamp(-1.0, 1.0)
-        return action.detach()
+        return action
 
     def differentiated_value(self, q: Tensor) -> Tensor:
         """Return the smaller of the twin critics' values: [2, S, B] -> [S, B]."""

@@ -182,7 +182,7 @@ class SAC(TwinCriticLearner[SACConfig]):
         self.critic_optimizer.descend(loss)
 
         action, log_density = self.policy(batch.observation, noise.action)
-        q_action = self.critic(batch.observation, action)
+        q_action = self.critic.at_observation(batch.observation)(action)
         value = q_action.amin(dim=0) if self.config.actor_critic == "min" else q_action.mean(dim=0)
         actor_loss = (temperature * log_density - value).mean(dim=-1)
         gradient_norm = self.actor_optimizer.minimize(actor_loss)

@@ -289,7 +289,8 @@ class SDAC(DiffusionAgent[SDACConfig]):
                 value = self.candidate_values(observation, actions, self.weighing_critic)
             else:
                 states = observation.repeat(1, part.shape[1], 1)
-                value, gradient = self.value_and_gradient(self.weighing_critic, states, actions)
+                critic = self.weighing_critic.at_observation(states)
+                value, gradient = self.value_and_gradient(critic, actions)
                 value = value.view(part.shape[:3])
                 gradients.append(gradient.view(part.shape))
             values.append(value)

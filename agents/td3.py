@@ -161,10 +161,8 @@ class TD3(TwinCriticLearner[TD3Config]):
 
     def climbed_value(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return what the actor climbs: [S, B, obs] and [S, B, act] -> [S, B]."""
-        if self.config.actor_critic == "first":
-            return self.critic.first(observation, action)
-        out: Tensor = self.critic(observation, action).mean(dim=0)
-        return out
+        twins = 1 if self.config.actor_critic == "first" else None
+        return self.critic.at_observation(observation, twins)(action).mean(dim=0)
 
     @classmethod
     def effective_temperature(cls, config: TD3Config, metrics: Mapping[str, float]) -> float | None:

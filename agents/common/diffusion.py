@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.common.networks import MLP, Linear, mish
+from agents.common.networks import MLP, Linear, mish, product_of_few
 from agents.common.streams import SeedStreams
 from agents.protocol import PLAIN, NetworkOptions
 
@@ -147,7 +147,7 @@ class DenoiserAtObservation:
             steps = torch.arange(1, 1 + self.time_part.shape[1], device=t.device)
             chosen = (t.unsqueeze(-1) == steps).to(self.time_part.dtype)
             time = torch.bmm(chosen, self.time_part)
-        hidden = torch.bmm(action, self.weight) + self.observation_part + time
+        hidden = product_of_few(action, self.weight) + self.observation_part + time
         out: Tensor = self.denoiser.rest(mish(hidden))
         return out
 

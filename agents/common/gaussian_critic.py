@@ -52,13 +52,9 @@ class GaussianTwinCritic(TwinCritic):
         super().__init__(observation_size, action_size, hidden_sizes, streams, options, outputs=2)
         self.unit = unit
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        return self.unit * self.all_outputs(observation, action)[..., 0]
-
-    def first(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Return the mean of the first of the twins alone, at half the cost: [S, B]."""
-        out: Tensor = self.mlp(torch.cat([observation, action], dim=-1))
-        return self.unit * out[..., 0]
+    def value(self, outputs: Tensor) -> Tensor:
+        """Return the mean, the first of a network's two outputs: [..., 2] -> [...]."""
+        return self.unit * outputs[..., 0]
 
     def distribution(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means and standard deviations of the return, [2, S, B] each."""

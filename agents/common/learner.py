@@ -188,15 +188,18 @@ class TwinCriticLearner(Learner, Generic[ConfigT]):
 
     def action_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return grad_a Q(s, a) of the online critics, held constant: [S, B, act]."""
-        return self.value_and_gradient(self.critic, observation, action)[1]
+        return self.value_and_gradient(self.critic.at_observation(observation), action)[1]
 
     def value_and_gradient(
-        self, critic: TwinCritic, observation: Tensor, action: Tensor
+        self, critic: Callable[[Tensor], Tensor], action: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return Q(s, a) and grad_a Q(s, a), both held constant: [S, B] and [S, B, act]."""
+        """Return Q(s, a) and grad_a Q(s, a), both held constant: [S, B] and [S, B, act].
+
+        ``critic`` is what ``TwinCritic.at_observation`` returns.
+        """
         with torch.enable_grad():
             action = action.detach() + self.zero
-            value = self.differentiated_value(critic(observation, action))
+            value = self.differentiated_value(critic(action))
             return value.detach(), torch.autograd.grad(value.sum(), action)[0]
 
     def differentiated_value(self, q: Tensor) -> Tensor:

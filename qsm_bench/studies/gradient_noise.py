@@ -10,6 +10,7 @@ A policy and a critic belong to a seed: the draws of S seeds are S independent m
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pandas as pd
@@ -90,6 +91,9 @@ class KnownTwins(nn.Module):
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """([S, B, obs], [S, B, act]) -> [2, S, B]."""
         return self.value(action).expand(2, -1, -1)
+
+    def at_observation(self, observation: Tensor) -> Callable[[Tensor], Tensor]:
+        return partial(self, observation)
 
 
 def give_critic(agent: DiffusionAgent[Any], value: Value) -> None:

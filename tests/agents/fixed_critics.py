@@ -31,11 +31,8 @@ class FixedCritic(nn.Module):
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         return torch.stack([value(observation, action) for value in self.values])
 
-    def at_observation(self, observation: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda action: self(observation, action)
-
-    def first(self, observation: Tensor, action: Tensor) -> Tensor:
-        return self.values[0](observation, action)
+    def at_observation(self, observation: Tensor, twins: int = 2) -> Callable[[Tensor], Tensor]:
+        return lambda action: self(observation, action)[:twins]
 
 
 class NoOptimizer:

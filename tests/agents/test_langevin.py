@@ -118,8 +118,9 @@ def test_as_steps_get_short_the_histogram_becomes_that_of_the_boltzmann_density(
         agent = build(temperature=temperature)
         fix_critic(agent, tilted)
         action = 2 * torch.rand(2, rows, 1, dtype=torch.float64) - 1
+        critic = agent.critic.at_observation(action)
         for _ in range(round(8 / size)):
-            action = agent.step(action, action, size, torch.randn_like(action))
+            action = agent.step(critic, action, size, torch.randn_like(action))
         found = torch.histogram(action.flatten(), edges).hist / (2 * rows)
         distances.append(0.5 * (found - wanted).abs().sum().item())
     # So many exact samples are 0.02 apart.

@@ -45,7 +45,8 @@ class Work:
         if isinstance(config, LangevinConfig) and config.noise_levels > 1:
             code = config.noise_levels
         values = 2 if isinstance(config, DACERConfig) else 1
-        critic = [observation + code + action, *self.hidden, values]
+        self.critic_inputs = observation + code + action
+        critic = [self.critic_inputs, *self.hidden, values]
         self.critic_forward = products(critic)
         self.critic_inner = products(critic[1:])
         """The operations from the value back to the first hidden layer."""
@@ -130,12 +131,11 @@ class Work:
 
     def score_matching(self) -> float:
         """Count grad_a Q of both critics, and one denoiser call forward and back to the weights."""
-        gradient = 2 * (self.critic_forward + self.critic_to_action)
-        return gradient + self.regression()
+        return self.ascent(1) + self.regression()
 
     def backpropagated_sampler(self) -> float:
         """Count the sampler forward, both critics, and the way back through every step."""
-        climb = 2 * (self.critic_forward + self.critic_to_action)
+        climb = self.ascent(1)
         forward = self.steps * self.denoiser + self.conditioning + self.time_codes
         to_actions = self.steps * self.denoiser_inner + (
             (self.steps - 1) * self.action * self.hidden[0]
@@ -174,18 +174,19 @@ class Work:
     # Policies without an actor
 
     def climbing_samples(self, config: LangevinConfig) -> float:
-        """Count a sample's steps, and the critics' second regression if there are noise levels.
-
-        A step is both critics forward, and back to the state and the action, which are one input.
-        """
-        steps = config.noise_levels * config.langevin_steps * 4 * self.critic_forward
+        """Count a sample's steps, and the critics' second regression if there are noise levels."""
+        steps = config.noise_levels * self.ascent(config.langevin_steps)
         regression = 2 * (2 * self.critic_forward + self.critic_inner)
         return steps + (regression if config.noise_levels > 1 else 0)
 
+    def ascent(self, steps: int) -> int:
+        """Count so many times grad_a Q of both critics at one state."""
+        state = (self.critic_inputs - self.action) * self.hidden[0]
+        return 2 * (steps * (self.critic_forward - state + self.critic_to_action) + state)
+
     def improved_actions(self, config: DIPOConfig) -> float:
         """Count grad_a Q of both critics at each step, and the denoiser on what comes out."""
-        step = self.critic_forward - self.conditioning + self.critic_to_action
-        return 2 * (config.action_steps * step + self.conditioning) + self.regression()
+        return self.ascent(config.action_steps) + self.regression()
 
     def entropy(self, config: DACERConfig) -> float:
         """Count the samples that an entropy is estimated from, and the fits of a mixture to them.

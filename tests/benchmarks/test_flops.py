@@ -39,7 +39,7 @@ def test_the_count_is_of_the_products_that_run(name: str, settings: dict[str, An
         ("dipo", 4.6),
         ("dacer", 1.1),
         ("dpmd", 16.3),
-        ("langevin", 4.5),
+        ("langevin", 4.2),
     ],
 )
 def test_a_trainers_own_numbers_cost_so_many_updates_of_qsm(name: str, times: float) -> None:

@@ -110,4 +110,5 @@ def test_a_critic_is_called_for_its_mean(unit: float) -> None:
     torch.testing.assert_close(mean, unit * outputs[..., 0])
     torch.testing.assert_close(deviation, unit * functional.softplus(outputs[..., 1]))
     torch.testing.assert_close(critic(observation, action), mean)
-    torch.testing.assert_close(critic.first(observation, action), mean[0])
+    for twins in (1, 2):
+        torch.testing.assert_close(critic.at_observation(observation, twins)(action), mean[:twins])

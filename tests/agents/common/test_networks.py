@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from agents.common.diffusion import Denoiser
-from agents.common.networks import MLP, Linear, TwinCritic, _NarrowAffine, mish, rounded_product
+from agents.common.networks import (
+    MLP,
+    Linear,
+    TwinCritic,
+    _NarrowAffine,
+    mish,
+    product_of_few,
+    rounded_product,
+)
 from agents.common.optimizer import Adam, polyak_update
 from agents.common.streams import SeedStreams
 from agents.protocol import Initialization, NetworkOptions
@@ -52,10 +60,28 @@ def test_the_gradient_of_a_narrow_layer_is_the_finite_difference(outputs: int) -
     assert torch.autograd.gradcheck(_NarrowAffine.apply, arguments)
 
 
-def test_the_first_critic_is_the_first_of_the_twins() -> None:
-    critic = TwinCritic(3, 2, (8, 8), streams(0, 1))
-    observation, action = torch.randn(2, 5, 3), torch.rand(2, 5, 2)
-    torch.testing.assert_close(critic.first(observation, action), critic(observation, action)[0])
+@pytest.mark.parametrize("held", [(), (0,), (1,)])
+def test_the_gradient_of_a_product_of_few_columns_is_the_finite_difference(
+    held: tuple[int, ...],
+) -> None:
+    """Of both factors, or of one."""
+    factors = [torch.randn(3, *shape, dtype=torch.float64) for shape in ((5, 2), (2, 4))]
+    for number, factor in enumerate(factors):
+        factor.requires_grad_(number not in held)
+    assert torch.autograd.gradcheck(product_of_few, factors)
+    assert torch.equal(product_of_few(*factors), torch.bmm(*factors))
+
+
+@pytest.mark.parametrize("twins", [1, 2])
+def test_at_fixed_observations_the_critics_have_the_same_values_and_gradients(twins: int) -> None:
+    critic = TwinCritic(3, 2, (8, 8), streams(0, 1)).double()
+    observation, action = torch.randn(2, 5, 3).double(), torch.rand(2, 5, 2).double()
+    action.requires_grad_()
+    value = critic(observation, action)[:twins]
+    found = critic.at_observation(observation, twins)(action)
+    torch.testing.assert_close(found, value)
+    gradient, found_gradient = (torch.autograd.grad(q.sum(), action) for q in (value, found))
+    torch.testing.assert_close(found_gradient, gradient)
 
 
 def test_a_network_refuses_input_for_another_number_of_seeds() -> None:
