@@ -314,11 +314,14 @@ class PlainSDAC(PlainDiffusion):
             if c.proposal == "truncated":
                 low, high = ((bound * signal - noisy) / deviation for bound in (-1, 1))
                 e = truncated(uniform, low, high)
-            clean = ((noisy + deviation * e) / signal).clamp(-1, 1).requires_grad_()
-            value = torch.minimum(*self.q(self.weighing_critics(), state, clean))
-            (gradient,) = torch.autograd.grad(value.sum(), clean)
-            values.append(value.detach() / c.temperature)
-            targets.append((-e, -deviation / signal * gradient / c.temperature))
+            place = noisy.detach().requires_grad_()
+            clean = (place + deviation * e) / signal
+            if c.proposal == "clipped":
+                clean = clean.clamp(-1, 1)
+            value = torch.minimum(*self.q(self.weighing_critics(), state, clean)) / c.temperature
+            (gradient,) = torch.autograd.grad(value.sum(), place)
+            values.append(value.detach())
+            targets.append((-e, -deviation * gradient))
         shares = torch.stack(values).softmax(dim=0).unsqueeze(-1)
         x, y = (torch.stack(of) for of in zip(*targets, strict=True))
         if c.estimator == "mixture":
