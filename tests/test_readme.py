@@ -61,13 +61,14 @@ def test_the_example_agent_runs_beside_the_others(folder: Path) -> None:
     assert len((evaluations / "evaluations.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
 
 
-def test_the_result_shown_is_the_published_reports() -> None:
-    shown = re.findall(
-        r"^\|.*\|$", README.partition("## A small run")[2].partition("\n## ")[0], re.M
-    )
-    report = (ROOT / "reports" / "cartpole-swingup" / "report.md").read_text()
-    assert len(shown) > 2
-    assert "\n".join(shown) in report
+def test_each_result_shown_is_the_published_reports() -> None:
+    section = README.partition("## A small run")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\|\n)+", section, re.M)
+    reports = re.findall(r"\((reports/.+?/report\.md)\)", section)
+    assert len(tables) > 0
+    for table, report in zip(tables, reports, strict=True):
+        assert table.count("\n") > 2
+        assert table in (ROOT / report).read_text()
 
 
 def test_every_file_the_readme_names_is_there() -> None:
