@@ -20,7 +20,7 @@ from qsm_bench.manifest import Manifest
 from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import Table
 from qsm_bench.report.runs import condition_warning, what_ran
-from qsm_bench.results import Results, load_results
+from qsm_bench.results import Results
 from qsm_bench.stretches import Stretch, changes, conditions, from_top_level, varying
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import STEPS, make_job
@@ -146,18 +146,26 @@ def test_a_manifest_of_before_that_had_not_begun_has_no_stretch() -> None:
     assert Manifest.model_validate(content).stretches == ()
 
 
-def test_the_committed_results_are_told_from_their_first_step_to_their_last() -> None:
-    results = load_results(RECORD, "cartpole-swingup")
-    for cell in results.cells:
-        stretches = cell["stretches"]
-        assert stretches[0]["first_step"] == 0
-        assert stretches[-1]["last_step"] == cell["step"]
+@pytest.mark.parametrize(
+    ("name", "jobs"), [("cartpole-swingup", 11), ("cartpole-swingup-short", 12), ("record", 15)]
+)
+def test_published_runs_are_told_from_their_first_step_to_their_last(name: str, jobs: int) -> None:
+    manifests = [path.read_text() for path in RECORD.glob(f"{name}/**/manifest.json")]
+    assert len(manifests) >= jobs
+    for manifest in map(Manifest.model_validate_json, manifests):
+        stretches = manifest.stretches
+        assert stretches[0].first_step == 0
+        assert stretches[-1].last_step == manifest.step
         for before, after in pairwise(stretches):
-            assert before["last_step"] == after["first_step"]
-            assert before["ended"] < after["started"]
+            assert after.first_step <= before.last_step, "what was killed is done again"
+            assert before.ended is not None
+            assert after.started is not None
+            assert before.ended < after.started
         for stretch in stretches:
-            assert stretch["started"] < stretch["ended"]
-            assert "torch" in stretch["versions"]
+            assert stretch.started is not None
+            assert stretch.ended is not None
+            assert stretch.started < stretch.ended
+            assert "torch" in stretch.versions
 
 
 def test_the_committed_manifests_of_before_are_one_stretch_each() -> None:
