@@ -19,11 +19,11 @@ the target eps* is a setting:
 
 As K grows the first tends to the score of exp(Q / tau) on the box. The other two leave out what the
 bounds of the box add: on Q = 5 a, tau = 1, a^t = 0.5 and T = 5 the noise to predict is -0.47, 0.20
-and 0.44 at t = 1, 3 and 5, and the gradient gives -2.5, -12 and -62. With clipped draws, of which
-those at a bound have no gradient, all three have one target, which is another one: -1.03, -0.68 and
--0.54. Where Q is a parabola, the mixture of draws that are not clipped has no variance at all and
-is exact but for these bounds. The gradient's deviation grows with the noise: with K = 64 on the
-parabola below it is 0.14, 0.84 and 4.8, where that of the first is 0.06, 0.016 and 0.003.
+and 0.44 at t = 1, 3 and 5, and the gradient gives -2.5, -12 and -62. Clipped draws have another
+target, -1.03, -0.68 and -0.54. All three estimators agree on it, as draws at a bound have no
+gradient. Where Q is a parabola, the mixture has no variance at all and is exact but for the bounds,
+if draws are not clipped. The gradient's deviation grows with the noise: with K = 64 on the parabola
+below it is 0.14, 0.84 and 4.8, where that of the first is 0.06, 0.016 and 0.003.
 
 With one draw, at a^0 = a^t itself, the gradient's target is Q-score matching's of the critics'
 minimum, with alpha = sqrt((1 - abar_t) / abar_t) / tau in the place of its constant.
