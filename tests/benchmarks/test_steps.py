@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from envs import Lockstep
+from qsm_bench.suites import SUITES
 from tests.benchmarks.lockstep import prepared
 from tests.benchmarks.workload import OBSERVATION, SideBySide, new_agent, new_batch, note, seconds
 
@@ -60,10 +61,36 @@ class Clock:
         self.monkeypatch.setattr(thing, method, timed)
 
 
+QUICK = SUITES["quick"].protocol
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("task", "seeds", "sizes", "protocol"),
+    [
+        ("walker-walk", 4, "", {}),
+        (
+            "cartpole-balance",
+            8,
+            "2 x 64, batch 64, ",  # the quick suite's
+            {"batch_size": QUICK.batch_size, "settings": QUICK.settings},
+        ),
+    ],
+    ids=["usual", "small"],
+)
 def test_where_a_training_run_spends_its_time(
-    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    seeds: int,
+    sizes: str,
+    protocol: dict[str, Any],
+    compiled: bool,
 ) -> None:
-    training = prepared("qsm", "walker-walk", 4, 0, tmp_path / "cell")
+    if benchmark.disabled and compiled:
+        pytest.skip("compiling takes long, and the parts are those of an eager run")
+    training = prepared("qsm", task, seeds, 0, tmp_path / "cell", compiled=compiled, **protocol)
     clock = Clock(monkeypatch)
     environments = training.environments
     assert isinstance(environments, Lockstep)
@@ -71,32 +98,43 @@ def test_where_a_training_run_spends_its_time(
         clock.on(environment.unwrapped, "step", "physics and its Gymnasium adapter")
     clock.on(environments, "finish", "flattening, rescaling and checking")
     clock.on(training.replay, "add", "replay: insert")
-    clock.on(training.replay, "sample", "replay: sample")
-    agent: Any = training.agent.bare
+    clock.on(training.replay, "sample_several", "replay: sample")
     clock.on(training.agent, "act", "acting")
-    clock.on(training.agent, "update", "update: the rest, noise and metrics")
+    clock.on(training, "_take_step", "the loop itself")
+    if compiled:  # one program, which has no parts
+        clock.on(training.agent, "update", "update")
+    else:
+        clock_the_update(clock, training.agent)
+    rounds = 1 if benchmark.disabled else STEPS
+    benchmark.pedantic(training._take_step, rounds=rounds)
+    training.close()
+    ours = ("flattening, rescaling and checking", "replay: insert", "replay: sample")
+    environment_side = sum(clock.spent[name] for name in ours)
+    if benchmark.stats is None:
+        return
+    total = sum(clock.spent.values())
+    run = f"{task}, qsm, {sizes}S = {seeds}, {'compiled' if compiled else 'eager'}"
+    note(benchmark, f"{run}: a step", f"{1e3 * total / STEPS:.2f} ms", 1.0, "of a step")
+    for name, spent in sorted(clock.spent.items(), key=lambda item: -item[1]):
+        measured = f"{1e3 * spent / STEPS:.2f} ms"
+        note(benchmark, f"{run}: {name}", measured, spent / total, "of a step")
+    note(
+        benchmark,
+        f"{run}: environment side (flatten, rescale, replay insert and sample)",
+        f"{1e3 * environment_side / STEPS:.2f} ms",
+        environment_side / total,
+        "of a step",
+        "" if sizes else "under 0.1",
+    )
+
+
+def clock_the_update(clock: Clock, wrapped: Any) -> None:
+    """Count the parts of qsm's eager update."""
+    agent = wrapped.bare
+    clock.on(wrapped, "update", "update: the rest, noise and metrics")
     clock.on(agent, "next_action", "update: the sampler, for the critic's target")
     clock.on(agent.target_critic, "forward", "update: target critic")
     clock.on(agent.critic, "forward", "update: critic, forward and for grad_a Q")
     clock.on(agent.critic_optimizer, "descend", "update: critic, backward and step")
     clock.on(agent.actor_optimizer, "minimize", "update: actor, backward and step")
     clock.on(agent, "actor_loss", "update: actor, the rest of grad_a Q and its loss")
-    clock.on(training, "_take_step", "the loop itself")
-    rounds = 1 if benchmark.disabled else STEPS
-    benchmark.pedantic(training._take_step, rounds=rounds)
-    training.close()
-    if benchmark.stats is None:
-        return
-    total = sum(clock.spent.values())
-    for name, spent in sorted(clock.spent.items(), key=lambda item: -item[1]):
-        work = f"walker-walk, qsm, S = 4, eager: {name}"
-        note(benchmark, work, f"{1e3 * spent / STEPS:.2f} ms", spent / total, "of a step")
-    ours = ("flattening, rescaling and checking", "replay: insert", "replay: sample")
-    note(
-        benchmark,
-        "environment side on walker-walk (flatten, rescale, replay insert and sample)",
-        f"{1e3 * sum(clock.spent[name] for name in ours) / STEPS:.2f} ms",
-        sum(clock.spent[name] for name in ours) / total,
-        "of a step",
-        "under 0.1",
-    )
