@@ -11,8 +11,9 @@ from qsm_bench.published import Published
 from qsm_bench.report import figures
 from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warnings
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number
+from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, with_range
 from qsm_bench.results import Results
+from qsm_bench.statistics import selection
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import (
     STATISTICS,
@@ -158,7 +159,7 @@ def learning_curves(analysis: Analysis, drawing: Drawing, published: Published) 
     if external:
         blocks.append(Bullets(external))
     if len(published.scores):
-        blocks += _published(by_task, published)
+        blocks += _published(analysis, published)
     return Section("Learning curves", blocks)
 
 
@@ -203,10 +204,20 @@ def _marks(results: Results, published: Published) -> list[figures.Marks]:
     ]
 
 
-def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
+def _published(analysis: Analysis, published: Published) -> list[Block]:
     """A table of published scores with ours at the same step, and a list of the differences."""
-    ours = by_task.set_index(["task", "step", "agent"])["value"].unstack("agent")
-    agents = list(dict.fromkeys(by_task["agent"]))
+    curves = selection.learning_curves(analysis.results)
+
+    def here(agent: str, task: str, step: int) -> str:
+        runs = curves.get((agent, task))
+        seeds = runs.finite_seeds() if runs else ()
+        if runs is None or not seeds or step not in runs.steps:
+            return NONE
+        returns = runs.select(seeds, np.array([step])).returns
+        return with_range(returns.mean(), returns.min(), returns.max())
+
+    agents = list(dict.fromkeys(analysis.task_curves["agent"]))
+    show = {"mean": with_range, "IQM": interval}
     points = published.points()
     rows = [
         {
@@ -216,23 +227,19 @@ def _published(by_task: pd.DataFrame, published: Published) -> list[Block]:
             "published by": published.sources[row["source"]].label,
             "action repeat": str(row["action_repeat"]),
             "statistic": f"{row['statistic']} of {count(row['seeds'], 'seed')}",
-            "value": number(row["value"])
-            if row["statistic"] == "mean"
-            else interval(row["value"], row["low"], row["high"]),
+            "value": show[row["statistic"]](row["value"], row["low"], row["high"]),
             "standard deviation": number(row["std"]),
-            **{
-                f"{agent} here": number(ours[agent].get((row["task"], row["steps"]), np.nan))
-                for agent in agents
-            },
+            **{f"{agent} here": here(agent, row["task"], row["steps"]) for agent in agents},
         }
         for row in points.sort_values(["task", "steps"], kind="stable").to_dict("records")
     ]
     return [
         Table(
             "published",
-            "Published scores next to our means at the same step. They were measured elsewhere "
-            "under other protocols, and no statistic of this report uses them. An IQM, the mean of "
-            "the middle half of the seeds, has its 95 % interval.",
+            "Published scores next to our means at the same step, in brackets the lowest and the "
+            "highest seed. They were measured elsewhere under other protocols, and no statistic of "
+            "this report uses them. An IQM, the mean of the middle half of the seeds, has its "
+            "95 % interval instead.",
             pd.DataFrame(rows),
             published.scores,
         ),

@@ -33,6 +33,13 @@ def interval(value: float, low: float, high: float) -> str:
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
+def with_range(value: float, low: float, high: float) -> str:
+    """``value (low to high)``, from the lowest to the highest seed; of one seed the value alone."""
+    if not low < high:
+        return number(value)
+    return f"{number(value)} ({number(low)} to {number(high)})"
+
+
 def p_value_text(p: float) -> str:
     """The p-value in words: ``p = 0.04``, or ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {number(p, 2)}"

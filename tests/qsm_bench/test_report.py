@@ -44,6 +44,7 @@ from qsm_bench.report.document import (
     write_document,
 )
 from qsm_bench.report.folder import replacing
+from qsm_bench.report.wording import number
 from qsm_bench.results import Damaged, Results
 from qsm_bench.statistics import estimates
 from qsm_bench.suites import find_suite
@@ -760,6 +761,11 @@ def test_published_scores_stand_beside_ours_where_task_and_budget_fit(tmp_path: 
     assert "no statistic of this report uses them" in said
     for source in set(shown["source"]):
         assert published_scores().sources[source].differs in said
+    evaluations = results.evaluations[lambda table: table["task"] == "cheetah-run"]
+    at = evaluations[evaluations["step"] == 100_000].groupby("seed")["return"].mean()
+    ours = f"{number(at.mean())} ({number(at.min())} to {number(at.max())})"
+    page = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+    assert f"| 1 | mean of 10 seeds | 314 (163 to 439) | 93.9 | {ours} |" in page
 
 
 def test_every_published_score_is_a_mean_or_an_iqm_and_its_bar_holds_it() -> None:
