@@ -60,3 +60,10 @@ def test_the_page_of_the_statistics_quotes_the_report() -> None:
     assert quoted
     sources = "".join(f.read_text() for f in (ROOT / "qsm_bench" / "report").glob("*.py"))
     assert all(sentence in sources for sentence in quoted)
+
+
+def test_the_page_of_the_record_quotes_its_report() -> None:
+    rows = re.findall(r"^\|.*\|$", (DOCS / "record.md").read_text(), re.M)
+    report = (ROOT / "reports" / "record" / "report.md").read_text().splitlines()
+    assert len(rows) > 2
+    assert [row for row in rows if row not in report] == []
