@@ -223,13 +223,11 @@ def _published(analysis: Analysis, published: Published) -> list[Block]:
         {
             "task": row["task"],
             "step": f"{row['steps']:,}",
-            "agent": row["agent"],
-            "published by": published.sources[row["source"]].label,
-            "action repeat": str(row["action_repeat"]),
-            "statistic": f"{row['statistic']} of {count(row['seeds'], 'seed')}",
+            "published": f"{row['agent']}, {published.sources[row['source']].label}",
             "value": show[row["statistic"]](row["value"], row["low"], row["high"]),
-            "standard deviation": number(row["std"]),
             **{f"{agent} here": here(agent, row["task"], row["steps"]) for agent in agents},
+            "statistic": f"{row['statistic']} of {count(row['seeds'], 'seed')}",
+            "action repeat": str(row["action_repeat"]),
         }
         for row in points.sort_values(["task", "steps"], kind="stable").to_dict("records")
     ]

@@ -765,7 +765,7 @@ def test_published_scores_stand_beside_ours_where_task_and_budget_fit(tmp_path: 
     at = evaluations[evaluations["step"] == 100_000].groupby("seed")["return"].mean()
     ours = f"{number(at.mean())} ({number(at.min())} to {number(at.max())})"
     page = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
-    assert f"| 1 | mean of 10 seeds | 314 (163 to 439) | 93.9 | {ours} |" in page
+    assert f"| SAC, Nikishin et al. 2022 | 314 (163 to 439) | {ours} | mean of 10 seeds |" in page
 
 
 def test_every_published_score_is_a_mean_or_an_iqm_and_its_bar_holds_it() -> None:
@@ -797,8 +797,9 @@ def test_the_suite_of_dogs_and_humanoids_shows_the_iqms_of_seven_agents(tmp_path
     assert own.endswith(": IQM, step 100,000: 33.4, interval from 23.2 to 53.2")
     assert "2 updates a step" in own
     page = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
-    assert "| QSM | SoftGAC's comparison" in page
-    assert "| IQM of 8 seeds | 33.4 [23.2, 53.2] |" in page
+    (row,) = (line for line in page.splitlines() if "| 33.4 [23.2, 53.2] |" in line)
+    assert "| QSM, SoftGAC's comparison" in row
+    assert "| IQM of 8 seeds |" in row
 
 
 def test_published_scores_change_no_statistic(tmp_path: Path) -> None:
