@@ -5,12 +5,13 @@ is shared with the process that started it, so a job can run wherever the folder
 """
 
 import faulthandler
+import operator
 import sys
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from filelock import FileLock, Timeout
@@ -28,18 +29,27 @@ from qsm_bench.training import Training
 from qsm_bench.user_modules import refuse_unnamed_modules
 
 
+class Moment(NamedTuple):
+    """Where a training stood, and when."""
+
+    seconds: float
+    step: int
+    updates: int
+    train_seconds: float
+
+
 class Progress:
     """Says where a running job stands; the thread that gives its signs of life calls it."""
 
     def __init__(self) -> None:
         self.training: Training | None = None
+        self.began: Moment
+        self.updating: Moment | None = None
+        """When updates were first seen: the warm-up, and compiling, say nothing of their pace."""
 
     def follow(self, training: Training) -> None:
         """Say where this training stands from now on."""
-        self.began = time.monotonic()
-        self.first_step = training.step
-        self.first_updates = training.updates
-        self.first_train_seconds = training.train_seconds
+        self.began, self.updating = moment(training), None
         self.training = training
 
     def __call__(self) -> dict[str, Any]:
@@ -47,24 +57,31 @@ class Progress:
         training = self.training
         if training is None:
             return {}
-        job, seconds = training.job, time.monotonic() - self.began
-        steps = training.step - self.first_step
-        updates = training.updates - self.first_updates
-        train_seconds = training.train_seconds - self.first_train_seconds
-        # Warm-up steps cost next to nothing: once there are updates, they set the pace.
-        pace = seconds / updates if updates else seconds / steps if steps else None
+        job, now = training.job, moment(training)
+        if self.updating is None and now.updates > self.began.updates:
+            self.updating = now
+        since = self.began
+        if self.updating and now.step > self.updating.step:
+            since = self.updating
+        seconds, steps, updates, train_seconds = map(operator.sub, now, since)
+        left = job.protocol.steps - now.step
         return {
-            "step": training.step,
+            "step": now.step,
             "steps": job.protocol.steps,
             "saved": training.saved,
             "return": training.last_return,
             "updates_per_second": len(job.seeds) * updates / train_seconds
             if train_seconds and updates
             else None,
-            "seconds_left": pace * (job.protocol.steps - training.step) if pace else None,
+            "seconds_left": left * seconds / steps if steps else None,
             "diverged": dict(training.status.diverged),
             "failed_seeds": {s: f.model_dump() for s, f in dict(training.status.failed).items()},
         }
+
+
+def moment(training: Training) -> Moment:
+    """Return where the training stands now."""
+    return Moment(time.monotonic(), training.step, training.updates, training.train_seconds)
 
 
 def work(

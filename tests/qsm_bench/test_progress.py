@@ -3,6 +3,7 @@
 import io
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.plan import makespan
 from qsm_bench.progress import Display, JobState, duration, job_state, states_view
+from qsm_bench.protocol import Protocol
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import make_experiment, make_job
 
@@ -40,6 +42,46 @@ def sign(folder: JobFolder, **told: Any) -> None:
 def tell(folder: JobFolder, step: int, last_return: float | None = None) -> None:
     told = {"step": step, "return": last_return, "updates_per_second": 50.4, "seconds_left": 80.0}
     sign(folder, **told)
+
+
+@pytest.mark.parametrize("updates_per_step", [1, 20])
+def test_the_time_left_is_at_the_pace_of_steps_with_updates(
+    updates_per_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm-up, and the minute of compiling behind it, say nothing of what is left."""
+    protocol = Protocol(
+        steps=10_000, warmup_steps=1_000, updates_per_step=updates_per_step, eval_every=1_000
+    )
+    training: Any = SimpleNamespace(
+        job=SimpleNamespace(seeds=(0, 1), protocol=protocol),
+        saved=0,
+        last_return=None,
+        status=SimpleNamespace(diverged={}, failed={}),
+    )
+
+    def stand(at: float, step: int) -> None:
+        monkeypatch.setattr(time, "monotonic", lambda: at)
+        training.step, training.updates = step, protocol.updates_by(step)
+        training.train_seconds = at
+
+    told = worker.Progress()
+    assert told() == {}
+    stand(0.0, 0)
+    told.follow(training)
+    assert told()["seconds_left"] is None
+    stand(2.0, 1_000)
+    assert told()["seconds_left"] == 18.0  # nothing is known but the pace of the warm-up
+    stand(62.0, 1_010)  # a minute of compiling
+    assert told()["step"] == 1_010
+    stand(72.0, 1_510)
+    assert told()["seconds_left"] == pytest.approx((10_000 - 1_510) / 50)
+    assert told()["updates_per_second"] == pytest.approx(2 * 50 * updates_per_step)
+    told.follow(training)  # as one that goes on there
+    stand(73.0, 1_530)
+    stand(83.0, 2_030)
+    assert told()["seconds_left"] == pytest.approx((10_000 - 2_030) * 11 / 520)
+    stand(183.0, 10_000)
+    assert told()["seconds_left"] == 0.0
 
 
 @pytest.mark.parametrize(
