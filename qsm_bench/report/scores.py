@@ -13,7 +13,6 @@ from qsm_bench.report.document import Block, Bullets, Section, Table, Text, Warn
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, with_range
 from qsm_bench.results import Results
-from qsm_bench.statistics import selection
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.estimates import (
     STATISTICS,
@@ -206,10 +205,9 @@ def _marks(results: Results, published: Published) -> list[figures.Marks]:
 
 def _published(analysis: Analysis, published: Published) -> list[Block]:
     """A table of published scores with ours at the same step, and a list of the differences."""
-    curves = selection.learning_curves(analysis.results)
 
     def here(agent: str, task: str, step: int) -> str:
-        runs = curves.get((agent, task))
+        runs = analysis.cell_curves.get((agent, task))
         seeds = runs.finite_seeds() if runs else ()
         if runs is None or not seeds or step not in runs.steps:
             return NONE

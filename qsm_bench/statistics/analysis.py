@@ -9,7 +9,14 @@ from qsm_bench.results import Results
 from qsm_bench.stages import Stages, read_stages
 from qsm_bench.statistics.estimates import aggregates, task_curves
 from qsm_bench.statistics.ranking import Ranking, ranking
-from qsm_bench.statistics.selection import Comparison, external_curves, learning_curves, select_runs
+from qsm_bench.statistics.selection import (
+    CellKey,
+    Comparison,
+    Curves,
+    external_curves,
+    learning_curves,
+    select_runs,
+)
 from qsm_bench.statistics.settling import seconds_per_seed, settling
 from qsm_bench.statistics.significance import compare_all_pairs
 from qsm_bench.statistics.stages import Look, looks_at, staged_pairs
@@ -65,9 +72,14 @@ class Analysis:
         )
 
     @cached_property
+    def cell_curves(self) -> dict[CellKey, Curves]:
+        """The complete evaluations of every cell that has any, seed by seed."""
+        return learning_curves(self.results)
+
+    @cached_property
     def task_curves(self) -> pd.DataFrame:
         """The learning curve of every cell: see ``estimates.task_curves`` for the columns."""
-        return task_curves(learning_curves(self.results))
+        return task_curves(self.cell_curves)
 
     @cached_property
     def external_curves(self) -> pd.DataFrame:
