@@ -58,7 +58,6 @@ from torch import Tensor
 from agents.common.action_memory import ActionMemory
 from agents.common.diffusion_agent import DIFFUSION_REFERENCE, DiffusionAgent, DiffusionConfig
 from agents.common.optimizer import FIRST_DECAY, SECOND_DECAY
-from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch, NamedSettings
 
 EPSILON = 1e-5
@@ -214,11 +213,9 @@ class DIPO(DiffusionAgent[DIPOConfig]):
         """Return the smaller of the twin critics' values: [2, S, B] -> [S, B]."""
         return q.amin(dim=0)
 
-    def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
+    def pure_evaluation_action(self, observation: Tensor, noise: Tensor) -> Tensor:
         if self.config.evaluation == "sample":
-            return super().action_to_evaluate(observation, streams)
-        rows = self.config.candidates_evaluate * observation.shape[1]
-        noise = streams.normal(self.config.diffusion_steps, rows, self.action_size)
+            return super().pure_evaluation_action(observation, noise)
         action = self.acting_policy.sample(observation, noise, lambda mean, std, noise: mean)
         return self.best_action(observation, action)
 

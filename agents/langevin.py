@@ -238,9 +238,19 @@ class Langevin(TwinCriticLearner[LangevinConfig]):
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
         """Sample actions, which explore by themselves; [S, N, obs] -> [S, N, act]."""
-        streams = self.explore_stream if explore else self.sample_stream
-        count = 1 if explore else self.config.candidates_evaluate
-        noise = self.draw_chain(count * observation.shape[1], streams)
+        if explore:
+            noise = self.draw_chain(observation.shape[1], self.explore_stream)
+            return self.pure_training_action(observation, noise)
+        count = self.config.candidates_evaluate * observation.shape[1]
+        noise = self.draw_chain(count, self.sample_stream)
+        return self.pure_evaluation_action(observation, noise)
+
+    def pure_training_action(self, observation: Tensor, noise: ChainNoise) -> Tensor:
+        """Return the action to take while training, of its noise: [S, N, obs] -> [S, N, act]."""
+        return self.sample(observation, noise)
+
+    def pure_evaluation_action(self, observation: Tensor, noise: ChainNoise) -> Tensor:
+        """Return the best of the candidates that the noise is for: [S, N, obs] -> [S, N, act]."""
         return self.best_action(observation, self.sample(observation, noise))
 
     @torch.no_grad()

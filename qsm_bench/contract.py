@@ -203,7 +203,7 @@ class Checked:
 
 def checked(build: Callable[[], Agent], name: str, seeds: int, action_size: int) -> Checked:
     """Build an agent, and check its promises from now on. Raises AgentError if it cannot be."""
-    with _told(name, "(config, observation_size, action_size, seeds, device)"):
+    with told(name, "(config, observation_size, action_size, seeds, device)"):
         bare = build()
     return Checked(bare, name, seeds, action_size)
 
@@ -223,7 +223,7 @@ def rehearse(
     def act(agent: Checked, environments: int, explore: bool) -> Tensor:
         observation = stream.normal(environments, observation_size)
         before = observation.clone()
-        with _told(agent.label, f"act(observation, explore={explore})"):
+        with told(agent.label, f"act(observation, explore={explore})"):
             action = agent.act(observation, explore=explore)
         if not torch.equal(observation, before):
             raise agent._breach("act", "changed its observation in place; it must work on a copy")
@@ -238,19 +238,19 @@ def rehearse(
             stream.normal(batch_size, observation_size),
             torch.arange(batch_size, device=device).repeat(seeds, 1),
         )
-        with _told(agent.label, "update(batch)"):
+        with told(agent.label, "update(batch)"):
             return agent.update(batch)
 
     def look(agent: Checked) -> None:
         """Call the optional methods that the agent has, on more states than there are seeds."""
         before = deepcopy(agent.state_dict())
         observation = stream.normal(seeds + 1, observation_size)
-        with _told(agent.label, "sample_policy(observation, count, streams)"):
+        with told(agent.label, "sample_policy(observation, count, streams)"):
             samples = agent.sample_policy(observation, 2, stream)
         action = stream.uniform(seeds + 1, agent.action_size, low=-1.0)
-        with _told(agent.label, "action_value(observation, action)"):
+        with told(agent.label, "action_value(observation, action)"):
             value = agent.action_value(observation, action)
-        with _told(agent.label, "score_and_gradient(observation, action, streams)"):
+        with told(agent.label, "score_and_gradient(observation, action, streams)"):
             near = agent.score_and_gradient(observation, action, stream)
         for method, shown in (
             ("sample_policy", (samples,)),
@@ -270,10 +270,10 @@ def rehearse(
     look(first)
     # As many environments as no seeds are: axes in the wrong order are then seen.
     act(first, seeds + 1, False)
-    with _told(first.label, "state_dict()"):
+    with told(first.label, "state_dict()"):
         state = deepcopy(first.state_dict())
     second = build()
-    with _told(second.label, "load_state_dict(state_dict())"):
+    with told(second.label, "load_state_dict(state_dict())"):
         second.load_state_dict(deepcopy(state))
     drawn = deepcopy(stream.state_dict())
     further = []
@@ -290,8 +290,8 @@ def rehearse(
 
 
 @contextmanager
-def _told(name: str, call: str) -> Iterator[None]:
-    """Say in one line which call of an agent raised."""
+def told(name: str, call: str) -> Iterator[None]:
+    """Raise AgentError, in one line, for whatever is raised in a call of an agent."""
     try:
         yield
     except (AgentError, KeyboardInterrupt):

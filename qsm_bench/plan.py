@@ -10,6 +10,7 @@ import torch
 from rich.filesize import decimal as format_bytes
 
 from envs import Lockstep, Task, TaskError
+from qsm_bench.contract import told
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import MIB
@@ -17,14 +18,14 @@ from qsm_bench.memory import available_bytes, estimate_peak
 from qsm_bench.process import configure_process
 from qsm_bench.timing import (
     AgentTime,
+    CallTime,
     Sizes,
     TaskTime,
-    UpdateTime,
     ready_to_learn,
     state_bytes,
     time_agent,
+    time_calls,
     time_task,
-    time_update,
 )
 
 MEASURED_UPDATES = 2
@@ -47,7 +48,7 @@ class Cost:
 
     seconds: float
     start_seconds: float
-    """Those of them that its first updates take beyond the usual, as they are compiled."""
+    """Those of them that its first calls take beyond the usual, as they are compiled."""
     disk_bytes: int
     """The most bytes at any time, including the replay log."""
 
@@ -58,8 +59,8 @@ def calibrate(jobs: Sequence[Job]) -> list[Cost]:
     Environments are timed for each task, acting and updates for each agent on each task, all for
     each number of seeds in a job. Compiling takes longer than all of this, so each agent is
     compiled once for each number of seeds, on its largest task. That gives the time of compiling,
-    which counts once in every job, and how much less a compiled update takes; on the agent's other
-    tasks, updates are timed as they stand and scaled by that. The compiler keeps its work on the
+    which counts once in every job, and how much less acting and updates take then; on the agent's
+    other tasks, they are timed as they stand and scaled by that. The compiler keeps its work on the
     disk, so a run that finds it there takes less than is said here.
 
     Raises TaskError or AgentError for what a task or an agent does wrong.
@@ -73,37 +74,38 @@ def calibrate(jobs: Sequence[Job]) -> list[Cost]:
     agents = {kind: time_agent(job, tasks[_where(job)].sizes) for kind, job in kinds.items()}
     sizes = {task: time.sizes for (task, _), time in tasks.items()}
     speedups = {
-        (job.agent, len(job.seeds)): _time_compiled(
-            job, sizes[job.environment], agents[job.agent, *_where(job)].update
+        (job.agent, len(job.seeds)): _Speedup(
+            agents[job.agent, *_where(job)].calls,
+            time_calls(job, sizes[job.environment], compiled=True),
         )
         for job in _largest((job for job in kinds.values() if job.compiled), sizes)
     }
     costs = {}
     for kind, job in kinds.items():
-        update = agents[kind].update
+        calls = agents[kind].calls
         if job.compiled:
-            update = speedups[job.agent, len(job.seeds)].of(update)
-        costs[kind] = _cost(job, tasks[_where(job)], agents[kind], update)
+            calls = speedups[job.agent, len(job.seeds)].of(calls)
+        costs[kind] = _cost(job, tasks[_where(job)], agents[kind], calls)
     return [costs[job.agent, *_where(job)] for job in jobs]
 
 
 @dataclass(frozen=True)
 class _Speedup:
-    """What compiling does to an agent's updates."""
+    """What compiling does to an agent's calls, by measured times of them."""
 
-    start: float
-    """The seconds of compiling."""
-    ratio: float
-    """The time of a compiled update by that of one as it stands."""
+    plain: CallTime
+    """Their times as they stand."""
+    compiled: CallTime
+    """Their times compiled."""
 
-    def of(self, update: UpdateTime) -> UpdateTime:
-        """The times of updates compiled, from those of them as they stand."""
-        return UpdateTime(self.start, update.usual * self.ratio)
-
-
-def _time_compiled(job: Job, sizes: Sizes, plain: UpdateTime) -> _Speedup:
-    compiled = time_update(job, sizes, compiled=True)
-    return _Speedup(compiled.start, compiled.usual / plain.usual)
+    def of(self, plain: CallTime) -> CallTime:
+        """The times of calls compiled, from those of them as they stand."""
+        return CallTime(
+            self.compiled.start,
+            update=plain.update * self.compiled.update / self.plain.update,
+            act=plain.act * self.compiled.act / self.plain.act,
+            evaluate=plain.evaluate * self.compiled.evaluate / self.plain.evaluate,
+        )
 
 
 def _where(job: Job) -> tuple[Task, int]:
@@ -117,20 +119,20 @@ def _largest(jobs: Iterable[Job], sizes: Mapping[Task, Sizes]) -> list[Job]:
     return list({(job.agent, len(job.seeds)): job for job in order}.values())
 
 
-def _cost(job: Job, task: TaskTime, agent: AgentTime, update: UpdateTime) -> Cost:
+def _cost(job: Job, task: TaskTime, agent: AgentTime, calls: CallTime) -> Cost:
     """What a job takes whose parts take so long."""
     protocol = job.protocol
     evaluations = -(-protocol.steps // protocol.eval_every)
     # The length of an episode is not known in general: 1,000 environment steps are common.
     decisions = 1000 / protocol.action_repeat
-    evaluation = decisions * (agent.evaluate + protocol.eval_episodes * task.step)
+    evaluation = decisions * (calls.evaluate + protocol.eval_episodes * task.step)
     return Cost(
         seconds=protocol.steps * task.step
-        + (protocol.steps - protocol.warmup_steps) * agent.act
-        + update.start
-        + protocol.updates * update.usual
+        + (protocol.steps - protocol.warmup_steps) * calls.act
+        + calls.start
+        + protocol.updates * calls.update
         + evaluations * evaluation,
-        start_seconds=update.start,
+        start_seconds=calls.start,
         # The agent's state is on disk three times: two checkpoints, and one being written.
         disk_bytes=protocol.steps * agent.record_bytes + 3 * agent.state_bytes,
     )
@@ -251,9 +253,11 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
     def learn(batch_size: int) -> None:
         nonlocal state
         agent, replay = ready_to_learn(job, (observation_size, action_size))
-        for _ in range(MEASURED_UPDATES):
-            agent.update(replay.sample(batch_size))
-        state = state_bytes(agent)
+        with told(agent.label, "update(batch)"):
+            for _ in range(MEASURED_UPDATES):
+                agent.update(replay.sample(batch_size))
+        with told(agent.label, "state_dict()"):
+            state = state_bytes(agent)
 
     peak = estimate_peak(learn, job.protocol.batch_size)
     # A checkpoint is first written into memory, in an array that doubles when it is full.
@@ -278,8 +282,8 @@ def longest_first(jobs: Sequence[Job]) -> list[int]:
             tasks[job.environment] = time_task(job.environment, 1)
         if job.agent not in updates:
             sizes = tasks[job.environment].sizes
-            time = time_update(_alone(job), sizes, compiled=False, calls=MEASURED_UPDATES)
-            updates[job.agent] = time.usual
+            time = time_calls(_alone(job), sizes, compiled=False, calls=MEASURED_UPDATES)
+            updates[job.agent] = time.update
 
     def seconds(number: int) -> float:
         job = jobs[number]

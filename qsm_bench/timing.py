@@ -11,7 +11,7 @@ import torch
 
 from agents.speed.acceleration import accelerate
 from envs import Lockstep, Task
-from qsm_bench.contract import Checked, rehearse
+from qsm_bench.contract import Checked, rehearse, told
 from qsm_bench.experiment import Job
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.training import build_agent
@@ -35,25 +35,25 @@ class TaskTime:
 
 
 @dataclass(frozen=True)
-class UpdateTime:
-    """The seconds of an agent's updates."""
+class CallTime:
+    """The seconds of the calls of an agent, for all seeds."""
 
     start: float
-    """What the first updates take beyond the usual: most of it is compiling, if they are."""
-    usual: float
-    """The seconds of an update of all seeds, from then on."""
+    """What the first calls take beyond the usual: most of it is compiling, if they are compiled."""
+    update: float
+    """The seconds of an update, from then on."""
+    act: float
+    """The seconds of choosing an action and of remembering the transition, from then on."""
+    evaluate: float
+    """The seconds of choosing the actions of a step of all evaluation episodes, from then on."""
 
 
 @dataclass(frozen=True)
 class AgentTime:
     """The seconds that an agent takes on a task, and the bytes that it writes."""
 
-    act: float
-    """The seconds of choosing an action in training, and of remembering the transition."""
-    evaluate: float
-    """The seconds of choosing the actions of a step of all evaluation episodes."""
-    update: UpdateTime
-    """Its updates when they are not compiled."""
+    calls: CallTime
+    """Its calls, not compiled."""
     record_bytes: int
     """The bytes of one transition of all seeds."""
     state_bytes: int
@@ -81,54 +81,55 @@ def time_task(task: Task, seeds: int) -> TaskTime:
 
 
 def time_agent(job: Job, sizes: Sizes) -> AgentTime:
-    """Time the job's agent as it acts and updates, not compiled.
+    """Time the calls of the job's agent, not compiled.
 
     Raises AgentError where the agent fails at what a run will ask for.
     """
     protocol, device = job.protocol, torch.device(job.device)
     rehearse(partial(build_agent, job, *sizes), sizes[0], protocol.batch_size, device)
     agent, replay = ready_to_learn(job, sizes)
-    seeds = len(job.seeds)
-    observation = torch.zeros(seeds, sizes[0])
-    reward, ended = torch.zeros(seeds), torch.zeros(seeds, dtype=torch.bool)
-
-    def act() -> None:
-        seen = observation.to(device)
-        action = agent.act(seen.unsqueeze(1), explore=True).squeeze(1)
-        came = (x.to(device) for x in (reward, observation, ended, ended))
-        replay.add(seen, action, *came)
-        action.cpu()
-
-    def evaluate() -> None:
-        seen = observation.unsqueeze(1).expand(-1, protocol.eval_episodes, -1)
-        agent.act(seen.to(device), explore=False).cpu()
-
-    for call in (act, evaluate):
-        call()  # the first takes longer
     return AgentTime(
-        act=_seconds(act, CALLS, device),
-        evaluate=_seconds(evaluate, CALLS, device),
-        update=time_update(job, sizes, compiled=False),
+        calls=time_calls(job, sizes, compiled=False),
         record_bytes=replay.records[0].nbytes,
         state_bytes=state_bytes(agent),
     )
 
 
-def time_update(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) -> UpdateTime:
-    """Time ``calls`` updates of the job's agent as in training, after as many to begin with.
+def time_calls(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) -> CallTime:
+    """Time ``calls`` calls of each kind of the job's agent, after as many to begin with.
 
-    An agent may have updates of several kinds in turn, which are compiled one by one.
+    An agent may have updates of several kinds in turn, which are compiled one by one. Raises
+    AgentError for a call that fails.
     """
     agent, replay = ready_to_learn(job, sizes)
-    device = torch.device(job.device)
-    accelerate(agent.bare, device, seeds=len(job.seeds), compiled=compiled)
+    seeds, device = len(job.seeds), torch.device(job.device)
+    accelerate(agent.bare, device, seeds=seeds, compiled=compiled)
+    observation = torch.zeros(seeds, sizes[0])
+    reward, ended = torch.zeros(seeds), torch.zeros(seeds, dtype=torch.bool)
 
     def update() -> None:
-        agent.update(replay.sample(job.protocol.batch_size))
+        with told(agent.label, "update(batch)"):
+            agent.update(replay.sample(job.protocol.batch_size))
 
-    first = _seconds(update, calls, device)
-    usual = _seconds(update, calls, device)
-    return UpdateTime(start=max(0.0, calls * (first - usual)), usual=usual)
+    def act() -> None:
+        seen = observation.to(device)
+        with told(agent.label, "act(observation, explore=True)"):
+            action = agent.act(seen.unsqueeze(1), explore=True).squeeze(1)
+        came = (x.to(device) for x in (reward, observation, ended, ended))
+        replay.add(seen, action, *came)
+        action.cpu()
+
+    def evaluate() -> None:
+        seen = observation.unsqueeze(1).repeat(1, job.protocol.eval_episodes, 1)
+        with told(agent.label, "act(observation, explore=False)"):
+            agent.act(seen.to(device), explore=False).cpu()
+
+    # Updates come first: the replay buffer has the run's last transition until there is another.
+    first, usual = [], []
+    for kind in (update, act, evaluate):
+        first.append(_seconds(kind, calls, device))
+        usual.append(_seconds(kind, calls, device))
+    return CallTime(max(0.0, calls * (sum(first) - sum(usual))), *usual)
 
 
 def ready_to_learn(job: Job, sizes: Sizes) -> tuple[Checked, ReplayBuffer]:

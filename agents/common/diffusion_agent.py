@@ -246,6 +246,10 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
         All random numbers come from ``streams``.
         """
         noise = self.draw_action_noise(observation.shape[1], streams, self.config.candidates_act)
+        return self.pure_training_action(observation, noise)
+
+    def pure_training_action(self, observation: Tensor, noise: ActionNoise) -> Tensor:
+        """Return the action to take while training, of its noise: [S, N, obs] -> [S, N, act]."""
         return self.exploring_action(self.acting_policy, observation, noise)
 
     def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
@@ -258,6 +262,13 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
             self.config.candidates_evaluate * observation.shape[1],
             self.action_size,
         )
+        return self.pure_evaluation_action(observation, noise)
+
+    def pure_evaluation_action(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Return the action to take while being evaluated: [S, N, obs] -> [S, N, act].
+
+        ``noise`` is the sampler's, [S, T, K N, act] for K candidates.
+        """
         return self.best_action(observation, self.acting_policy.sample(observation, noise))
 
     def draw_inputs(self, batch_size: int) -> tuple[Any, ...]:

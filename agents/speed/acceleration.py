@@ -6,6 +6,10 @@ are tensors, in place. Python numbers that it reads are built into its program. 
 are tensors whose first axis is the seed's, in tuples, and its metrics are such tensors. What the
 agent holds beside its ``parts`` is the same for every seed. Neither way is needed for a correct
 result: compiled numbers are the plain ones up to the order of operations.
+
+Such an agent may have ``pure_training_action`` and ``pure_evaluation_action``, too, for a policy
+whose action takes many operations. They are functions of (parameters, observation, noise) that
+change nothing and return actions. They are compiled where updates are.
 """
 
 import os
@@ -25,6 +29,8 @@ from agents.speed.captured_update import CapturedUpdate
 from agents.speed.compiled_update import CompiledUpdate
 from agents.speed.program import Program
 from agents.speed.seed_by_seed import SeedBySeed, is_large
+
+PURE_ACTIONS = "pure_training_action", "pure_evaluation_action"
 
 
 def why_not_compiled(device: str = "cpu") -> str | None:
@@ -46,7 +52,8 @@ def accelerate(
 ) -> None:
     """Wrap the agent's ``pure_update``: compiled if asked, and captured in CUDA graphs on a GPU.
 
-    ``several`` says that ``update_several`` will make many at a time.
+    Its pure actions, if it has any, are compiled if asked. ``several`` says that
+    ``update_several`` will make many updates at a time.
     """
     # A subclass has to say it for itself: what it adds may not be pure.
     if not vars(type(agent)).get("promises_pure_update"):
@@ -63,3 +70,6 @@ def accelerate(
     if device.type == "cuda":
         update = CapturedUpdate(agent, update, device)
     agent.pure_update = update  # type: ignore[attr-defined]
+    for name in PURE_ACTIONS if compiled else ():
+        if plain := getattr(type(agent), name, None):
+            setattr(agent, name, partial(Program(plain, device, recorded=False), agent))

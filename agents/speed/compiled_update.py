@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agents.speed.program import Call, Kernels, Metrics, Program
+from agents.speed.program import Call, Kernels, Program
+
+Metrics = dict[str, Tensor]
 
 
 class CompiledUpdate:
@@ -27,7 +29,8 @@ class CompiledUpdate:
         """By the kind of its inputs, the update as a call of its kernels; None if it is more."""
 
     def __call__(self, *inputs: Any) -> Metrics:
-        return self.program(self.agent, *inputs)
+        metrics: Metrics = self.program(self.agent, *inputs)
+        return metrics
 
     def several(self, inputs: Sequence[tuple[Any, ...]]) -> list[Metrics]:
         """Make an update with each of ``inputs``, in order; return the metrics of each."""
@@ -46,6 +49,7 @@ class CompiledUpdate:
 
     def _alone(self, inputs: tuple[Any, ...], leaves: list[Any], kind: tuple[Any, ...]) -> Metrics:
         """Make an update as the program does it; record the first of its kind."""
+        metrics: Metrics
         if kind in self.direct:
             return self(*inputs)
         metrics, calls = self.program.record(self.agent, *inputs)

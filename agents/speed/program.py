@@ -1,4 +1,4 @@
-"""A pure update as one compiled program, whose calls of its kernels can be recorded."""
+"""A pure function of an agent as one compiled program, which can record calls of its kernels."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +21,6 @@ CPU_OPTIONS: dict[str, Any] = {
 }
 """The options with which torch compiles for a CPU; for a GPU they are torch's own."""
 
-Metrics = dict[str, Tensor]
 Kernels = Callable[[list[Any]], Sequence[Any]]
 """What torch makes of a program. It empties the list of arguments that it is given."""
 
@@ -35,14 +34,14 @@ class Call(NamedTuple):
 
 
 class Program:
-    """``update(agent, *inputs)`` as one program, compiled when it is first called.
+    """``function(agent, *inputs)`` as one program, compiled when it is first called.
 
     There is one for every combination of shapes and of inputs that are no tensors. The calls of one
     that is ``recorded`` can be; torch does not keep the whole of it for the next process then, but
     its kernels alone.
     """
 
-    def __init__(self, update: FunctionType, device: torch.device, *, recorded: bool) -> None:
+    def __init__(self, function: FunctionType, device: torch.device, *, recorded: bool) -> None:
         use_program_cache()
         self.recorded = recorded
         self.calls: list[Call] = []
@@ -50,13 +49,13 @@ class Program:
         self.records = False
         # torch keeps programs by code object, so agents of one class would share them.
         own = FunctionType(
-            update.__code__.replace(),
-            update.__globals__,
-            update.__name__,
-            update.__defaults__,
-            update.__closure__,
+            function.__code__.replace(),
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
         )
-        own.__kwdefaults__ = update.__kwdefaults__
+        own.__kwdefaults__ = function.__kwdefaults__
         options = CPU_OPTIONS if device.type == "cpu" and not recorded else {}
         # The gradients and the optimizer are part of the program.
         torch._dynamo.config.trace_autograd_ops = True
@@ -70,11 +69,11 @@ class Program:
             )
         )
 
-    def __call__(self, agent: Any, *inputs: Any) -> Metrics:
+    def __call__(self, agent: Any, *inputs: Any) -> Any:
         return self.program(agent, *inputs)
 
-    def record(self, agent: Any, *inputs: Any) -> tuple[Metrics, list[Call]]:
-        """Call the program; return its metrics and how it called its kernels."""
+    def record(self, agent: Any, *inputs: Any) -> tuple[Any, list[Call]]:
+        """Call the program; return its result and how it called its kernels."""
         self.records = True
         try:
             return self(agent, *inputs), self.calls
@@ -111,13 +110,13 @@ class Program:
         return results
 
 
-def recompiling(program: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+def recompiling(program: Callable[..., Any]) -> Callable[..., Any]:
     """Let ``program`` be compiled again where torch's cache holds a half-written library of it.
 
     A compiler that is killed leaves one, and torch would take it for whole in every later run.
     """
 
-    def call(*inputs: Any) -> dict[str, Tensor]:
+    def call(*inputs: Any) -> Any:
         try:
             return program(*inputs)
         except Exception as error:

@@ -18,7 +18,7 @@ STEPS = 200
 
 
 def test_acting(benchmark: Any) -> None:
-    # Beside compiled updates, as in a long run: acting itself is not compiled.
+    # Compiled, as in a long run.
     agent, batch = new_agent("qsm", 8, compiled=not benchmark.disabled), new_batch(8)
     observation = torch.randn(8, 1, OBSERVATION)
     run = SideBySide(benchmark, lambda: agent.act(observation, explore=True))

@@ -12,25 +12,27 @@ from tests.qsm_bench.jobs import make_job
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_updates_are_timed_as_training_makes_them(compiled: bool) -> None:
+def test_acting_and_updates_are_timed_as_in_training(compiled: bool) -> None:
     """The clock runs over as many updates as those to begin with, in which they are compiled."""
     job = make_job(seeds=3)
     with patch.object(timing, "accelerate") as accelerate:
-        timing.time_update(job, (2, 2), compiled=compiled)
+        timing.time_calls(job, (2, 2), compiled=compiled)
     (agent, device), options = accelerate.call_args
     assert device.type == job.device
     assert options == {"seeds": 3, "compiled": compiled}
     assert agent.updates.value == 2 * timing.CALLS
 
 
-def test_what_the_first_updates_take_beyond_the_usual_is_the_start(
+def test_what_the_first_calls_take_beyond_the_usual_is_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter([0.0, 64.0, 100.0, 104.0])
+    updates, acts = [0.0, 64.0, 100.0, 104.0], [200.0, 208.0, 300.0, 302.0]
+    evaluations = [400.0, 404.0, 500.0, 504.0]
+    clock = iter(updates + acts + evaluations)
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     with patch.object(timing, "accelerate"):
-        time = timing.time_update(make_job(), (2, 2), compiled=True, calls=4)
-    assert time == timing.UpdateTime(start=60.0, usual=1.0)
+        time = timing.time_calls(make_job(), (2, 2), compiled=True, calls=4)
+    assert time == timing.CallTime(start=60.0 + 6.0, update=1.0, act=0.5, evaluate=1.0)
 
 
 def test_a_dry_run_and_a_run_count_the_same_bytes_of_a_transition() -> None:

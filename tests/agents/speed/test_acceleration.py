@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_map
 
 from agents.common import streams
 from agents.protocol import Agent
+from agents.qsm import QSM, QSMConfig
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate, why_not_compiled
 from agents.speed.captured_update import CapturedUpdate
 from agents.speed.program import recompiling
 from agents.speed.seed_by_seed import SeedBySeed
-from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 from tests.agents.speed import fake_cuda
 
@@ -99,6 +99,34 @@ def test_a_compiled_update_takes_the_learning_rate_down_as_a_plain_one_does() ->
     assert all(map(torch.equal, before, now))
 
 
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("path", "settings", "explore"),
+    [
+        ("qsm", {"candidates_act": 2}, True),
+        ("dacer", {}, True),
+        ("dipo", {"evaluation": "mean", "candidates_evaluate": 2}, False),
+        ("langevin", {}, True),
+    ],
+)
+def test_compiled_actions_are_the_plain_ones_of_the_newest_weights(
+    path: str, settings: dict[str, Any], explore: bool
+) -> None:
+    plain, fast = build(path, **settings), build(path, **settings)
+    accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
+    observation = torch.randn(len(SEEDS), 2, 3)
+    seen = []
+    for _ in range(3):
+        plain.update(make_batch(len(SEEDS), 32, 3, 2, torch.float32))
+        fast.load_state_dict(plain.state_dict())
+        seen.append(plain.act(observation, explore=explore))
+        torch.testing.assert_close(fast.act(observation, explore=explore), seen[-1])
+        states = [tensors(agent.state_dict()) for agent in (plain, fast)]
+        assert all(map(torch.equal, *states))
+    assert not any(map(torch.equal, seen, seen[1:]))
+
+
 @needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("path", BUILT_IN)
@@ -165,17 +193,17 @@ def test_without_being_asked_the_cpu_runs_the_update_as_it_stands() -> None:
 def test_only_a_class_that_promises_a_pure_update_is_touched() -> None:
     """What a subclass adds may not be: a Python number that changes would be frozen."""
 
-    class Derived(TD3):
+    class Derived(QSM):
         pass
 
     class Bare:
-        pure_update = 7
+        pure_update = pure_training_action = 7
 
-    impure: list[Any] = [Derived(TD3Config(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()]
+    impure: list[Any] = [Derived(QSMConfig(hidden_sizes=(8,)), 3, 2, SEEDS, CPU), Bare()]
     for agent in impure:
-        update = agent.pure_update
+        update, action = agent.pure_update, agent.pure_training_action
         accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
-        assert agent.pure_update == update
+        assert (agent.pure_update, agent.pure_training_action) == (update, action)
 
 
 def test_restoring_a_state_moves_no_parameter_or_moment_to_other_memory() -> None:
