@@ -87,8 +87,9 @@ class AgentConfig:
         MatmulPrecision,
         Field(
             description="What the factors of a matrix product are rounded to; sums are float32. "
-            "bfloat16: between two hidden layers, forwards and backwards, on a processor or GPU "
-            "that is faster with it. tf32: every product, on a GPU. See docs/precision.md."
+            "bfloat16: between two hidden layers, forwards and backwards, and the result, too, on "
+            "a processor or GPU that is faster with it. tf32: every product, on a GPU. See "
+            "docs/precision.md."
         ),
     ] = "float32"
     learning_rate: Annotated[

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal as format_bytes
 
 from agents.speed import precision
-from agents.speed.acceleration import why_not_compiled
+from agents.speed.toolchain import why_not_compiled
 from envs import close, make
 from qsm_bench.counting import count
 from qsm_bench.errors import UserError, as_user_error
@@ -160,15 +160,23 @@ class PreparedRun:
             refuse_what_does_not_fit(self.open_jobs, self.memory, self.workers)
 
     def refuse_slower_products(self) -> None:
-        """Raise UserError if a job that runs here would gain nothing from rounding its factors."""
-        asked = {
-            (settings["matmul_precision"], max(settings["hidden_sizes"]))
-            for settings in (job.settings for job in self.open_jobs)
-        }
-        experiment = self.experiment
-        for kind, width in sorted(asked) if self.executor.here else ():
-            rows = experiment.protocol.batch_size
-            if reason := precision.why_not(kind, experiment.device, rows, width):
+        """Raise UserError if a job cannot round its factors, or one that begins here gains nothing.
+
+        What has begun goes on.
+        """
+        device, rows = self.experiment.device, self.experiment.protocol.batch_size
+        for kind in sorted({job.settings["matmul_precision"] for job in self.open_jobs}):
+            reason = precision.lacks(kind, device)
+            if not reason and kind == "bfloat16" and device == "cpu" and self.executor.here:
+                begin = [job for job in self.open_jobs if not self.store.folder_of(job).begun]
+                networks = {
+                    tuple(job.settings["hidden_sizes"])
+                    for job in begin
+                    if job.settings["matmul_precision"] == kind
+                }
+                reasons = (precision.slows_down(rows, sizes) for sizes in sorted(networks))
+                reason = next(filter(None, reasons), None)
+            if reason:
                 raise UserError(f"--matmul-precision {kind}: {reason}: use float32")
 
     def refuse_uncompilable(self) -> None:

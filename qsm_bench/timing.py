@@ -103,7 +103,8 @@ def time_calls(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) ->
     """
     agent, replay = ready_to_learn(job, sizes)
     seeds, device = len(job.seeds), torch.device(job.device)
-    accelerate(agent.bare, device, seeds=seeds, compiled=compiled)
+    several = job.protocol.updates_per_step > 1
+    accelerate(agent.bare, device, seeds=seeds, compiled=compiled, several=several)
     observation = torch.zeros(seeds, sizes[0])
     reward, ended = torch.zeros(seeds), torch.zeros(seeds, dtype=torch.bool)
 

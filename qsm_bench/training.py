@@ -48,6 +48,7 @@ def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
     def bare() -> Agent:
         return agent(config, observation_size, action_size, job.seeds, device)
 
+    precision.use(config.matmul_precision)
     agent_as_checked = checked(bare, job.agent, len(job.seeds), action_size)
     if config.matmul_precision == "bfloat16" and not precision.rounds(agent_as_checked.bare):
         raise UserError(
@@ -91,9 +92,11 @@ class Training:
         episodes = len(job.seeds) * job.protocol.eval_episodes
         self.evaluation_environments = self._environments(episodes)
         sizes = self.environments.observation_size, self.environments.action_size
+        kind = job.settings.get("matmul_precision", "float32")
+        if reason := precision.lacks(kind, self.device.type):
+            raise UserError(f"setting matmul_precision of {job.agent}: {kind!r}: {reason}")
         build = partial(build_agent, job, *sizes)
         self.agent = build()
-        precision.use(job.settings.get("matmul_precision", "float32"))
         accelerate(
             self.agent.bare,
             self.device,

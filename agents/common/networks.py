@@ -142,7 +142,7 @@ class _RoundedProduct(torch.autograd.Function):
 def rounded_product(x: Tensor, w: Tensor) -> Tensor:
     """Return x w of factors rounded to bfloat16: [M, B, K] and [M, K, N] -> [M, B, N] as x is.
 
-    The sums are float32, and so is everything that is kept but the factors.
+    The sums are float32. The result is rounded to bfloat16 once more, and so are both gradients.
     """
     out: Tensor = _RoundedProduct.apply(x, w)  # type: ignore[no-untyped-call]
     return out

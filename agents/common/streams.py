@@ -10,13 +10,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from agents.common import philox
+from agents.speed.program_cache import use_program_cache
+from agents.speed.toolchain import why_no_kernels
 
 
 def derive_seed(*parts: int | str, bits: int = 63) -> int:
@@ -84,7 +85,7 @@ class Counters:
     def __init__(self, keys: Sequence[int], device: torch.device) -> None:
         self.keys = torch.tensor(keys, device=device)
         self.next_block = torch.zeros((), dtype=torch.int64, device=device)
-        self.fused = device.type == "cuda" and find_spec("triton") is not None
+        self.fused = device.type == "cuda" and why_no_kernels(device.type) is None
 
     def normal(self, *shape: int) -> Tensor:
         return self._draw(philox.draw_normal, shape, 4)
@@ -123,6 +124,7 @@ def fused(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     They are the same numbers; normal ones may be rounded in another way.
     """
+    use_program_cache()
     return torch.compile(draw, dynamic=True, fullgraph=True)
 
 

@@ -12,14 +12,8 @@ whose action takes many operations. They are functions of (parameters, observati
 change nothing and return actions. They are compiled where updates are.
 """
 
-import os
-import shutil
-import sys
-import sysconfig
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,20 +25,6 @@ from agents.speed.program import Program
 from agents.speed.seed_by_seed import SeedBySeed, is_large
 
 PURE_ACTIONS = "pure_training_action", "pure_evaluation_action"
-
-
-def why_not_compiled(device: str = "cpu") -> str | None:
-    """Say what this machine lacks to compile updates for a device; None if it lacks nothing."""
-    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        return f"torch {torch.__version__} cannot trace a gradient: 2.11 or later can"
-    if device.startswith("cuda"):
-        return None if find_spec("triton") else "triton is not installed"
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if not shutil.which(compiler):
-        return f"there is no C++ compiler ({compiler})"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return "Python's header files (Python.h) are not installed"
-    return None
 
 
 def accelerate(

@@ -4,7 +4,9 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,59 +14,86 @@ from torch import Tensor, nn
 from agents.common.networks import Linear, rounded_product
 from agents.protocol import Agent, MatmulPrecision
 
-ROUNDS, CALLS = 30, 4
+ROUNDS, CALLS = 30, 2
 """Of the probe: how often both products are timed in turn, and their number in each round."""
 AMPERE = (8, 0)
 """The first compute capability of a GPU with bfloat16 and tf32 products."""
 
+Product = Callable[[Tensor, Tensor], Tensor]
 
-def why_not(precision: MatmulPrecision, device: str, rows: int, width: int) -> str | None:
-    """Say why this machine should not use the precision on a kind of device; None if it may.
 
-    On a CPU the product of a batch of ``rows`` with hidden layers of ``width`` units is timed, for
-    less than a second, in float32 and with rounding.
+def lacks(precision: MatmulPrecision, device: str) -> str | None:
+    """Say why a kind of device cannot have the precision; None if it may.
+
+    Without a GPU here, nothing is known of the one that a job will have.
     """
-    if precision == "float32":
-        return None
     if device == "cuda":
-        has_it = torch.cuda.get_device_capability() >= AMPERE
-        return None if has_it else f"{torch.cuda.get_device_name()} has no such products"
-    if precision == "tf32":
-        return "tf32 is a format of GPUs; a CPU may have bfloat16"
-    ratio = time_ratio(rows, width)
+        known = precision != "float32" and torch.cuda.is_available()
+        if not known or torch.cuda.get_device_capability() >= AMPERE:
+            return None
+        return f"{torch.cuda.get_device_name()} has no such products"
+    return "tf32 is a format of GPUs; a CPU may have bfloat16" if precision == "tf32" else None
+
+
+def slows_down(rows: int, sizes: Sequence[int]) -> str | None:
+    """Say that this processor is no faster in bfloat16; None if it is, or if nothing is rounded.
+
+    The products between hidden layers of ``sizes``, for a batch of ``rows``, and those of their
+    gradients are timed, for less than a second, in float32 and with rounding.
+    """
+    ratio = time_ratio(rows, sizes) if len(sizes) > 1 else 0.0
     if ratio < 1:
         return None
+    layers = " x ".join(map(str, sizes))
     return (
-        f"on this processor a product of {rows} x {width} x {width} takes {ratio:.2g} times as "
-        "long with it as in float32"
+        f"on this processor the products of hidden layers of {layers}, for a batch of {rows}, take "
+        f"{ratio:.2g} times as long with it as in float32"
     )
 
 
-def time_ratio(rows: int, width: int) -> float:
-    """The time of a product with rounding, and of the rounding, over that in float32, on a CPU.
+def time_ratio(rows: int, sizes: Sequence[int]) -> float:
+    """The time of products with rounding, and of the rounding, over that in float32, on a CPU.
 
-    Both are timed in turn and the fastest of each counts, so that other work on the machine does
-    not decide.
+    Both are timed in turn, on one thread as in a job, and the fastest of each counts, so that other
+    work on the machine does not decide.
     """
-    x, w = torch.randn(1, rows, width), torch.randn(1, width, width)
+    layers = [
+        (torch.randn(1, rows, n, requires_grad=True), torch.randn(1, n, m, requires_grad=True))
+        for n, m in pairwise(sizes)
+    ]
     plain = rounded = float("inf")
-    with torch.no_grad():
+    with _one_thread():
         for _ in range(ROUNDS):
-            plain = min(plain, _seconds(lambda: torch.bmm(x, w)))
-            rounded = min(rounded, _seconds(lambda: rounded_product(x, w)))
+            plain = min(plain, _seconds(torch.bmm, layers))
+            rounded = min(rounded, _seconds(rounded_product, layers))
     return rounded / plain
 
 
-def _seconds(product: Callable[[], Tensor]) -> float:
+def _seconds(product: Product, layers: Sequence[tuple[Tensor, Tensor]]) -> float:
     began = time.perf_counter()
     for _ in range(CALLS):
-        product()
+        for x, w in layers:
+            torch.autograd.grad(product(x, w).sum(), (x, w))
     return time.perf_counter() - began
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch have one thread within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use(precision: MatmulPrecision) -> None:
     """Let this process's products on a GPU be as ``precision`` says, where that is its setting."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = precision == "tf32"
+    # A product that is split among the GPU's units would otherwise be added up in bfloat16.
+    products.allow_bf16_reduced_precision_reduction = False
 
 
 def rounds(agent: Agent) -> bool:

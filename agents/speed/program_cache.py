@@ -25,8 +25,9 @@ def use_program_cache() -> None:
 
     # Once torch's compiler is loaded it has set the variable itself, for child processes, too.
     if os.environ.get(VARIABLE) in (None, default_cache_dir()):
-        folder = _cache_of_user() / "qsm_bench" / f"programs-{processor_kind()}"
-        if _is_private(folder):
+        cache = _cache_of_user()
+        folder = cache and cache / "qsm_bench" / f"programs-{processor_kind()}"
+        if folder and _is_private(folder):
             os.environ[VARIABLE] = str(folder)
     # A gradient that a network states itself is part of the program's name, like all else in it.
     # Without this only the kernels would be kept, and each job would go through half the rest.
@@ -44,10 +45,15 @@ def processor_kind() -> str:
     return hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
 
 
-def _cache_of_user() -> Path:
-    """The user's folder for what can be made again (the XDG base directory specification)."""
+def _cache_of_user() -> Path | None:
+    """The user's folder for what can be made again (the XDG base directory specification).
+
+    None if the user has none: a container may have users without a home.
+    """
     named = os.environ.get("XDG_CACHE_HOME")
-    return Path(named) if named else Path("~/.cache").expanduser()
+    with suppress(RuntimeError):
+        return Path(named) if named else Path("~/.cache").expanduser()
+    return None
 
 
 def _is_private(folder: Path) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from agents.common.diffusion_agent import ActionNoise
 from agents.dacer import DACER, CriticNoise, DACERConfig
 from agents.protocol import Batch
-from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.acceleration import accelerate
+from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import (
     CPU,
     central_differences,

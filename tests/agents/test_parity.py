@@ -17,10 +17,11 @@ from agents.protocol import Batch
 from agents.registry import built_in_agents, built_in_trainers, find_agent
 from agents.sac import Noise as SACNoise
 from agents.speed import seed_by_seed
-from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.acceleration import accelerate
 from agents.speed.captured_update import CapturedUpdate
 from agents.speed.compiled_update import CompiledUpdate
 from agents.speed.seed_by_seed import SeedBySeed
+from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import CPU, doubled, in_float64, make_batch, perturb
 from tests.agents.plain_updates import PLAIN, flat
 

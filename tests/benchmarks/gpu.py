@@ -2,12 +2,15 @@
 
     python tests/benchmarks/gpu.py reports/performance-gpu.md
 
-Two things are measured, of every trainer. Updates, for 1, 10 and 64 seeds: how many a second, and
-how much of the time the GPU works and does not wait to be told what to do. Then whole training
-steps: of one job after the other, and of all trainers' jobs at once, which share GPU and cores as
-``--jobs-per-gpu`` lets them. From these follows how long a suite would take.
+Two things are measured. Updates of every trainer, for 1, 10 and 64 seeds: how many a second, and
+how much of the time the GPU works and does not wait to be told what to do; those of five trainers
+in bfloat16 and tf32, too. Then these five trainers' training steps: of one job after the other, and
+of all five jobs at once, which share GPU and cores as ``--jobs-per-gpu 5`` lets them. From these
+follows how long a suite would take. The page is written after every row, and a row that cannot be
+measured says why.
 """
 
+import math
 import os
 import statistics
 import subprocess
@@ -26,8 +29,10 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from agents.protocol import MatmulPrecision
 from agents.registry import built_in_trainers
-from agents.speed.acceleration import why_not_compiled
+from agents.speed import precision
+from agents.speed.toolchain import why_not_compiled
 from qsm_bench.machine import usable_cores
 from qsm_bench.process import configure_process
 from qsm_bench.provenance import describe_commit, describe_hardware
@@ -40,10 +45,12 @@ from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, row
 
 REFUSED = 2
 TASK, SUITE, SUITE_STEPS, SUITE_SEEDS = "walker-walk", "dmc_easy_medium", 100_000, 5
+FIVE = "qsm", "diffusion_ql", "diffusion_pg", "sac", "td3"
+"""The trainers of the project's own record."""
 GOALS = {("qsm", 10): 20_000, ("qsm", 64): 60_000}
 """The seed-updates a second that the project wants of an H100."""
 SUITE_GOAL = 60
-"""The minutes that it wants the suite to take at most."""
+"""The minutes that it wants the suite to take at most, with the five trainers."""
 
 INTRODUCTION = """\
 # Performance on a GPU
@@ -55,9 +62,9 @@ On {gpu} and a machine of {cores} cores and {memory_gib} GiB; {versions}; commit
 A *seed-update* is one update of critic, actor and target of one seed, with 24 observation entries,
 6 action entries, batches of 256 and networks of 2 x 256, with the sample from the replay buffer.
 Updates are compiled and captured in CUDA graphs; their random numbers are drawn before, of all
-seeds at once. *Waiting* is the share of the time in which the GPU runs no kernel: it waits to be
-told what to do. A *step* is one of all {seeds} seeds of a job on {task}: acting, environments,
-replay and update. Goals are for an H100.
+seeds at once. Products are float32 where nothing else is said. *Waiting* is the share of the time
+in which the GPU runs no kernel: it waits to be told what to do. A *step* is one of all {seeds}
+seeds of a job on {task}: acting, environments, replay and update. Goals are for an H100.
 
 One core: {core}
 
@@ -71,6 +78,8 @@ class Sizes:
     device: str = "cuda"
     seeds: tuple[int, ...] = (1, 10, 64)
     trainers: tuple[str, ...] = built_in_trainers()
+    in_steps: tuple[str, ...] = FIVE
+    """The trainers whose steps are measured, and whose updates in the other precisions are."""
     hidden: int = 256
     batch: int = BATCH
     updates: int = 200
@@ -85,7 +94,16 @@ class Sizes:
 
 
 SMALL = Sizes(
-    "cpu", (1, 2), ("qsm", "td3"), hidden=8, batch=8, updates=2, rounds=2, warmup=4, steps=3
+    "cpu",
+    (1, 2),
+    ("qsm", "td3"),
+    ("qsm", "sac"),
+    hidden=8,
+    batch=8,
+    updates=2,
+    rounds=2,
+    warmup=4,
+    steps=3,
 )
 
 
@@ -112,8 +130,10 @@ def main(
         seeds=SUITE_SEEDS,
         task=TASK,
     )
-    rows = "".join(map(table_row, measured(sizes)))
-    page.write_text(introduction + HEADER + rows, encoding="utf-8")
+    table = introduction + HEADER
+    for found in measured(sizes):  # what is known is kept if a later row ends the process
+        table += found
+        page.write_text(table, encoding="utf-8")
     print(page)
 
 
@@ -129,23 +149,50 @@ def gpu_name(sizes: Sizes) -> str:
     return torch.cuda.get_device_name() if sizes.device == "cuda" else "no GPU (a trial)"
 
 
-def measured(sizes: Sizes) -> Iterator[dict[str, Any]]:
+def measured(sizes: Sizes) -> Iterator[str]:
     """Measure everything; yields the rows of the table."""
     for name in sizes.trainers:
         for seeds in sizes.seeds:
-            yield updates_row(name, seeds, sizes)
-    yield from steps_rows(sizes)
+            yield row_or_reason(f"{name}, S = {seeds}", updates_row, name, seeds, sizes)
+    rounded: tuple[MatmulPrecision, ...] = ("bfloat16", "tf32")
+    for name in sizes.in_steps:
+        for kind in rounded:
+            what = f"{name}, S = {sizes.seeds[1]}, {kind}"
+            yield row_or_reason(what, updates_row, name, sizes.seeds[1], sizes, kind)
+    try:
+        yield from map(table_row, steps_rows(sizes))
+    except Exception as error:
+        yield failed("steps", error)
 
 
-def updates_row(name: str, seeds: int, sizes: Sizes) -> dict[str, Any]:
+def row_or_reason(what: str, measure: Callable[..., dict[str, Any]], *given: Any) -> str:
+    """Return the row that is measured, or one that says why it could not be."""
+    try:
+        return table_row(measure(*given))
+    except Exception as error:
+        return failed(what, error)
+
+
+def failed(what: str, error: Exception) -> str:
+    """Return a row that says why there is no figure."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].replace("|", "/")
+    print(f"\n{what}: {reason}", file=sys.stderr, flush=True)
+    return f"| {what} | {reason} | | | |\n"
+
+
+def updates_row(
+    name: str, seeds: int, sizes: Sizes, kind: MatmulPrecision = "float32"
+) -> dict[str, Any]:
     """Time updates of a trainer, and how long the device works for them."""
     device = torch.device(sizes.device)
+    precision.use(kind)
     agent = new_agent(
         name,
         seeds,
         device=device,
         compiled=sizes.compiled,
         hidden_sizes=(sizes.hidden, sizes.hidden),
+        matmul_precision=kind,
     )
     replay = filled_replay(seeds, device)
 
@@ -158,10 +205,11 @@ def updates_row(name: str, seeds: int, sizes: Sizes) -> dict[str, Any]:
     seconds = statistics.median(seconds_of(updates) for _ in range(sizes.rounds))
     per_second = seeds * sizes.updates / seconds
     goal = GOALS.get((name, seeds))
+    working = working_seconds(updates, device)
     return row(
-        f"{name}, S = {seeds}",
+        f"{name}, S = {seeds}" + f", {kind}" * (kind != "float32"),
         f"{per_second:.0f} seed-updates/s",
-        max(0.0, 1 - working_seconds(updates, device) / seconds),
+        max(0.0, 1 - working / seconds) if working else math.nan,  # nothing was seen to run
         f"of {1e6 * seconds / sizes.updates:.0f} us an update waiting",
         f"{goal:,} seed-updates/s" if goal else "",
     )
@@ -201,8 +249,8 @@ def wait(device: torch.device) -> None:
 
 def steps_rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Time steps of a job of each trainer, one after the other and then all at once."""
-    cores = max(1, usable_cores() // len(sizes.trainers))
-    jobs = {name: Job(name, sizes, cores) for name in sizes.trainers}
+    cores = max(1, usable_cores() // len(sizes.in_steps))
+    jobs = {name: Job(name, sizes, cores) for name in sizes.in_steps}
     try:
         for job in jobs.values():
             job.prepare()
@@ -232,7 +280,7 @@ def steps_rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
     minutes = busy / len(jobs) / 60
     yield row(
         f"{SUITE}, {SUITE_STEPS:,} steps, {SUITE_SEEDS} seeds: {tasks * len(jobs)} jobs of these "
-        f"trainers, {len(jobs)} at a time at that pace, without start and evaluations",
+        f"{len(jobs)} trainers, {len(jobs)} at a time at that pace, without start and evaluations",
         f"{minutes:.0f} minutes",
         minutes / SUITE_GOAL,
         f"times {SUITE_GOAL} minutes",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agents.registry import built_in_trainers
-from agents.speed.precision import why_not
+from agents.speed.precision import slows_down
 from tests.benchmarks import precision
 from tests.benchmarks.workload import BATCH, SIDE, SideBySide, new_agent, new_batch, note, seconds
 
@@ -15,7 +15,7 @@ from tests.benchmarks.workload import BATCH, SIDE, SideBySide, new_agent, new_ba
 def test_bfloat16_beside_float32(benchmark: Any, name: str, compiled: bool) -> None:
     if compiled and benchmark.disabled:
         pytest.skip("compiled only to be measured")
-    if not benchmark.disabled and (reason := why_not("bfloat16", "cpu", BATCH, SIDE)):
+    if not benchmark.disabled and (reason := slows_down(BATCH, (SIDE, SIDE))):
         pytest.skip(f"a run would refuse bfloat16 here: {reason}")
     batch = new_batch(1)
     plain = new_agent(name, 1, compiled=compiled)

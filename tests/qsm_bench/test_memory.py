@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents.registry import built_in_agents
-from agents.speed.acceleration import why_not_compiled
+from agents.speed.toolchain import why_not_compiled
 from qsm_bench import memory, plan
 from qsm_bench.errors import UserError
 from qsm_bench.timing import ready_to_learn, state_bytes

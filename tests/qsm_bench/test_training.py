@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agents.speed.acceleration import why_not_compiled
+from agents.speed.toolchain import why_not_compiled
 from envs import Lockstep, ParallelLockstep, TaskError
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.errors import UserError

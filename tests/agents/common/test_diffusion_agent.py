@@ -14,9 +14,10 @@ from agents.common.optimizer import polyak_update
 from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch
 from agents.speed import seed_by_seed
-from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.acceleration import accelerate
 from agents.speed.compiled_update import CompiledUpdate
 from agents.speed.seed_by_seed import SeedBySeed
+from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import CPU, fix_critic, make_batch, tensors
 
 SEEDS, OBS, ACT, BATCH, CANDIDATES = (3, 4), 3, 2, 16, 8

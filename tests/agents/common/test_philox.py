@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.common import philox
 from agents.common.streams import Counters, Generators, SeedStreams, derive_seed, fused
-from agents.speed.acceleration import why_not_compiled
+from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import CPU
 
 DRAWS = 200_000

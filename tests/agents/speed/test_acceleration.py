@@ -18,10 +18,11 @@ from agents.protocol import Agent
 from agents.qsm import QSM, QSMConfig
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
-from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.acceleration import accelerate
 from agents.speed.captured_update import CapturedUpdate
 from agents.speed.program import recompiling
 from agents.speed.seed_by_seed import SeedBySeed
+from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 from tests.agents.speed import fake_cuda
 

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from agents.speed.acceleration import why_not_compiled
 from agents.speed.program_cache import VARIABLE, processor_kind, use_program_cache
+from agents.speed.toolchain import why_not_compiled
 
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
@@ -50,6 +51,16 @@ def test_without_a_home_that_can_be_written_torch_keeps_its_own_folder(home: Pat
     (home / "qsm_bench").write_text("a file is in the way")
     use_program_cache()
     assert os.environ[VARIABLE] == default_cache_dir()
+
+
+def test_a_user_without_a_home_has_torchs_own_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("no home")))
+    use_program_cache()
+    assert os.environ[VARIABLE] == default_cache_dir()
+    assert not list(home.iterdir())
 
 
 JOB = """

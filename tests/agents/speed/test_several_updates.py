@@ -11,10 +11,11 @@ from torch import Tensor
 from agents.protocol import Batch
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
-from agents.speed.acceleration import accelerate, why_not_compiled
+from agents.speed.acceleration import accelerate
 from agents.speed.compiled_update import CompiledUpdate, DirectUpdate
 from agents.speed.program import Call
 from agents.speed.seed_by_seed import SeedBySeed
+from agents.speed.toolchain import why_not_compiled
 from agents.td3 import TD3, TD3Config
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 
