@@ -238,7 +238,7 @@ def settings_on(task: str, by_task: Mapping[str, Mapping[str, Any]]) -> dict[str
 def parse_settings(items: Iterable[str]) -> tuple[dict[str, Any], Settings]:
     """Read ``setting=value``, which is for every agent, and ``agent.setting=value``.
 
-    Raises UserError for what is neither.
+    Raises UserError for what is neither, and for two values of one setting.
     """
     shared: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {}
@@ -250,7 +250,12 @@ def parse_settings(items: Iterable[str]) -> tuple[dict[str, Any], Settings]:
                 f"--set {item!r}: write it as agent.setting=value, e.g. qsm.alpha=10, or for every "
                 "agent as setting=value, e.g. learning_rate=0.001"
             )
-        (own.setdefault(agent, {}) if dot else shared)[key] = _parse_value(value)
+        there, new = (own.setdefault(agent, {}) if dot else shared), _parse_value(value)
+        if there.setdefault(key, new) != new:
+            raise UserError(
+                f"setting {left.strip()} is given as {_shown(there[key])} and as {_shown(new)}: "
+                "give one of them"
+            )
     return shared, own
 
 

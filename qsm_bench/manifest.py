@@ -8,11 +8,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from agents.registry import find_agent
+from qsm_bench.comparable import protocol_differences
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import read_json
 from qsm_bench.heartbeat import time_of
-from qsm_bench.protocol import MOST_STEPS
+from qsm_bench.protocol import MOST_STEPS, Protocol
 from qsm_bench.settings import as_json
 from qsm_bench.stretches import Stretch, from_top_level
 
@@ -174,6 +175,22 @@ def refuse_difference(name: str, there: Job, asked: Job) -> None:
     if changed:
         raise UserError(
             f"experiment {name!r} has {asked.agent} on {asked.task} with another configuration "
+            f"({'; '.join(changed)}): choose another --name"
+        )
+
+
+def refuse_other_protocol(name: str, there: Job, asked: Protocol) -> None:
+    """Raise UserError if a job that is there has another protocol than is asked for, but for steps.
+
+    All agents of an experiment have one, or they could not be compared.
+    """
+    changed = [
+        f"{key} was {old!r} and is {new!r}"
+        for key, (old, new) in protocol_differences(there.protocol, asked).items()
+    ]
+    if changed:
+        raise UserError(
+            f"experiment {name!r} has {there.agent} on {there.task} under another protocol "
             f"({'; '.join(changed)}): choose another --name"
         )
 

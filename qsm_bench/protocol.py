@@ -1,9 +1,11 @@
 """What is equal for all agents of an experiment, so that trainers alone are compared."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agents.protocol import AgentConfig
 from qsm_bench.errors import UserError
 
 MOST_STEPS, MOST_EPISODES, MOST_EVALUATIONS = 10**12, 10_000, 1_000_000
@@ -102,6 +104,11 @@ def _first_fault(values: dict[str, Any], error: ValidationError) -> str:
         return message
     field = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
+        if field in (each.name for each in fields(AgentConfig)):
+            return (
+                f"a protocol has no {field!r}, which is a setting of every agent: give it as "
+                f"settings={{{field!r}: {values[field]!r}}}"
+            )
         return f"a protocol has no {field!r}: its fields are {', '.join(Protocol.model_fields)}"
     message = message[0].lower() + message[1:]
     return f"{option(field)} {values.get(field)!r} is not right: {message}"

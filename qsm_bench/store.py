@@ -45,6 +45,7 @@ from qsm_bench.manifest import (
     read_manifest,
     refuse_difference,
     refuse_later,
+    refuse_other_protocol,
 )
 from qsm_bench.stages import Stages, read_stages, text_of
 
@@ -267,6 +268,20 @@ class ExperimentStore:
                 "choose another --name"
             )
 
+    def _refuse_other_protocol(self, experiment: Experiment) -> None:
+        """Raise UserError if runs of other agents or tasks have another protocol, but for steps.
+
+        Runs of its own agents and tasks are looked at as a whole: see ``refuse_difference``.
+        """
+        own = {(job.agent, job.task) for job in experiment.jobs}
+        others = []
+        for file in sorted(self.folder.rglob("manifest.json")):
+            with suppress(UserError):  # a damaged one is told of where it is used
+                others.append(read_manifest(file).job)
+        for job in others:
+            if (job.agent, job.task) not in own:
+                refuse_other_protocol(experiment.name, job, experiment.protocol)
+
     def prepare(
         self,
         experiment: Experiment,
@@ -284,6 +299,7 @@ class ExperimentStore:
         ``read_manifest`` to tell of.
         """
         self.refuse_other_stages(experiment)
+        self._refuse_other_protocol(experiment)
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs if jobs is None else jobs
         wanted = [self.folder_of(job).path for job in jobs]
