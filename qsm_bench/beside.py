@@ -12,6 +12,7 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.record import LoadedRecord
 from qsm_bench.relabeling import part_of, relabeled
 from qsm_bench.results import ReferenceCurve, Results
+from qsm_bench.statistics.selection import agents_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +30,19 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     On a task where protocol and environment are the experiment's own, but for the length, their
     runs stand in the statistics; on another task they are curves to look at. ``Results.beside``
     says which, and why. An agent whose runs are the experiment's own, number for number, is left
-    out. Raises UserError if the two share no task, or are the same experiment or runs.
+    out. Raises UserError if the two share no task, are the same experiment or runs, or have agents
+    of one label.
     """
     refuse_itself(results.root / results.name, loaded)
+    if results.damaged and not results.cells:
+        raise UserError(
+            f"{results.name} has nothing to compare: none of its cells can be read, the first "
+            f"because {results.damaged[0].fault}"
+        )
     apart = find_differences(
         conditions_of(results.cells), loaded, staged="stages" in results.experiment
     )
-    joined = [task for task, reason in apart.items() if not reason]
+    joined = [task for task, reasons in apart.items() if not reasons]
     same = same_runs(results, loaded.results)
     labels = {
         agent: f"{agent} ({loaded.record.name})"
@@ -44,6 +51,12 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     }
     if not labels:
         raise UserError(f"{results.name} has the runs of this record, number for number")
+    there = {*agents_of(results), *(curve.name for curve in results.curves_elsewhere)}
+    if twice := [label for label in labels.values() if label in there]:
+        raise UserError(
+            f"{results.name} has an agent {twice[0]!r} already, which record "
+            f"{loaded.record.name!r} would bring: publish the record under another name"
+        )
     theirs = relabeled(part_of(loaded.results, labels, joined), labels)
     drawn = part_of(loaded.results, labels, [task for task in apart if task not in joined])
     return replace(
@@ -63,7 +76,7 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         beside=(
             _introduction(loaded),
             *differences_text(apart, loaded),
-            *ends_text(conditions_of(results.cells), joined, loaded),
+            *ends_text(conditions_of(results.cells), joined, loaded.record.protocol),
             *(f"{agent} is left out of it: its runs are those of {agent} here." for agent in same),
         ),
     )
@@ -76,12 +89,17 @@ def refuse_itself(folder: Path, loaded: LoadedRecord) -> None:
 
 
 def same_runs(own: Results, theirs: Results) -> list[str]:
-    """The agents of which both have a run with the same numbers: it is one run, not two."""
+    """The agents of which both have a run with the same numbers: it is one run, not two.
+
+    Runs whose returns are all the same number, such as 0 where nothing was learned, are not taken
+    for one.
+    """
     keys = ["agent", "task", "seed", "step", "episode"]
     both = own.evaluations.merge(theirs.evaluations, on=keys, suffixes=("", "_there"))
     both = both.assign(equal=both["return"] == both["return_there"])
-    equal = both.groupby(["agent", "task", "seed"])["equal"].all()
-    return list(dict.fromkeys(str(key[0]) for key in equal.index[equal]))
+    runs = both.groupby(["agent", "task", "seed"])
+    same = runs["equal"].all() & (runs["return"].nunique() > 1)
+    return list(dict.fromkeys(str(key[0]) for key in same.index[same]))
 
 
 def conditions_of(cells: Sequence[Mapping[str, Any]]) -> Conditions:
@@ -97,10 +115,12 @@ def conditions_asked(experiment: Experiment) -> Conditions:
     return conditions_of([job.model_dump(mode="json") for job in experiment.jobs])
 
 
-def find_differences(own: Conditions, loaded: LoadedRecord, *, staged: bool) -> dict[str, str]:
+def find_differences(
+    own: Conditions, loaded: LoadedRecord, *, staged: bool
+) -> dict[str, tuple[str, ...]]:
     """What keeps an experiment from being compared with a record, on each task that both have.
 
-    It is empty where nothing does. An experiment that is ``staged`` tests its own agents alone.
+    Without a reason they are compared. An experiment that is ``staged`` tests its own agents alone.
     Raises UserError if they share no task.
     """
     theirs = conditions_of(loaded.results.cells)
@@ -111,41 +131,59 @@ def find_differences(own: Conditions, loaded: LoadedRecord, *, staged: bool) -> 
             f"{', '.join(loaded.record.tasks)}"
         )
     if staged or "stages" in loaded.results.experiment:
-        return dict.fromkeys(shared, STAGED if staged else STAGED_THERE)
+        return dict.fromkeys(shared, (STAGED if staged else STAGED_THERE,))
     return {
-        task: next(filter(None, (_difference(cell, theirs[task][0]) for cell in own[task])), "")
+        task: next(filter(None, (_differences(cell, theirs[task][0]) for cell in own[task])), ())
         for task in shared
     }
 
 
-def differences_text(apart: Mapping[str, str], loaded: LoadedRecord) -> list[str]:
-    """Sentences on which of the record's tasks are compared, and why others are not."""
+def differences_text(apart: Mapping[str, tuple[str, ...]], loaded: LoadedRecord) -> list[str]:
+    """Sentences on which of the record's tasks are compared, and one for each difference."""
     name = loaded.record.name
     sentences = []
-    for reason in dict.fromkeys(apart.values()):
-        tasks = ", ".join(task for task, why in apart.items() if why == reason)
+    for reasons in dict.fromkeys(apart.values()):
+        tasks = ", ".join(task for task, why in apart.items() if why == reasons)
+        if not reasons:
+            sentences.append(f"The runs of {name} are compared on {tasks}.")
+            continue
+        first, *others = reasons
         sentences.append(
             f"Outside of the statistics, as dashed curves, are the runs of {name} on {tasks}: "
-            f"{reason}."
-            if reason
-            else f"The runs of {name} are compared on {tasks}."
+            f"{first}."
         )
+        sentences += [f"Also, {reason}." for reason in others]
     return sentences
 
 
-def ends_text(own: Conditions, joined: Sequence[str], loaded: LoadedRecord) -> list[str]:
-    """Say where the record's runs end before the experiment's, which then stop there, too."""
-    end = loaded.record.protocol.steps
-    longer = [task for task in joined if max(_steps(cell) for cell in own[task]) > end]
-    if not longer:
-        return []
+def ends_text(own: Conditions, joined: Sequence[str], there: Protocol) -> list[str]:
+    """Say where the experiment's runs are compared before they end, as the record has no more."""
+    compared: dict[int, list[str]] = {}
+    for task in joined:
+        protocols = [Protocol(**cell["protocol"]) for cell in own[task]]
+        end = max(protocol.steps for protocol in protocols)
+        last = last_common_evaluation(*protocols, there)
+        if last < end:
+            compared.setdefault(last, []).append(task)
     return [
-        f"They end at step {end:,}: on {', '.join(longer)} all agents are compared there. Without "
-        "--beside, your own are compared where they end."
+        f"On {', '.join(tasks)} all agents are compared at step {last:,}, the last at which all "
+        "were evaluated. Without --beside, your own are compared where they end."
+        for last, tasks in compared.items()
     ]
 
 
-def _difference(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def last_common_evaluation(*protocols: Protocol) -> int:
+    """The last step at which runs of all these protocols are evaluated; 0 if there is none.
+
+    They have the same ``eval_every``.
+    """
+    shortest = min(protocol.steps for protocol in protocols)
+    if all(protocol.is_evaluated(shortest) for protocol in protocols):
+        return shortest
+    return shortest - shortest % protocols[0].eval_every
+
+
+def _differences(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, ...]:
     different: dict[str, tuple[Any, Any]] = {
         name: (theirs[name], own[name])
         for name in ("gymnasium_id", "score_range")
@@ -154,23 +192,18 @@ def _difference(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     protocols = (Protocol(**theirs["protocol"]), Protocol(**own["protocol"]))
     different |= protocol_differences(*protocols)
     if different:
-        return "; ".join(
+        return tuple(
             f"{name} is {_shown(there)} there and {_shown(here)} here"
             for name, (there, here) in different.items()
         )
     there, here = protocols
     first = min(there.eval_every, there.steps), min(here.eval_every, here.steps)
-    if max(first) > min(there.steps, here.steps):
+    if not last_common_evaluation(there, here):
         return (
             f"they were never evaluated at the same step: there first at {first[0]:,}, here first "
-            f"at {first[1]:,}"
+            f"at {first[1]:,}",
         )
-    return ""
-
-
-def _steps(cell: Mapping[str, Any]) -> int:
-    steps: int = cell["protocol"]["steps"]
-    return steps
+    return ()
 
 
 def _plain(value: Any) -> Any:

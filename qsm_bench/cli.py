@@ -195,15 +195,15 @@ def run(
         asked = prepared.experiment
         apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
         print(visible("\n".join(differences_text(apart, record)), keep=NEWLINE))
+    prepared.refuse_slower_products()
     if dry_run:
         _show_plan(prepared)
     prepared.refuse_what_does_not_fit()
-    prepared.refuse_slower_products()
     if dry_run:
         return
     with remember_signals() as received:
         outcome = train(prepared, _typed(), Console(), received)
-        _show_outcome(outcome, prepared, results, stopped=bool(received))
+        _show_outcome(outcome, prepared, results, stopped=bool(received), reported=bool(record))
         received.exit_if_any()
     if record and not outcome.queued:
         _write_report(prepared.experiment.name, results, reports, record)
@@ -212,9 +212,9 @@ def run(
 
 
 def _show_outcome(
-    outcome: "Trained", prepared: "PreparedRun", results: Path, *, stopped: bool
+    outcome: "Trained", prepared: "PreparedRun", results: Path, *, stopped: bool, reported: bool
 ) -> None:
-    """Say what did not finish, and what to type next."""
+    """Say what did not finish, and what to type next; a report may be ``reported`` anyway."""
     for folder, reason in outcome.unfinished.items():
         log = ""
         if not stopped and folder not in outcome.damaged and folder.log_tail(1):
@@ -233,7 +233,7 @@ def _show_outcome(
         saved = "stopped" if outcome.unfinished else "stopped and saved"
         again = _command(*_with_results(sys.argv[1:], results))
         print(f"{saved}; to go on: {again}", file=sys.stderr)
-    elif not outcome.unfinished:
+    elif not outcome.unfinished and not reported:
         name = prepared.experiment.name
         print(f"done; the report: {_command(*_with_results(['report', name], results))}")
 

@@ -33,7 +33,10 @@ RECORD_FILE = "record.json"
 ABOUT_LIMIT, FILE_LIMIT, RECORD_LIMIT = 16 * MIB, 256 * MIB, 1024 * MIB
 """The most bytes of record.json, of another file of a record, and of all of them."""
 EXPERIMENT_FILE = "experiment.json"
+TO_PUBLISH = "`export NAME --to record` makes a record of an experiment"
 JOB_FILES = ("manifest.json", "evaluations.csv", "training.csv", "diagnostics.csv", "slices.csv")
+UNKNOWN = "unknown"
+"""The commit of a run that was not trained from a checkout."""
 ENDED = ("finished", "failed")
 """How the jobs of a record stand: a run that failed stays in it as failed."""
 
@@ -103,6 +106,8 @@ def find_record(name: str, results: Path) -> Path:
         hint = did_you_mean(name, known) if known else "no record has a name here"
         if os.path.lexists(path):
             hint = f"something of that name is here: give it as ./{name}"
+        elif os.path.lexists(results / name / EXPERIMENT_FILE):
+            hint = f"there is an experiment of this name: {TO_PUBLISH}"
         raise UserError(
             f"no record {name!r} (one elsewhere is named by a path: ./{name}, {name}.zip): {hint}"
         )
@@ -142,6 +147,7 @@ def load_record(place: str | Path) -> LoadedRecord:
             # What is wrong with the copy is wrong with the record; what to do about it is not.
             fault = str(error.strerror if isinstance(error, OSError) else error)
             fault = fault.replace(f"{folder}/", "").partition("; ")[0]
+            fault = fault.removeprefix(f"{place} is damaged: ")
             raise UserError(f"record {place} is damaged: {fault}") from error
     _refuse_contradiction(place, record, results)
     return LoadedRecord(place, record, results)
@@ -215,6 +221,11 @@ class ZipSource:
 def _open(place: Path) -> Source:
     if not os.path.lexists(place):
         raise UserError(f"no record at {place}: a folder or a zip with a {RECORD_FILE} is wanted")
+    if place.is_dir() and not os.path.lexists(place / RECORD_FILE):
+        more = ""
+        if os.path.lexists(place / EXPERIMENT_FILE):
+            more = f": {TO_PUBLISH}"
+        raise UserError(f"{place} is no record, as it has no {RECORD_FILE}{more}")
     return FolderSource(place) if place.is_dir() else ZipSource(place)
 
 
@@ -234,7 +245,10 @@ def _parse(place: Path, text: bytes) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
-        raise UserError(f"{place / RECORD_FILE} is damaged: {where}: {first['msg']}") from error
+        given = "" if first["type"] in ("missing", "extra_forbidden") else f" is {first['input']!r}"
+        raise UserError(
+            f"{place / RECORD_FILE} is damaged: {where}{given[:100]}: {first['msg']}"
+        ) from error
     except UserError as error:
         raise UserError(f"{place / RECORD_FILE} is damaged: protocol: {error}") from error
     strange = [path for path in record.files if not _is_of_a_record(path)]
@@ -247,6 +261,8 @@ def _parse(place: Path, text: bytes) -> Record:
         raise UserError(f"{place / RECORD_FILE} is damaged: it lists no {EXPERIMENT_FILE}")
     if not record.agents or not record.tasks:
         raise UserError(f"{place / RECORD_FILE} is damaged: it has no agent or no task")
+    if len({*record.tasks}) < len(record.tasks):
+        raise UserError(f"{place / RECORD_FILE} is damaged: it has a task twice")
     return record
 
 
@@ -289,8 +305,13 @@ def _refuse_contradiction(place: Path, record: Record, results: Results) -> None
             fault = f"{agent} on {task} has other seeds than {RECORD_FILE} says"
         elif _hash_of(cell) != record.protocol_hash:
             fault = f"{agent} on {task} has another protocol than {RECORD_FILE} says"
+        elif cell["protocol"]["steps"] != record.protocol.steps:
+            fault = f"{agent} on {task} has other steps than {RECORD_FILE} says"
         elif any(job["status"] not in ENDED for job in jobs_of(cell)):
             fault = f"{agent} on {task} has not ended"
+    commits = {s["commit"] or UNKNOWN for cell in cells.values() for s in cell["stretches"]}
+    if not fault and commits != {*record.commits}:
+        fault = f"its runs are of other commits than {RECORD_FILE} says"
     if fault:
         raise UserError(f"record {place} is damaged: {fault}")
 

@@ -20,7 +20,7 @@ from qsm_bench.job_folder import TABLE_LIMIT, JobFolder
 from qsm_bench.manifest import FORMAT
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
-from qsm_bench.record import ENDED, EXPERIMENT_FILE, RECORD_FILE, Record
+from qsm_bench.record import ENDED, EXPERIMENT_FILE, RECORD_FILE, UNKNOWN, Record
 from qsm_bench.results import Results
 from qsm_bench.statistics.selection import agents_of, tasks_of
 from qsm_bench.store import ExperimentStore
@@ -99,7 +99,7 @@ def _record(
         who=who,
         began=min((s["started"] for s in stretches if s["started"]), default=""),
         ended=max((s["ended"] for s in stretches if s["ended"]), default=""),
-        commits=tuple(dict.fromkeys(s["commit"] or "unknown" for s in stretches)),
+        commits=tuple(dict.fromkeys(s["commit"] or UNKNOWN for s in stretches)),
         agents=dict(agents),
         tasks=tuple(tasks_of(results)),
         protocol=protocol,

@@ -16,8 +16,8 @@ from qsm_bench.statistics.selection import agents_of, tasks_of
 LEAD = (
     "All agents were trained and evaluated under one protocol. A step is one decision of the "
     "agent. A run is one agent on one task with one seed. Its score is the mean return over the "
-    "episodes of its last evaluation, not of its best one. In an evaluation, every action is one "
-    "sample of the policy."
+    "episodes of an evaluation: of the last one that all agents on the task have, not of the best "
+    "one. In an evaluation, every action is one sample of the policy."
 )
 
 
@@ -34,7 +34,8 @@ def write_report(results: Results, folder: str | Path, published: Published | No
     """
     folder = Path(folder)
     results, shared = without_shared_settings(results)
-    settings = [f"All agents: {', '.join(shared)}."] if shared else []
+    who = "All agents of this experiment" if results.elsewhere else "All agents"
+    settings = [f"{who}: {', '.join(shared)}."] if shared else []
     analysis = Analysis(results)
     said = answer.sentences(analysis)
     budgets = {cell["task"]: cell["steps"] for cell in results.cells}

@@ -1,6 +1,7 @@
 """The first screen: which agent is better, and which cannot be told apart."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,8 @@ from qsm_bench.report.runs import MISSING_TITLE
 from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, span
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
-from qsm_bench.statistics.ranking import Ranking
-from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison
-from qsm_bench.statistics.settling import MOST_SEEDS
+from qsm_bench.statistics.ranking import Ranking, open_groups
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison, agents_of
 from qsm_bench.statistics.significance import FALSE_ALARMS, names_better
 
 FEW_SEEDS, FEW_TASKS = 5, 3
@@ -26,6 +26,7 @@ MOST_NAMED = 4
 
 SEE_MISSING = f'see "{MISSING_TITLE}"'
 SEE_SETTLING = f'see "{SETTLE_TITLE}"'
+NO_STAGE = "the last stage has ended"
 
 
 def answer(said: Sequence[str], analysis: Analysis, drawing: Drawing) -> Section:
@@ -49,20 +50,39 @@ def sentences(analysis: Analysis) -> list[str]:
     agents, pairs = analysis.comparison.agents, analysis.pairs
     if not agents:
         return [f"No agent has a run to compare: {SEE_MISSING}."]
+    absent = _absent(analysis)
     if len(agents) == 1:
-        return [f"Only {agents[0]} has runs: there are no pairs to compare."]
+        return [*absent, f"Only {agents[0]} has runs: there are no pairs to compare."]
     if pairs.empty:
-        return ["No two agents have runs on the same task: there are no pairs to compare."]
+        return [
+            *absent,
+            "No two agents have runs on the same task: there are no pairs to compare.",
+        ]
+    if pairs["p"].isna().all():
+        return [*absent, "No pair of agents was tested yet: the first stage has not ended."]
     if not pairs["attainable"].any():
         seeds = span([*pairs["seeds_better"], *pairs["seeds_worse"]])
         runs = f"{seeds} seed{'s' * (seeds != '1')} on {_tasks(pairs)}"
         which = "the two agents" if len(agents) == 2 else "any two agents"
         return [
+            *absent,
             f"So few runs ({runs}) could not have told {which} apart, whatever their returns. "
-            f"What would: {SEE_SETTLING}."
+            f"What would: {SEE_SETTLING}.",
         ]
-    said = [_better(analysis), *_different(pairs), _open(analysis), _not_compared(analysis)]
-    return [sentence for sentence in said if sentence]
+    better = _better(analysis)
+    when = "" if better else f" {_when(analysis.comparison)}"
+    said = [better, *_different(pairs), _open(analysis, when), _not_compared(analysis)]
+    return [*absent, *(sentence for sentence in said if sentence)]
+
+
+def _absent(analysis: Analysis) -> list[str]:
+    """Name the experiment's own agents that have no run to compare, beside those that have."""
+    results, there = analysis.results, analysis.comparison.agents
+    absent = [a for a in agents_of(results) if a not in there and a not in results.elsewhere]
+    if not absent:
+        return []
+    have = "has" if len(absent) == 1 else "have"
+    return [f"{_named(absent)} {have} no run to compare: {SEE_MISSING}."]
 
 
 def _better(analysis: Analysis) -> str:
@@ -98,46 +118,52 @@ def _different(pairs: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _open(analysis: Analysis) -> str:
-    """Name the agents that cannot be told apart, and the seeds that would be needed."""
-    groups = [group for group in analysis.ranking.groups if len(group) > 1]
-    needs = analysis.settling
+def _open(analysis: Analysis, when: str) -> str:
+    """Name the agents that cannot be told apart, ``when``, and the seeds that would be needed."""
+    needs, most = analysis.settling, analysis.most_seeds
     if needs.empty:
         return ""
+    groups = open_groups(analysis.ranking.agents, analysis.pairs)
     first, *others = [listed(group) for group in groups]
     if len(groups) == 1 and len(groups[0]) == 2:
-        return f"{first} cannot be told apart: {_needed(needs.iloc[0])}."
+        return f"{first} cannot be told apart{when}: {_needed(needs.iloc[0], most)}."
     if len(groups) > MOST_NAMED or max(map(len, groups)) > MOST_NAMED:
         pairs, agents = len(analysis.pairs), len(analysis.comparison.agents)
         apart = (
             f"No two of the {agents} agents can be told apart"
-            if len(needs) == pairs
+            if len(groups) == 1 and len(groups[0]) == agents
             else f"{len(needs)} of {pairs} pairs of agents cannot be told apart"
         )
-        return f"{apart}: {_range_needed(needs)}, {SEE_SETTLING}."
+        return f"{apart}{when}: {_range_needed(needs, most)}, {SEE_SETTLING}."
     also = "".join(f"; nor can {group}" for group in others)
-    return f"{first} cannot be told apart{also}: {_range_needed(needs)}, {SEE_SETTLING}."
+    return (
+        f"{first} cannot be told apart{when}{also}: {_range_needed(needs, most)}, {SEE_SETTLING}."
+    )
 
 
 def _not_compared(analysis: Analysis) -> str:
-    agents = len(analysis.comparison.agents)
-    missing = agents * (agents - 1) // 2 - len(analysis.pairs)
+    """Count the pairs without a common task. What is in no stage's plan is said elsewhere."""
+    agents = analysis.comparison.agents
+    planned = [a for a in agents if analysis.stages is None or a in analysis.stages.agents]
+    missing = sum(not analysis.comparison.shared_tasks(*p) for p in combinations(planned, 2))
     if not missing:
         return ""
     have = "has" if missing == 1 else "have"
     return f"{count(missing, 'pair')} of agents {have} no task in common, and cannot be compared."
 
 
-def _needed(need: "pd.Series[Any]") -> str:
-    """What one pair needs, as a clause."""
+def _needed(need: "pd.Series[Any]", most: int) -> str:
+    """What one pair needs, as a clause; up to ``most`` seeds were tried."""
     growing = [side for side in ("first", "second") if need[f"grows_{side}"]]
     if not growing:
         return "both were measured elsewhere, and get no more seeds here"
     now = span([need[f"seeds_{side}"] for side in growing])
     of = f" of {need[growing[0]]}" if len(growing) == 1 else ""
+    if not most:
+        return NO_STAGE
     if pd.isna(need["needed"]):
         return (
-            f"even with {MOST_SEEDS} seeds{of} instead of {now} a difference like the one seen "
+            f"even with {most} seeds{of} instead of {now} a difference like the one seen "
             "would be seen less than 4 times in 5"
         )
     return (
@@ -146,12 +172,14 @@ def _needed(need: "pd.Series[Any]") -> str:
     )
 
 
-def _range_needed(needs: pd.DataFrame) -> str:
-    """What several pairs need, as a clause."""
+def _range_needed(needs: pd.DataFrame, most: int) -> str:
+    """What several pairs need, as a clause; up to ``most`` seeds were tried."""
     sides = ("first", "second")
     growing = needs[needs["grows_first"] | needs["grows_second"]]
     if growing.empty:
         return "all were measured elsewhere, and get no more seeds here"
+    if not most:
+        return NO_STAGE
     now = span(
         seeds
         for side in sides
@@ -159,10 +187,10 @@ def _range_needed(needs: pd.DataFrame) -> str:
     )
     known = growing["needed"].dropna().astype(int)
     if known.empty:
-        return f"more than {MOST_SEEDS} seeds instead of {now} would be needed"
+        return f"more than {most} seeds instead of {now} would be needed"
     needed = span(known)
     if len(known) < len(growing):
-        needed = f"{known.min()} to more than {MOST_SEEDS}"
+        needed = f"{known.min()} to more than {most}"
     return f"{needed} seeds instead of {now} would be needed"
 
 
@@ -197,6 +225,7 @@ def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple
     if ranked.table["area"].isna().all():
         cells = cells.drop(columns=AREA_UNDER_CURVE)
     joined = [f"{name}: {listed(group)}" for group, name in ranked.named_groups if len(group) > 1]
+    apart = "cannot be told apart" + ("" if ranked.all_tested else ", or were not tested yet")
     alone = "Every two agents are told apart."
     ends = "; ".join(f"{row['agent']} {row[at_end]}" for row in cells.to_dict("records"))
     picture = drawing.picture(
@@ -204,20 +233,20 @@ def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple
         figures.ranking(ranked, drawing.styles),
         ranked.table,
         alt=f"The agents, best first, by {at_end}: {ends}. "
-        + (f"Cannot be told apart: {'; '.join(joined)}." if joined else alone),
-        caption=_about(ranked, comparison, joined),
+        + (f"These {apart}: {'; '.join(joined)}." if joined else alone),
+        caption=_about(ranked, comparison, apart if joined else ""),
     )
     table = Table(
         "ranking",
-        "The same as a table. Agents that share a letter cannot be told apart.",
+        f"The same as a table. Agents that share a letter {apart}.",
         cells,
         ranked.table,
     )
     return picture, table
 
 
-def _about(ranked: Ranking, comparison: Comparison, joined: Sequence[str]) -> str:
-    """The caption: what the values are, and what tells agents apart."""
+def _about(ranked: Ranking, comparison: Comparison, apart: str) -> str:
+    """The caption: what the values are, what tells agents apart, and what a line stands for."""
     told = "Who is told apart depends on exact permutation tests"
     if ranked.measure.startswith("IQM"):
         used, all_tasks = int(ranked.table["tasks"].max()), len(comparison.tasks)
@@ -233,11 +262,8 @@ def _about(ranked: Ranking, comparison: Comparison, joined: Sequence[str]) -> st
             "The probability that a run of the agent beats one of another on the same task, "
             "averaged over tasks and other agents."
         )
-    if joined:
-        what += (
-            " A line at the right joins agents that cannot be told apart; their order may be "
-            "chance."
-        )
+    if apart:
+        what += f" A line at the right joins agents that {apart}; their order may be chance."
     return (
         f"{what} {told}; if all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name "
         "a better one."

@@ -10,9 +10,8 @@ from qsm_bench.counting import count
 from qsm_bench.report import figures, staging
 from qsm_bench.report.document import Block, Fold, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
-from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, number
+from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number
 from qsm_bench.statistics.analysis import Analysis
-from qsm_bench.statistics.settling import MOST_SEEDS
 from qsm_bench.statistics.significance import FALSE_ALARMS, in_order, names_better
 
 SETTLE_TITLE = "What would settle it"
@@ -22,8 +21,13 @@ def settling(analysis: Analysis) -> Section:
     """The number of seeds that each open pair needs, and what they cost."""
     table = analysis.settling
     if table.empty:
-        why = "Every pair has a verdict" if len(analysis.pairs) else "There are no pairs of agents"
-        return Section(SETTLE_TITLE, [Text(f"{why}: there is nothing to settle.")])
+        why = "Every pair has a verdict: there is nothing to settle."
+        if analysis.pairs.empty:
+            why = "There are no pairs of agents: there is nothing to settle."
+        elif analysis.pairs["p"].isna().any():
+            why = "No pair was tested yet: what would settle it is known after the first stage."
+        return Section(SETTLE_TITLE, [Text(why)])
+    most = analysis.most_seeds
     cells = pd.DataFrame(
         {
             "agent": row["first"],
@@ -32,7 +36,7 @@ def settling(analysis: Analysis) -> Section:
                 row["probability"], row["low"], row["high"]
             ),
             "seeds now": _both(row["seeds_first"], row["seeds_second"]),
-            "seeds needed": _needed(row),
+            "seeds needed": _needed(row, most),
             "added cost here (hours)": number(row["seconds"] / 3600, 2),
         }
         for row in table.to_dict("records")
@@ -44,7 +48,7 @@ def settling(analysis: Analysis) -> Section:
                 "settling",
                 "Seeds of each agent with which the pair would get a verdict in 4 of 5 "
                 "experiments, if runs were distributed as those at hand: simulated by drawing runs "
-                f"of each task anew. Up to {MOST_SEEDS} seeds were tried. Cost: training and "
+                f"of each task anew. {_tried(analysis)} Cost: training and "
                 "evaluation of the added seeds of both agents, on one core or device as used here. "
                 "Seeds added for one pair serve the agent's other pairs, too.",
                 cells,
@@ -54,18 +58,30 @@ def settling(analysis: Analysis) -> Section:
                 "The difference seen is uncertain itself: with few seeds, the true one may be much "
                 "smaller, and then more seeds are needed, or none are enough. Seeds that are added "
                 f"because of a result make more than {FALSE_ALARMS:.0%} of experiments name a "
-                "better one among equal agents, unless the stages were declared before the first "
-                "run."
+                "better one among equal agents, unless they are those of stages that were declared "
+                "before the first run."
             ),
         ],
     )
 
 
-def _needed(row: "dict[Any, Any]") -> str:
+def _tried(analysis: Analysis) -> str:
+    """Which numbers of seeds were tried."""
+    if analysis.stages_to_come is None:
+        return f"Up to {analysis.most_seeds} seeds were tried."
+    if not analysis.stages_to_come:
+        return "The last stage has ended, so no seeds are to come."
+    counts = listed([str(number) for number, _ in analysis.stages_to_come])
+    return f"Tried were the stages to come ({counts} seeds), each at its share of the false alarms."
+
+
+def _needed(row: "dict[Any, Any]", most: int) -> str:
     growing = [row[side] for side in ("first", "second") if row[f"grows_{side}"]]
     if not growing:
         return "both were measured elsewhere"
-    seeds = f"more than {MOST_SEEDS}" if np.isnan(row["needed"]) else f"{row['needed']:.0f}"
+    if not most:
+        return "none to come"
+    seeds = f"more than {most}" if np.isnan(row["needed"]) else f"{row['needed']:.0f}"
     return f"{seeds} of {growing[0]}" if len(growing) == 1 else seeds
 
 

@@ -77,6 +77,14 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
             data,
         )
     ]
+    if analysis.results.recorded:
+        blocks.append(
+            Text(
+                f"The runs of {listed(analysis.results.recorded)} were trained elsewhere, at "
+                "another time and maybe on another machine: their times cannot be compared with "
+                "those of the other agents."
+            )
+        )
     curves = return_against_time(analysis)
     if not curves.empty:
         blocks.append(
@@ -290,8 +298,8 @@ def condition_warning(results: Results) -> str | None:
         return None
     different = "; ".join(f"{name} {' or '.join(values)}" for name, values in differing.items())
     return (
-        f"Warning: not all of {results.name} ran under the same conditions ({different}). Numbers "
-        "may differ for that reason alone."
+        f"Warning: not all runs had the same conditions ({different}). Numbers may differ for that "
+        "reason alone."
     )
 
 

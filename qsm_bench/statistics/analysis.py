@@ -17,7 +17,12 @@ from qsm_bench.statistics.selection import (
     learning_curves,
     select_runs,
 )
-from qsm_bench.statistics.settling import seconds_per_seed, settling
+from qsm_bench.statistics.settling import (
+    MOST_SEEDS,
+    StagesToCome,
+    seconds_per_seed,
+    settling,
+)
 from qsm_bench.statistics.significance import compare_all_pairs
 from qsm_bench.statistics.stages import Look, looks_at, staged_pairs
 
@@ -68,8 +73,28 @@ class Analysis:
         """What each open pair needs for a verdict: see ``settling.settling`` for the columns."""
         seconds = seconds_per_seed(self.results)
         return settling(
-            self.comparison, self.pairs, seconds, self.ranking.agents, self.results.elsewhere
+            self.comparison,
+            self.pairs,
+            seconds,
+            self.ranking.agents,
+            self.results.elsewhere,
+            self.stages_to_come,
         )
+
+    @property
+    def stages_to_come(self) -> StagesToCome | None:
+        """The stages that have not been tested yet; None in an experiment without stages."""
+        if self.stages is None:
+            return None
+        plan = zip(self.stages.counts, self.stages.shares, strict=True)
+        return list(plan)[len(self.looks) :]
+
+    @property
+    def most_seeds(self) -> int:
+        """The most seeds for which ``settling`` looks; 0 if the last stage was tested."""
+        if self.stages_to_come is None:
+            return MOST_SEEDS
+        return max((count for count, _ in self.stages_to_come), default=0)
 
     @cached_property
     def cell_curves(self) -> dict[CellKey, Curves]:

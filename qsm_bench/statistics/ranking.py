@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from string import ascii_lowercase
 
 import networkx as nx
@@ -32,6 +33,8 @@ class Ranking:
     An agent that differs from all others is a group of its own."""
     better_than: Mapping[str, tuple[str, ...]]
     """For each agent, those that it may be called better than."""
+    all_tested: bool
+    """Whether every two agents were tested. Two that were not have no verdict."""
 
     @property
     def named_groups(self) -> list[tuple[tuple[str, ...], str]]:
@@ -75,7 +78,8 @@ def ranking(comparison: Comparison, aggregates: pd.DataFrame, pairs: pd.DataFram
         better_than=[", ".join(better_than[agent]) for agent in agents],
     )
     columns = ["agent", *BOUNDS, "groups", "better_than", "seeds", "tasks"]
-    return Ranking(measure, table[columns], groups, better_than)
+    tested = int(pairs["p"].notna().sum()) == comb(len(agents), 2)
+    return Ranking(measure, table[columns], groups, better_than, tested)
 
 
 def groups_without_verdict(agents: Sequence[str], pairs: pd.DataFrame) -> Groups:
@@ -89,6 +93,18 @@ def groups_without_verdict(agents: Sequence[str], pairs: pd.DataFrame) -> Groups
     rank = {agent: i for i, agent in enumerate(agents)}
     found = [sorted(rank[agent] for agent in group) for group in nx.find_cliques(graph)]
     return tuple(tuple(agents[i] for i in group) for group in sorted(found))
+
+
+def open_groups(agents: Sequence[str], pairs: pd.DataFrame) -> Groups:
+    """The largest groups of two ``agents`` or more of which every two were tested in vain.
+
+    ``pairs`` has the columns better, worse, p and verdict. Groups are in the agents' order.
+    """
+    rank = {agent: i for i, agent in enumerate(agents)}
+    rows = pairs[pairs["p"].notna() & ~pairs["verdict"].astype(bool)]
+    graph = nx.Graph(zip(rows["better"].map(rank), rows["worse"].map(rank), strict=True))
+    found = sorted(sorted(group) for group in nx.find_cliques(graph))
+    return tuple(tuple(agents[i] for i in group) for group in found)
 
 
 def _of_scores(aggregates: pd.DataFrame) -> pd.DataFrame:

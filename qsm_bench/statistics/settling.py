@@ -1,7 +1,7 @@
 """What would settle it: the number of seeds at which an open pair of agents would get a verdict."""
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, lru_cache
 from math import sqrt
 from statistics import NormalDist
@@ -17,6 +17,8 @@ from qsm_bench.statistics.significance import FALSE_ALARMS, detectable_improveme
 MOST_SEEDS = 50
 """No larger number of seeds is tried."""
 SIMULATIONS = 2_000
+StagesToCome = Sequence[tuple[int, float]]
+"""Of each stage that has not been tested yet, the number of seeds and the share of false alarms."""
 EXACT_COMPARISONS = 2_400
 """With more comparisons of two runs than these, the test is taken as normal: 20 seeds each on 6
 tasks, or 49 on one."""
@@ -28,14 +30,16 @@ def settling(
     seconds: Mapping[CellKey, float],
     agents: Sequence[str],
     elsewhere: Collection[str] = (),
+    stages: StagesToCome | None = None,
 ) -> pd.DataFrame:
     """The number of seeds that would give each pair without a verdict one, see ``seeds_needed``.
 
-    ``pairs`` is the table of ``compare_all_pairs``, ``seconds`` has what one more seed of a cell
-    costs, ``agents`` is an order of the agents, and those in ``elsewhere`` were measured there, and
-    get no more seeds. The rows that need the fewest seeds come first.
-    As in Holm's procedure, an open pair is tested at the level / the number of open
-    pairs, as if the others stayed as they are.
+    In an experiment with stages it is that of one of the ``stages`` to come, at its share of false
+    alarms; that an earlier one may do is not counted on. ``pairs`` is the table of
+    ``compare_all_pairs``, ``seconds`` has what one more seed of a cell costs, ``agents`` is an
+    order of the agents, and those in ``elsewhere`` were measured there, and get no more seeds. The
+    rows that need the fewest seeds come first. As in Holm's procedure, an open pair is tested at
+    the level / the number of open pairs, as if the others stayed as they are.
 
     Columns:
         first, second: the agents, in the order of ``agents``.
@@ -44,13 +48,20 @@ def settling(
         seeds_first, seeds_second: the number of seeds of each agent on each task.
         grows_first, grows_second: False for an agent that was measured elsewhere.
         needed: the number of seeds of each agent that grows; NaN if it is larger than
-            ``MOST_SEEDS`` or no agent grows.
+            ``MOST_SEEDS``, or no stage to come has enough, or no agent grows.
         seconds: what the added seeds cost; NaN if it is not known.
     """
-    table = in_order(pairs[~pairs["verdict"].astype(bool)], agents)
-    level = FALSE_ALARMS / max(1, len(table))
+    tested = pairs["p"].notna()
+    table = in_order(pairs[tested & ~pairs["verdict"].astype(bool)], agents)
+
+    def needed(x: FloatArray, y: FloatArray, grows: tuple[bool, bool]) -> int | None:
+        if stages is None:
+            return seeds_needed(x, y, FALSE_ALARMS / len(table), grows)
+        levels = [(count, share / len(table)) for count, share in stages]
+        return next((n for n, level in levels if is_enough(x, y, n, level, grows)), None)
+
     rows = [
-        _row(comparison, pair["first"], pair["second"], level, seconds, elsewhere)
+        _row(comparison, pair["first"], pair["second"], needed, seconds, elsewhere)
         for pair in table.to_dict("records")
     ]
     kept = ["first", "second", "probability", "low", "high", "seeds_first", "seeds_second"]
@@ -63,7 +74,7 @@ def _row(
     comparison: Comparison,
     first: str,
     second: str,
-    level: float,
+    seeds_for: Callable[[FloatArray, FloatArray, tuple[bool, bool]], int | None],
     seconds: Mapping[CellKey, float],
     elsewhere: Collection[str],
 ) -> tuple[bool, bool, float, float]:
@@ -71,7 +82,7 @@ def _row(
     tasks = comparison.shared_tasks(first, second)
     x, y = (comparison.final_returns(agent, tasks) for agent in (first, second))
     grows = (first not in elsewhere, second not in elsewhere)
-    needed = seeds_needed(x, y, level, grows)
+    needed = seeds_for(x, y, grows)
     if needed is None:
         return *grows, np.nan, np.nan
     cost = sum(
@@ -97,21 +108,26 @@ def seeds_needed(
     Only the agents for which ``grows`` is True get more seeds; one that has more than the result
     keeps them. None if ``MOST_SEEDS`` are not enough, or no agent grows.
     """
+    if not any(grows):
+        return None
+    fewest = min(len(runs) for runs, grow in zip((x, y), grows, strict=True) if grow)
+    candidates = range(fewest + 1, MOST_SEEDS + 1)
+    found = bisect_left(candidates, True, key=lambda n: is_enough(x, y, n, level, grows))
+    return candidates[found] if found < len(candidates) else None
+
+
+def is_enough(
+    x: FloatArray, y: FloatArray, seeds: int, level: float, grows: tuple[bool, bool]
+) -> bool:
+    """Whether a difference like the one seen gets a verdict with so many seeds, 4 times in 5.
+
+    See ``seeds_needed`` for the rest.
+    """
     above = np.sign(x[:, np.newaxis] - y[np.newaxis, :])
     if above.mean() < 0:
         above = -above
-    counts = (len(x), len(y))
-
-    def enough(seeds: int) -> bool:
-        n, m = (max(now, seeds) if g else now for now, g in zip(counts, grows, strict=True))
-        return _power(above, n, m, level) >= POWER
-
-    if not any(grows):
-        return None
-    fewest = min(now for now, grow in zip(counts, grows, strict=True) if grow)
-    candidates = range(fewest + 1, MOST_SEEDS + 1)
-    found = bisect_left(candidates, True, key=enough)
-    return candidates[found] if found < len(candidates) else None
+    n, m = (max(len(r), seeds) if g else len(r) for r, g in zip((x, y), grows, strict=True))
+    return _power(above, n, m, level) >= POWER
 
 
 def seconds_per_seed(results: Results) -> dict[CellKey, float]:

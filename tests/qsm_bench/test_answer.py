@@ -74,8 +74,8 @@ def test_one_open_pair_beyond_the_most_seeds_is_not_promised_any() -> None:
     same.evaluations["return"] = 5.0
     (sentence,) = sentences(Analysis(same))
     assert sentence == (
-        "qsm and td3 cannot be told apart: even with 50 seeds instead of 5 a difference like the "
-        "one seen would be seen less than 4 times in 5."
+        "qsm and td3 cannot be told apart at 10,000 steps: even with 50 seeds instead of 5 a "
+        "difference like the one seen would be seen less than 4 times in 5."
     )
 
 
@@ -83,12 +83,12 @@ def test_several_open_pairs_share_a_sentence() -> None:
     (sentence,) = said({"qsm": 0, "sac": 0.4, "td3": 0.2})
     names = "|".join(f"{a}, {b} and {c}" for a, b, c in permutations(("qsm", "sac", "td3")))
     assert re.fullmatch(
-        rf"({names}) cannot be told apart: (\d+ to )?(more than )?\d+ seeds instead of 5 would be "
-        r'needed, see "What would settle it"\.',
+        rf"({names}) cannot be told apart at 10,000 steps: (\d+ to )?(more than )?\d+ seeds "
+        r'instead of 5 would be needed, see "What would settle it"\.',
         sentence,
     )
     (sentence,) = said(dict.fromkeys("abcdefg", 0.0))
-    assert sentence.startswith("No two of the 7 agents can be told apart: ")
+    assert sentence.startswith("No two of the 7 agents can be told apart at 10,000 steps: ")
 
 
 def test_groups_that_overlap_are_both_named() -> None:
@@ -133,6 +133,11 @@ def test_agents_without_a_common_task_are_not_said_to_be_compared() -> None:
     assert sentences(Analysis(without(results(levels, "abcd"), cells))) == [
         "sac is better than qsm at 10,000 steps.",
         "2 pairs of agents have no task in common, and cannot be compared.",
+    ]
+    gone = without(results({"qsm": 0, "sac": 20, "late": 0}, "a"), [("late", "a")])
+    assert sentences(Analysis(gone)) == [
+        'late has no run to compare: see "What failed, diverged or is missing".',
+        "sac is better than qsm at 10,000 steps.",
     ]
     apart = without(results({"qsm": 0, "sac": 20}, "ab"), [("qsm", "a"), ("sac", "b")])
     assert sentences(Analysis(apart)) == [

@@ -77,7 +77,8 @@ def ranking(agents: list[str]) -> Chart:
     table = pd.DataFrame({"agent": agents, **values})
     groups = tuple(tuple(agents[i : i + 3]) for i in range(len(agents) - 1))
     return figures.ranking(
-        Ranking(f"IQM of returns on {TASKS[1]}", table, groups, {}), figures.agent_styles(agents)
+        Ranking(f"IQM of returns on {TASKS[1]}", table, groups, {}, True),
+        figures.agent_styles(agents),
     )
 
 

@@ -4,8 +4,10 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from zipfile import ZipFile
 
 import pandas as pd
@@ -13,7 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsm_bench.beside import STAGED, STAGED_THERE, place_beside
+from qsm_bench.beside import (
+    STAGED,
+    STAGED_THERE,
+    last_common_evaluation,
+    place_beside,
+    same_runs,
+)
 from qsm_bench.cli import app
 from qsm_bench.comparable import protocol_differences, protocol_hash
 from qsm_bench.errors import UserError
@@ -178,7 +186,10 @@ STRANGE: list[tuple[dict[str, object], str]] = [
     ({"protocol_hash": "0"}, "hash"),
     ({"protocol": {"steps": 5}}, "record.json is damaged: protocol"),
     ({"protocol": PROTOCOL.but(batch_size=9).model_dump(mode="json")}, "hash"),
-    ({"who": 3}, "who"),
+    ({"who": 3}, "who is 3: "),
+    ({"protocol": PROTOCOL.but(steps=99).model_dump(mode="json")}, "sac on .* has other steps"),
+    ({"commits": ["deadbeef"]}, "its runs are of other commits"),
+    ({"tasks": [*TASKS, TASKS[0]]}, "a task twice"),
     ({"format": True}, "format"),
     ({"name": "x" * 300}, "is damaged: "),
     ({"name": "other"}, "is of the experiment 'base'"),
@@ -224,7 +235,7 @@ def test_an_agent_that_has_no_runs_is_refused(published: Path) -> None:
         (lambda f: f.write_bytes(b"no zip"), "cannot be read"),
         (lambda f: ZipFile(f, "w").close(), "no zip of one record"),
         (lambda f: write_zip_of_version(f, 99), "cannot be read"),
-        (lambda f: f.mkdir(), "record.json cannot be read"),
+        (lambda f: f.mkdir(), "x.zip is no record, as it has no record.json$"),
         (lambda f: None, "no record at"),
     ],
 )
@@ -291,7 +302,10 @@ def test_equal_protocols_are_compared_at_the_last_common_step(
         ({"eval_episodes": 3}, "eval_episodes is 2 there and 3 here"),
         ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
         ({"settings": {"discount": 0.9}}, "discount is 0.99 there and 0.9 here"),
-        ({"eval_every": 10, "warmup_steps": 9}, "warmup_steps is 8 there and 9 here; eval_every"),
+        (
+            {"eval_every": 10, "warmup_steps": 9},
+            "warmup_steps is 8 there and 9 here. Also, eval_every is",
+        ),
     ],
 )
 def test_other_protocols_are_only_drawn(
@@ -311,8 +325,6 @@ def test_other_protocols_are_only_drawn(
 
 
 def test_a_staged_experiment_tests_its_own_agents_alone(published: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0)
     staged = replace(own, experiment={**own.experiment, "stages": {}})
     together = place_beside(staged, load_record(published))
@@ -370,7 +382,68 @@ def test_a_record_that_ends_earlier_says_where(published: Path, tmp_path: Path) 
     own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0, steps=2 * 45)
     together = place_beside(own, load_record(published))
     assert {int(runs.steps[-1]) for runs in select_runs(together).runs.values()} == {40}
-    assert "They end at step 45: on four-goals, linear-quadratic" in " ".join(together.beside)
+    assert (
+        "On four-goals, linear-quadratic all agents are compared at step 40, the last"
+        in " ".join(together.beside)
+    )
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 25))
+def test_the_last_common_evaluation_is_the_last_step_of_both(a: int, b: int, every: int) -> None:
+    one, other = (Protocol(steps=n + 1, warmup_steps=1, eval_every=every) for n in (a, b))
+    both = [s for s in range(1, 62) if one.is_evaluated(s) and other.is_evaluated(s)]
+    both = [s for s in both if s <= min(one.steps, other.steps)]
+    assert last_common_evaluation(one, other) == max(both, default=0)
+
+
+def test_where_nothing_is_learned_equal_returns_are_no_sign_of_one_run(
+    published: Path, tmp_path: Path
+) -> None:
+    own, loaded = experiment_on_disk(tmp_path, "mine", shift=1.0), load_record(published)
+    for results in (own, loaded.results):
+        results.evaluations.loc[results.evaluations["task"] == TASKS[0], "return"] = 0.0
+    assert same_runs(own, loaded.results) == []
+    assert len(select_runs(place_beside(own, loaded)).agents) == 4
+
+
+def test_an_agent_of_a_label_that_is_taken_is_refused(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", shift=1.0)
+    asked = {**own.experiment, "agents": [*own.experiment["agents"], "td3 (base)"]}
+    with pytest.raises(UserError, match=r"mine has an agent 'td3 \(base\)' already, which record"):
+        place_beside(replace(own, experiment=asked), load_record(published))
+
+
+def test_damage_is_told_where_no_cell_can_be_read(published: Path, tmp_path: Path) -> None:
+    experiment_on_disk(tmp_path, "mine", "td3", shift=1.0)
+    for file in (tmp_path / "mine").rglob("evaluations.csv"):
+        file.write_text("no table")
+    own = load_results(tmp_path, "mine")
+    assert own.damaged
+    with pytest.raises(UserError, match=r"none of its cells can be read, the first because .*eval"):
+        place_beside(own, load_record(published))
+
+
+def test_the_page_says_that_times_of_a_record_are_no_times_of_this_machine(
+    published: Path, tmp_path: Path
+) -> None:
+    own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0)
+    page = write_report(place_beside(own, load_record(published)), tmp_path / "report")
+    text = page.with_name("report.md").read_text("utf-8")
+    assert "The runs of sac (base) and td3 (base) were trained elsewhere" in text
+
+
+def test_an_experiment_is_no_record_and_how_it_becomes_one_is_said(tmp_path: Path) -> None:
+    experiment_on_disk(tmp_path, "mine", "td3")
+    with pytest.raises(UserError, match=r"no record 'mine'.*experiment of this name: `export NAME"):
+        find_record("mine", tmp_path)
+    with pytest.raises(UserError, match=r"is no record, as it has no record.json: `export NAME"):
+        load_record(tmp_path / "mine")
+
+
+def test_what_a_zip_lacks_is_told_once(published: Path) -> None:
+    next(published.rglob("manifest.json")).unlink()
+    with pytest.raises(UserError, match=r"^record \S+ is damaged: it has no \S+manifest.json$"):
+        load_record(zipped(published))
 
 
 def test_runs_that_were_never_evaluated_at_one_step_are_only_drawn(tmp_path: Path) -> None:
@@ -383,8 +456,6 @@ def test_runs_that_were_never_evaluated_at_one_step_are_only_drawn(tmp_path: Pat
 
 
 def test_a_staged_record_is_only_drawn(published: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     loaded = load_record(published)
     asked = {**loaded.results.experiment, "stages": {"agents": ["sac", "td3"]}}
     staged = replace(loaded, results=replace(loaded.results, experiment=asked))
@@ -396,7 +467,8 @@ def test_a_staged_record_is_only_drawn(published: Path, tmp_path: Path) -> None:
 
 def test_a_record_has_one_protocol(tmp_path: Path) -> None:
     experiment_on_disk(tmp_path, "base", "sac")
-    experiment_on_disk(tmp_path, "base", "td3", eval_episodes=3)
+    with patch.object(ExperimentStore, "_refuse_other_protocol"):  # as earlier versions did not
+        experiment_on_disk(tmp_path, "base", "td3", eval_episodes=3)
     with pytest.raises(UserError, match="eval_episodes is 2 for sac on four-goals and 3 for td3"):
         export(load_results(tmp_path, "base"), "record", tmp_path / "out", who="us")
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Experiments in stages: the plan, the tests, the runs, and what the report says of them."""
 
 import json
+import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from qsm_bench.stages import FALSE_ALARMS, Stages, parse_counts, refuse_counts, 
 from qsm_bench.statistics import estimates
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import Comparison, Curves, FloatArray
+from qsm_bench.statistics.settling import is_enough
 from qsm_bench.statistics.significance import (
     check_pairs,
     compare_all_pairs,
@@ -644,6 +646,42 @@ def test_the_report_says_what_was_declared_and_when_each_verdict_fell(tmp_path: 
     ):
         assert said in text
     assert "seeds were added" not in text.lower()
+
+
+def test_before_the_first_test_no_two_agents_are_said_to_be_alike(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, executor=MadeUp(end_after=3))
+    text = text_of_report(load_results(tmp_path, "there"), tmp_path)
+    first, _ = text.split("## Learning curves")
+    assert "No pair of agents was tested yet: the first stage has not ended." in first
+    assert "cannot be told apart:" not in first
+    assert "A line at the right joins agents that cannot be told apart, or were not tested" in first
+    assert "No pair was tested yet: what would settle it is known after the first" in text
+
+
+def test_what_would_settle_it_is_a_stage_to_come(tmp_path: Path) -> None:
+    for jobs in (5, 1):  # the first stage has six
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, counts=(5, 10, 20), executor=MadeUp(end_after=jobs))
+    analysis = Analysis(load_results(tmp_path, "there"))
+    assert analysis.stages_to_come == [(10, 0.0125), (20, 0.025)]
+    pairs = analysis.settling.to_dict("records")
+    for pair in pairs:
+        agents = pair["first"], pair["second"]
+        x, y = (analysis.comparison.final_returns(agent, [TASK]) for agent in agents)
+        levels = [(n, share / len(pairs)) for n, share in analysis.stages_to_come]
+        enough = [n for n, level in levels if is_enough(x, y, n, level, (True, True))]
+        np.testing.assert_equal(pair["needed"], enough[0] if enough else np.nan)
+    assert {10, 20} & {*analysis.settling["needed"]}
+    text = text_of_report(analysis.results, tmp_path)
+    assert "Tried were the stages to come (10 and 20 seeds), each at its share" in text
+
+
+def test_after_the_last_stage_no_seeds_are_said_to_be_needed(tmp_path: Path) -> None:
+    text = text_of_report(go(tmp_path), tmp_path)
+    assert re.search("(sac and qsm|qsm and sac) cannot be told apart: the last stage has end", text)
+    assert "The last stage has ended, so no seeds are to come." in text
+    assert "| none to come |" in text
 
 
 def test_without_stages_nothing_is_said_of_them() -> None:
