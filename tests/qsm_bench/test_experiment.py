@@ -83,6 +83,8 @@ def test_every_agent_resolves_and_has_documented_settings() -> None:
         ("qsm", ["sac.alpha=1"], "agent 'sac' is not in --agents"),
         ("qsm", ["alpha=1"], "every agent has no setting 'alpha'"),
         ("qsm", ["learning_rate=0"], "learning_rate of every agent: 0 is not right"),
+        ("qsm", ["qsm.alpha=1", "qsm.alpha=2"], "qsm.alpha is given as 1 and as 2: give one"),
+        ("qsm", ["polyak=0.1", "polyak=0.2"], "polyak is given as 0.1 and as 0.2: give one"),
         ("qsm", [".alpha=1"], "write it as agent.setting=value"),
         ("qsm", ["qsm.alpha"], "write it as agent.setting=value"),
         ("diffusion_pg[chains=1]", [], "baseline leave_one_out needs chains >= 2"),

@@ -91,7 +91,7 @@ def test_the_tensors_of_an_update_are_known_without_running_it(agent: str) -> No
 
 
 def most_in_updates(agent: str, *how: str) -> tuple[int, int]:
-    """Return the bytes that a process of its own has before, and at most in two updates."""
+    """Return the bytes that a process of its own has before, and at most as the agent learns."""
     command = [sys.executable, "-m", "tests.qsm_bench.update_memory", agent, *how]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     before, most = map(int, said.split())

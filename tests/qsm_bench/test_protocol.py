@@ -33,6 +33,7 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "cartpole-swingup"
         ({"steps": 10_000}, "--steps 10000 leaves nothing to learn after --warmup-steps 10000"),
         ({"steps": 10**9, "eval_every": 1}, "gives 1,000,000,000 evaluations"),
         ({"stepps": 3}, "a protocol has no 'stepps': its fields are steps, "),
+        ({"matmul_precision": "tf32"}, "give it as settings={'matmul_precision': 'tf32'}"),
         ({"settings": 3}, "--settings 3 is not right"),
     ],
 )

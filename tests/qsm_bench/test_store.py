@@ -128,6 +128,25 @@ def test_agents_and_tasks_may_be_added_and_nothing_else_changes(store: Experimen
         assert JobFolder(folder).manifest_file.read_bytes() == text
 
 
+@pytest.mark.parametrize(("agents", "task"), [("td3", "four-goals"), ("sac", "bimodal-bandit")])
+def test_another_protocol_is_refused_for_another_agent_or_task_too(
+    store: ExperimentStore, agents: str, task: str
+) -> None:
+    before = {file: file.read_bytes() for file in store.folder.rglob("*.json")}
+    rounded = "matmul_precision was 'float32' and is 'bfloat16'"
+    for changes, said in (
+        ({"batch_size": 9}, "batch_size was 8 and is 9"),
+        ({"settings": {"discount": 0.9}}, "discount was 0.99 and is 0.9"),
+        ({"settings": {"matmul_precision": "bfloat16"}}, rounded),
+    ):
+        asked = make_experiment(agents, (task,), steps=60, warmup_steps=10, **changes)
+        with pytest.raises(UserError, match=rf"has qsm on four-goals .*\({said}\): choose another"):
+            store.prepare(asked, "run")
+    assert {file: file.read_bytes() for file in store.folder.rglob("*.json")} == before
+    longer = make_experiment(agents, (task,), steps=99, warmup_steps=10)
+    store.prepare(longer, "run")  # steps may be added
+
+
 def test_what_was_asked_may_be_asked_again(store: ExperimentStore) -> None:
     before = [job_folder.manifest_file.read_bytes() for job_folder in store.job_folders()]
     store.prepare(experiment(), "another command")

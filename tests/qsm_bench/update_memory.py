@@ -1,8 +1,9 @@
-"""Print the memory that a process has before it makes an agent, and at most in two updates of it.
+"""Print the memory that a process has before it makes an agent, and at most as the agent learns.
 
     python -m tests.qsm_bench.update_memory AGENT [compiled]
 
-In bytes, for 5 seeds, 78 observations, 12 actions and a batch of 256. Linux only.
+In bytes; two updates, an action in training and one of 10 evaluation episodes, for 5 seeds, 78
+observations, 12 actions and a batch of 256. Linux only.
 """
 
 import re
@@ -36,6 +37,8 @@ def main(name: str, *, compiled: bool) -> None:
     accelerate(agent.bare, torch.device("cpu"), seeds=SEEDS, compiled=compiled)
     for _ in range(2):
         agent.update(replay.sample(BATCH))
+    for episodes in (1, 10):
+        agent.act(torch.zeros(SEEDS, episodes, SIZES[0]), explore=episodes == 1)
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(before, int(peak) * 1024)
 
