@@ -131,7 +131,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     compiled: Annotated[
         Literal["auto", "on", "off"],
-        typer.Option("--compile", help="Compile updates and samplers; auto: if the run is long enough."),
+        typer.Option(
+            "--compile", help="Compile updates and samplers; auto: if the run is long enough."
+        ),
     ] = "auto",
     executor: Annotated[str, typer.Option(help=EXECUTOR_HELP)] = "local",
     checkpoint_every: Annotated[
