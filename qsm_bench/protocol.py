@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agents.protocol import AgentConfig
 from qsm_bench.errors import UserError
 
 MOST_STEPS, MOST_EPISODES, MOST_EVALUATIONS = 10**12, 10_000, 1_000_000
@@ -104,6 +103,8 @@ def _first_fault(values: dict[str, Any], error: ValidationError) -> str:
         return message
     field = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
+        from agents.protocol import AgentConfig  # it loads torch
+
         if field in (each.name for each in fields(AgentConfig)):
             return (
                 f"a protocol has no {field!r}, which is a setting of every agent: give it as "

@@ -297,9 +297,10 @@ def condition_warning(results: Results) -> str | None:
     if not differing:
         return None
     different = "; ".join(f"{name} {' or '.join(values)}" for name, values in differing.items())
+    what = results.name + " and the record beside it" * bool(results.recorded)
     return (
-        f"Warning: not all runs had the same conditions ({different}). Numbers may differ for that "
-        "reason alone."
+        f"Warning: not all of {what} ran under the same conditions ({different}). Numbers may "
+        "differ for that reason alone."
     )
 
 
