@@ -164,20 +164,24 @@ class PreparedRun:
 
         What has begun goes on.
         """
-        device, rows = self.experiment.device, self.experiment.protocol.batch_size
         for kind in sorted({job.settings["matmul_precision"] for job in self.open_jobs}):
-            reason = precision.lacks(kind, device)
-            if not reason and kind == "bfloat16" and device == "cpu" and self.executor.here:
-                begin = [job for job in self.open_jobs if not self.store.folder_of(job).begun]
-                networks = {
-                    tuple(job.settings["hidden_sizes"])
-                    for job in begin
-                    if job.settings["matmul_precision"] == kind
-                }
-                reasons = (precision.slows_down(rows, sizes) for sizes in sorted(networks))
-                reason = next(filter(None, reasons), None)
-            if reason:
+            if reason := precision.lacks(kind, self.experiment.device):
                 raise UserError(f"--matmul-precision {kind}: {reason}: use float32")
+        rows = self.experiment.protocol.batch_size
+        for sizes in sorted(self._networks_to_round()):
+            if reason := precision.slows_down(rows, sizes):
+                raise UserError(f"--matmul-precision bfloat16: {reason}: use float32")
+
+    def _networks_to_round(self) -> set[tuple[int, ...]]:
+        """The hidden sizes of the jobs that begin on this machine's CPU in bfloat16."""
+        if self.experiment.device != "cpu" or not self.executor.here:
+            return set()
+        return {
+            tuple(job.settings["hidden_sizes"])
+            for job in self.open_jobs
+            if job.settings["matmul_precision"] == "bfloat16"
+            and not self.store.folder_of(job).begun
+        }
 
     def refuse_uncompilable(self) -> None:
         """Raise UserError if updates are compiled, as an earlier run began, and cannot be here."""

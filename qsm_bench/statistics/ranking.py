@@ -90,9 +90,7 @@ def groups_without_verdict(agents: Sequence[str], pairs: pd.DataFrame) -> Groups
     graph = nx.complete_graph(agents)
     decided = pairs[pairs["verdict"].astype(bool)]
     graph.remove_edges_from(zip(decided["better"], decided["worse"], strict=True))
-    rank = {agent: i for i, agent in enumerate(agents)}
-    found = [sorted(rank[agent] for agent in group) for group in nx.find_cliques(graph)]
-    return tuple(tuple(agents[i] for i in group) for group in sorted(found))
+    return _cliques(graph, agents)
 
 
 def open_groups(agents: Sequence[str], pairs: pd.DataFrame) -> Groups:
@@ -100,11 +98,15 @@ def open_groups(agents: Sequence[str], pairs: pd.DataFrame) -> Groups:
 
     ``pairs`` has the columns better, worse, p and verdict. Groups are in the agents' order.
     """
-    rank = {agent: i for i, agent in enumerate(agents)}
     rows = pairs[pairs["p"].notna() & ~pairs["verdict"].astype(bool)]
-    graph = nx.Graph(zip(rows["better"].map(rank), rows["worse"].map(rank), strict=True))
-    found = sorted(sorted(group) for group in nx.find_cliques(graph))
-    return tuple(tuple(agents[i] for i in group) for group in found)
+    return _cliques(nx.Graph(zip(rows["better"], rows["worse"], strict=True)), agents)
+
+
+def _cliques(graph: "nx.Graph[str]", agents: Sequence[str]) -> Groups:
+    """The largest groups of which every two are joined, in the agents' order."""
+    rank = {agent: i for i, agent in enumerate(agents)}
+    found = [sorted(rank[agent] for agent in group) for group in nx.find_cliques(graph)]
+    return tuple(tuple(agents[i] for i in group) for group in sorted(found))
 
 
 def _of_scores(aggregates: pd.DataFrame) -> pd.DataFrame:
