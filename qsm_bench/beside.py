@@ -11,8 +11,8 @@ from qsm_bench.experiment import Experiment
 from qsm_bench.protocol import Protocol
 from qsm_bench.record import LoadedRecord
 from qsm_bench.relabeling import part_of, relabeled
-from qsm_bench.results import ReferenceCurve, Results
-from qsm_bench.statistics.selection import agents_of
+from qsm_bench.results import Beside, ReferenceCurve, Results
+from qsm_bench.statistics.selection import agents_of, evaluated_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     refuse_itself(results.root / results.name, loaded)
     if results.damaged and not results.cells:
         raise UserError(
-            f"{results.name} has nothing to compare: none of its cells can be read, the first "
+            f"{results.name} has nothing to compare: none of its jobs can be read, the first "
             f"because {results.damaged[0].fault}"
         )
     apart = find_differences(
@@ -59,6 +59,7 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         )
     theirs = relabeled(part_of(loaded.results, labels, joined), labels)
     drawn = part_of(loaded.results, labels, [task for task in apart if task not in joined])
+    twice = [f"{agent} is left out of it: its runs are those of {agent} here." for agent in same]
     return replace(
         results,
         experiment={
@@ -71,13 +72,19 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         diagnostics=_appended(results.diagnostics, theirs.diagnostics),
         slices=_appended(results.slices, theirs.slices),
         notes=(*results.notes, *theirs.notes),
-        references=tuple(_curves(relabeled(drawn, labels))),
-        recorded=tuple(labels.values()),
-        beside=(
-            _introduction(loaded),
-            *differences_text(apart, loaded),
-            *ends_text(conditions_of(results.cells), joined, loaded.record.protocol),
-            *(f"{agent} is left out of it: its runs are those of {agent} here." for agent in same),
+        beside=Beside(
+            loaded.place.name,
+            tuple(labels.values()),
+            tuple(_curves(relabeled(drawn, labels))),
+            (
+                _introduction(loaded),
+                *differences_text(apart, loaded),
+                *ends_text(results, loaded.results, joined),
+                *(
+                    f"{agent} is left out of it: its runs are those of {agent} here."
+                    for agent in same
+                ),
+            ),
         ),
     )
 
@@ -156,14 +163,13 @@ def differences_text(apart: Mapping[str, tuple[str, ...]], loaded: LoadedRecord)
     return sentences
 
 
-def ends_text(own: Conditions, joined: Sequence[str], there: Protocol) -> list[str]:
+def ends_text(own: Results, theirs: Results, joined: Sequence[str]) -> list[str]:
     """Say where the experiment's runs are compared before they end, as the record has no more."""
+    here, there = conditions_of(own.cells), conditions_of(theirs.cells)
     compared: dict[int, list[str]] = {}
     for task in joined:
-        protocols = [Protocol(**cell["protocol"]) for cell in own[task]]
-        end = max(protocol.steps for protocol in protocols)
-        last = last_common_evaluation(*protocols, there)
-        if last < end:
+        last = last_common_evaluation([*here[task], *there[task]])
+        if last < own.budgets[task]:
             compared.setdefault(last, []).append(task)
     return [
         f"On {', '.join(tasks)} all agents are compared at step {last:,}, the last at which all "
@@ -172,15 +178,10 @@ def ends_text(own: Conditions, joined: Sequence[str], there: Protocol) -> list[s
     ]
 
 
-def last_common_evaluation(*protocols: Protocol) -> int:
-    """The last step at which runs of all these protocols are evaluated; 0 if there is none.
-
-    They have the same ``eval_every``.
-    """
-    shortest = min(protocol.steps for protocol in protocols)
-    if all(protocol.is_evaluated(shortest) for protocol in protocols):
-        return shortest
-    return shortest - shortest % protocols[0].eval_every
+def last_common_evaluation(cells: Sequence[Mapping[str, Any]]) -> int:
+    """The last step at which all these cells are evaluated; 0 if there is none."""
+    steps = [set(evaluated_steps(cell)) for cell in cells]
+    return max(set.intersection(*steps), default=0)
 
 
 def _differences(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -196,9 +197,8 @@ def _differences(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str
             f"{name} is {_shown(there)} there and {_shown(here)} here"
             for name, (there, here) in different.items()
         )
-    there, here = protocols
-    first = min(there.eval_every, there.steps), min(here.eval_every, here.steps)
-    if not last_common_evaluation(there, here):
+    if not last_common_evaluation([theirs, own]):
+        first = [evaluated_steps(cell)[0] for cell in (theirs, own)]
         return (
             f"they were never evaluated at the same step: there first at {first[0]:,}, here first "
             f"at {first[1]:,}",

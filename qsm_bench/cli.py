@@ -14,6 +14,7 @@ from qsm_bench.counting import count
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.executors import EXECUTORS, make_executor
+from qsm_bench.listing import LISTS
 from qsm_bench.machine import usable_cores, visible_gpus
 from qsm_bench.options import placement_options, run_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
@@ -197,7 +198,7 @@ def run(
         asked = prepared.experiment
         apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
         print(visible("\n".join(differences_text(apart, record)), keep=NEWLINE))
-    prepared.refuse_slower_products()
+    prepared.refuse_unrunnable()
     if dry_run:
         _show_plan(prepared)
     prepared.refuse_what_does_not_fit()
@@ -465,58 +466,13 @@ def remove(
 
 @app.command("list")
 def list_(
-    what: Annotated[
-        str, typer.Argument(metavar="agents|suites|tasks|experiments|records", help="What to list.")
-    ],
+    what: Annotated[str, typer.Argument(metavar="|".join(LISTS), help="What to list.")],
     results: ResultsFolder = RESULTS,
 ) -> None:
     """List agents, suites, tasks, the experiments in the folder of results, or records."""
-    import inspect
-
-    if what == "agents":
-        from agents.registry import registered_agents
-
-        rows = [
-            (
-                entry.name,
-                (inspect.getdoc(entry.agent) or "").splitlines()[0]
-                if not entry.preset
-                else f"{entry.agent.name} with {_pairs(entry.preset)}",
-            )
-            for entry in registered_agents().values()
-        ]
-    elif what == "suites":
-        from qsm_bench.suites import SUITES
-
-        rows = [
-            (
-                suite.name,
-                f"{suite.description}. Tasks: {', '.join(suite.tasks)}. "
-                f"{count(len(suite.seeds), 'seed')}, {count(suite.protocol.steps, 'step')}, "
-                f"action repeat {suite.protocol.action_repeat}.",
-            )
-            for suite in SUITES.values()
-        ]
-    elif what == "tasks":
-        from envs import find_task, task_names
-
-        rows = [(name, find_task(name).gymnasium_id) for name in task_names()]
-    elif what == "experiments":
-        from qsm_bench.progress import summary
-        from qsm_bench.store import ExperimentStore, experiment_names
-
-        names = experiment_names(results)
-        rows = [(visible(name), summary(ExperimentStore(results, name))) for name in names]
-        rows = rows or [("none", f"no experiment is in {results}")]
-    elif what == "records":
-        from qsm_bench.record import known_records
-
-        rows = [(visible(name), _summary(place)) for name, place in known_records(results).items()]
-        rows = rows or [("none", f"no record is in {results} or comes with the program")]
-    else:
-        kinds = ("agents", "suites", "tasks", "experiments", "records")
-        raise UserError(f"cannot list {what!r}: {did_you_mean(what, kinds)}")
-    _print_rows(rows)
+    if what not in LISTS:
+        raise UserError(f"cannot list {what!r}: {did_you_mean(what, LISTS)}")
+    _print_rows(LISTS[what](results))
 
 
 @app.command()
@@ -737,8 +693,6 @@ def _show_plan(prepared: "PreparedRun") -> None:
     console = _console()
     say = line_printer(console)
     experiment, jobs, workers = prepared.experiment, prepared.open_jobs, prepared.workers
-    if jobs:
-        prepared.refuse_uncompilable()
     if len(jobs) < len(prepared.jobs):
         left_out = len(prepared.jobs) - len(jobs)
         say(f"left out, as finished or damaged: {count(left_out, 'job')}")
@@ -815,20 +769,6 @@ def _next_stage(stages: Stages, jobs: Sequence[tuple[Sequence[int], float]], wor
 def _console() -> Console:
     """The terminal; where there is none, nothing is cut to fit."""
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-
-
-def _summary(place: Path) -> str:
-    """What a record is; of one that cannot be read, why."""
-    from qsm_bench.record import read_record
-
-    try:
-        return visible(read_record(place).summary)
-    except UserError as error:
-        return visible(str(error))
-
-
-def _pairs(settings: Any) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

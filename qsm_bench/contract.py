@@ -28,6 +28,7 @@ from agents.protocol import (
 )
 from agents.registry import AgentError
 from qsm_bench import metrics
+from qsm_bench.errors import reason_of
 
 DEEPEST = 100
 """Levels of a state."""
@@ -297,7 +298,7 @@ def told(name: str, call: str) -> Iterator[None]:
     except (AgentError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit(), too
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = reason_of(error)
         raise AgentError(f"agent {name!r}: {call} raised {reason}") from error
 
 

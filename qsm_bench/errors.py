@@ -4,8 +4,12 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsm_bench.visible import visible
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -47,6 +51,18 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"it must be one of {', '.join(names)}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's kind and message, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def first_fault(error: "ValidationError") -> str:
+    """Return where the first fault of a file's content is, and what it is."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "all of it"
+    return f"{where}: {first['msg']}"
 
 
 def one_line(text: str) -> str:

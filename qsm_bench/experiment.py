@@ -26,7 +26,7 @@ EXTERNAL_FOLDER = "external"
 
 
 class Job(BaseModel):
-    """Everything that decides a cell's results: two equal jobs give equal numbers."""
+    """Everything that decides a job's results: two equal jobs give equal numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -250,12 +250,8 @@ def parse_settings(items: Iterable[str]) -> tuple[dict[str, Any], Settings]:
                 f"--set {item!r}: write it as agent.setting=value, e.g. qsm.alpha=10, or for every "
                 "agent as setting=value, e.g. learning_rate=0.001"
             )
-        there, new = (own.setdefault(agent, {}) if dot else shared), _parse_value(value)
-        if there.setdefault(key, new) != new:
-            raise UserError(
-                f"setting {left.strip()} is given as {_shown(there[key])} and as {_shown(new)}: "
-                "give one of them"
-            )
+        there = own.setdefault(agent, {}) if dot else shared
+        _give(there, key, _parse_value(value), f"setting {left.strip()}")
     return shared, own
 
 
@@ -265,34 +261,47 @@ def parse_agents(text: str, settings: Settings | None = None) -> tuple[AgentEntr
     Raises UserError for text of another form, and AgentError for an unknown agent.
     """
     settings = settings or {}
-    names = [re.sub(r"\[.*", "", item) for item in split_outside_brackets(text)]
+    parsed = [_parse_agent(item) for item in split_outside_brackets(text)]
+    names = [name for name, _ in parsed]
     for agent, own in settings.items():
         if agent not in names:
             raise UserError(
                 f"--set {agent}.{next(iter(own))}: agent {agent!r} is not in --agents; "
                 f"{did_you_mean(agent, names)}"
             )
-    entries = []
-    for item in split_outside_brackets(text):
-        match = re.fullmatch(r"([^\[\]]+?)(?:\[(.*)\])?", item)
-        if not match:
-            raise UserError(f"agent {item!r}: write it as name or name[setting=value,...]")
-        name, inside = match.group(1).strip(), match.group(2)
-        if name.startswith("__main__:"):
-            raise UserError(
-                f"agent {name!r}: each job is a process of its own, which cannot find the class in "
-                "this program: put it in a module"
-            )
-        asked = dict(settings.get(name, {}))
-        for pair in split_outside_brackets(inside) if inside is not None else ():
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise UserError(f"agent {item!r}: {pair!r} is not of the form setting=value")
-            asked[key.strip()] = _parse_value(value)
-        entries.append(AgentEntry(find_agent(name), asked))
-    if not entries:
+    if not parsed:
         raise UserError("--agents is empty: name at least one, e.g. qsm,sac,td3")
-    return tuple(entries)
+    return tuple(
+        AgentEntry(find_agent(name), {**settings.get(name, {}), **own}) for name, own in parsed
+    )
+
+
+def _parse_agent(item: str) -> tuple[str, dict[str, Any]]:
+    """Read ``qsm[alpha=10]``: the name and the settings. Raises UserError for another form."""
+    match = re.fullmatch(r"([^\[\]]+?)(?:\[(.*)\])?", item)
+    if not match:
+        raise UserError(f"agent {item!r}: write it as name or name[setting=value,...]")
+    name, inside = match.group(1).strip(), match.group(2)
+    if name.startswith("__main__:"):
+        raise UserError(
+            f"agent {name!r}: each job is a process of its own, which cannot find the class in "
+            "this program: put it in a module"
+        )
+    own: dict[str, Any] = {}
+    for pair in split_outside_brackets(inside or ""):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"agent {item!r}: {pair!r} is not of the form setting=value")
+        _give(own, key.strip(), _parse_value(value), f"agent {item!r}: {key.strip()}")
+    return name, own
+
+
+def _give(settings: dict[str, Any], key: str, value: Any, what: str) -> None:
+    """Put a value among settings. Raises UserError if ``what`` has another one already."""
+    if settings.setdefault(key, value) != value:
+        raise UserError(
+            f"{what} is given as {_shown(settings[key])} and as {_shown(value)}: give one of them"
+        )
 
 
 def _parse_value(text: str) -> Any:

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qsm_bench.errors import UserError, did_you_mean
+from qsm_bench.errors import UserError, did_you_mean, first_fault
 from qsm_bench.experiment import EXTERNAL_FOLDER
 from qsm_bench.files import MIB, read, read_json, refuse_foreign, write_atomically
 from qsm_bench.job_folder import TABLE_LIMIT
@@ -270,8 +270,7 @@ def _load(file: Path, agents: Sequence[str], tasks: Sequence[str]) -> ExternalCu
     try:
         declared = Declaration.model_validate(read_json(file, MIB))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{file} is damaged: {where}: {error.errors()[0]['msg']}") from error
+        raise UserError(f"{file} is damaged: {first_fault(error)}") from error
     _refuse_label(declared.label, agents)
     if (as_folder(declared.label), as_folder(declared.task)) != (file.parent.name, file.stem):
         raise UserError(f"{file} is damaged: it is of another label or task")

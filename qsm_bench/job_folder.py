@@ -26,6 +26,9 @@ from qsm_bench.manifest import (
 GONE = "its process is gone"
 """The reason of a job that was interrupted, and whose process nobody has seen end."""
 
+MANIFEST_FILE = "manifest.json"
+TABLE_FILES = ("evaluations.csv", "training.csv", "diagnostics.csv", "slices.csv")
+CHECKPOINT_FILES = ("state.pt", "previous.pt", "replay.f32")
 TABLE_LIMIT = 1024 * MIB
 """The most bytes of a table that is still read."""
 
@@ -47,17 +50,19 @@ class JobFolder:
         self.task = task
         self.seeds = seeds
         self.job = job
-        self.manifest_file = path / "manifest.json"
-        self.evaluations_file = path / "evaluations.csv"
-        self.training_file = path / "training.csv"
-        self.diagnostics_file = path / "diagnostics.csv"
-        self.slices_file = path / "slices.csv"
+        self.manifest_file = path / MANIFEST_FILE
+        self.tables = tuple(path / name for name in TABLE_FILES)
+        """The paths of the tables, whether they are there or not."""
+        self.evaluations_file, self.training_file, self.diagnostics_file, self.slices_file = (
+            self.tables
+        )
         self.progress_file = path / "progress.json"
         self.log_file = path / "log.txt"
         self.queue_file = path / "queued.json"
         self.lock_file = path / ".lock"
         self.checkpoint = path / "checkpoint"
-        self.replay_file = self.checkpoint / "replay.f32"
+        self.checkpoint_files = tuple(self.checkpoint / name for name in CHECKPOINT_FILES)
+        *_, self.replay_file = self.checkpoint_files
 
     @property
     def begun(self) -> bool:
@@ -79,9 +84,7 @@ class JobFolder:
             refuse_foreign(folder, folder=True, remedy="delete it")
         for folder in (self.path, self.checkpoint):
             refuse_foreign(folder, folder=True, remedy=self.advice)
-        names = ("state.pt", "previous.pt", "replay.f32")
-        needed = (self.manifest_file, *self.tables, *(self.checkpoint / name for name in names))
-        for file in needed:
+        for file in (self.manifest_file, *self.tables, *self.checkpoint_files):
             refuse_foreign(file, writing=writing, remedy=self.advice)
         for file in (self.lock_file, self.progress_file, self.log_file, self.queue_file):
             refuse_foreign(file, writing=writing, remedy="delete it: nothing is lost with it")
@@ -150,9 +153,9 @@ class JobFolder:
         """Delete what the job has written. Raises UserError while a process writes it."""
         with self.lock():
             notes = (self.progress_file, self.log_file, self.queue_file)
-            files = (self.manifest_file, *self.tables, *notes)
-            checkpoint = ("state.pt", "previous.pt", "replay.f32", "state.tmp")
-            for file in (*files, *(self.checkpoint / name for name in checkpoint)):
+            half_written = self.checkpoint / "state.tmp"
+            files = (self.manifest_file, *self.tables, *self.checkpoint_files, half_written)
+            for file in (*files, *notes):
                 file.unlink(missing_ok=True)
         self.lock_file.unlink(missing_ok=True)
         for folder in (self.checkpoint, self.path, *self.path.parents[:2]):
@@ -203,16 +206,6 @@ class JobFolder:
                 return tuple(file.read().decode(errors="replace").splitlines()[-lines:])
         except (OSError, UserError):
             return ()
-
-    @property
-    def tables(self) -> tuple[Path, ...]:
-        """The paths of the tables, whether they are there or not."""
-        return (
-            self.evaluations_file,
-            self.training_file,
-            self.diagnostics_file,
-            self.slices_file,
-        )
 
     def checksums(self) -> dict[str, int]:
         """Return the CRC-32 of each table that is there, by file name."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from agents.registry import find_agent
 from qsm_bench.comparable import protocol_differences
-from qsm_bench.errors import UserError
+from qsm_bench.errors import UserError, first_fault
 from qsm_bench.experiment import Job
 from qsm_bench.files import read_json
 from qsm_bench.heartbeat import time_of
@@ -24,7 +24,7 @@ and has no level of <seeds>: an agent's seeds on a task were one job, in the fol
 It rises when an earlier version would misread what this one writes. A field that is only added,
 with a default, leaves it as it is: an earlier version refuses the manifest in a line that names
 the field, and this one reads a manifest without it."""
-MOST_SEEDS = 100_000
+READABLE_SEEDS = 100_000
 """An experiment or a job that says it has more is damaged."""
 
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
@@ -125,10 +125,8 @@ def read_manifest(file: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{file} is not a manifest of this version: {where}: {first['msg']}"
+            f"{file} is not a manifest of this version: {first_fault(error)}"
         ) from error
 
 
@@ -143,7 +141,7 @@ def refuse_nonsense(file: Path, manifest: Manifest) -> None:
         )
         if not 0 <= value <= most
     ]
-    if not 0 < len(job.seeds) <= MOST_SEEDS:
+    if not 0 < len(job.seeds) <= READABLE_SEEDS:
         faults.append(f"there are {len(job.seeds)} seeds")
     if len(set(job.seeds)) < len(job.seeds) or not all(0 <= s < 2**63 for s in job.seeds):
         faults.append("the seeds are no different numbers from 0 on")

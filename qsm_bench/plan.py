@@ -122,7 +122,7 @@ def _largest(jobs: Iterable[Job], sizes: Mapping[Task, Sizes]) -> list[Job]:
 def _cost(job: Job, task: TaskTime, agent: AgentTime, calls: CallTime) -> Cost:
     """What a job takes whose parts take so long."""
     protocol = job.protocol
-    evaluations = -(-protocol.steps // protocol.eval_every)
+    evaluations = len(protocol.evaluated_steps())
     # The length of an episode is not known in general: 1,000 environment steps are common.
     decisions = 1000 / protocol.action_repeat
     evaluation = decisions * (calls.evaluate + protocol.eval_episodes * task.step)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -275,7 +276,8 @@ def summary(store: ExperimentStore) -> str:
 
 def follow(store: ExperimentStore, console: Console, stop: Callable[[], bool]) -> None:
     """Show the jobs until none is at work any more, or ``stop()`` turns true."""
-    display = Display(list(store.job_folders()), console)
+    # In stages, the jobs of a later one appear when it begins.
+    display = Display(lambda: list(store.job_folders()), console)
     with display.context():
         while not stop():
             display.show()
@@ -300,14 +302,14 @@ def line_printer(console: Console) -> Callable[[str], None]:
 class Display:
     """Shows the jobs while they run: bars on a terminal, plain lines in a log."""
 
-    def __init__(self, folders: Sequence[JobFolder], console: Console) -> None:
+    def __init__(self, folders: Callable[[], Sequence[JobFolder]], console: Console) -> None:
         self.folders = folders
         self.console = console
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self.refreshed = 0.0
         self.working = False
         """Whether a job ran, or was queued, when the jobs were last shown."""
-        self.shown: dict[int, tuple[JobState, float]] = {}
+        self.shown: dict[Path, tuple[JobState, float]] = {}
 
     def context(self) -> AbstractContextManager[object]:
         """Keep the terminal's bars in place while this is entered."""
@@ -323,14 +325,15 @@ class Display:
 
     def show(self) -> None:
         """Show the jobs as they stand now."""
-        states = read_states(self.folders)
+        folders = self.folders()
+        states = read_states(folders)
         self.working = any(state.status in AT_WORK for state in states)
         if self.live:
             self.live.update(states_view(states, self.console.width), refresh=True)
             return
         now = time.monotonic()
-        for index, state in enumerate(states):
-            before, since = self.shown.get(index, (None, 0.0))
+        for folder, state in zip(folders, states, strict=True):
+            before, since = self.shown.get(folder.path, (None, 0.0))
             news = before is None or any(
                 getattr(state, what) != getattr(before, what)
                 for what in ("status", "last_return", "diverged", "failed_seeds", "warnings")
@@ -338,7 +341,7 @@ class Display:
             overdue = state.status == "running" and now - since >= LINE_SECONDS
             if (news and state.status not in ("pending", "queued")) or overdue:
                 self._say(state.line)
-                self.shown[index] = (state, now)
+                self.shown[folder.path] = (state, now)
 
     def _say(self, line: str) -> None:
         """Write a line to the log. The jobs go on without it if it cannot be written."""

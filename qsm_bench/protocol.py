@@ -1,5 +1,6 @@
 """What is equal for all agents of an experiment, so that trainers alone are compared."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +90,13 @@ class Protocol(BaseModel):
     def is_evaluated(self, step: int) -> bool:
         """Whether an evaluation stands after that step."""
         return step > 0 and (step % self.eval_every == 0 or step == self.steps)
+
+    def evaluated_steps(self, lengths: Iterable[int] = ()) -> list[int]:
+        """The steps of all evaluations, in order.
+
+        ``lengths`` are the earlier ends of a run that was given more steps: it was evaluated there.
+        """
+        return sorted({*range(self.eval_every, self.steps, self.eval_every), *lengths, self.steps})
 
 
 def option(field: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from qsm_bench.errors import UserError
+from qsm_bench.errors import UserError, first_fault
 from qsm_bench.files import MIB, read, read_json
 from qsm_bench.shipped import shipped
 from qsm_bench.tables import parse_table
@@ -96,9 +96,7 @@ def _sources(file: Path) -> dict[str, Source]:
     try:
         return TypeAdapter(dict[str, Source]).validate_python(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise UserError(f"{file} is damaged: {where}: {first['msg']}") from error
+        raise UserError(f"{file} is damaged: {first_fault(error)}") from error
 
 
 def _scores(file: Path, sources: Mapping[str, Source]) -> pd.DataFrame:

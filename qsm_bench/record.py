@@ -24,17 +24,18 @@ from qsm_bench import protocol
 from qsm_bench.comparable import protocol_hash
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.files import MIB, parse_json, read, refuse_foreign
+from qsm_bench.job_folder import MANIFEST_FILE, TABLE_FILES
 from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results, load_results
 from qsm_bench.shipped import shipped
+from qsm_bench.store import EXPERIMENT_FILE
 
 FORMAT: Final = 1
 RECORD_FILE = "record.json"
 ABOUT_LIMIT, FILE_LIMIT, RECORD_LIMIT = 16 * MIB, 256 * MIB, 1024 * MIB
 """The most bytes of record.json, of another file of a record, and of all of them."""
-EXPERIMENT_FILE = "experiment.json"
 TO_PUBLISH = "`export NAME --to record` makes a record of an experiment"
-JOB_FILES = ("manifest.json", "evaluations.csv", "training.csv", "diagnostics.csv", "slices.csv")
+JOB_FILES = (MANIFEST_FILE, *TABLE_FILES)
 UNKNOWN = "unknown"
 """The commit of a run that was not trained from a checkout."""
 ENDED = ("finished", "failed")

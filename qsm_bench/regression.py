@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from agents.registry import built_in_trainers, find_agent
-from qsm_bench.errors import UserError
+from qsm_bench.errors import UserError, reason_of
 from qsm_bench.executors import Local
 from qsm_bench.experiment import AgentEntry, Experiment, Job, settings_on
 from qsm_bench.files import MIB, check_writable, read, read_json, write_atomically
@@ -269,7 +269,7 @@ def _recorded(file: Path) -> list[dict[str, Any]]:
     try:
         return [_what_decides(_completed(job)) for job in about["protocol"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = reason_of(error)
         raise UserError(f"{file} is damaged: {reason[:300]}") from error
 
 

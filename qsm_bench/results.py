@@ -52,6 +52,20 @@ class ReferenceCurve:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What a record has put beside an experiment's own results."""
+
+    name: str = ""
+    """The name of the record's folder or zip."""
+    agents: tuple[str, ...] = ()
+    """The labels of its agents."""
+    references: tuple[ReferenceCurve, ...] = ()
+    """Its cells that are only drawn."""
+    sentences: tuple[str, ...] = ()
+    """What is said of it."""
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything statistics and reports read."""
 
@@ -75,22 +89,26 @@ class Results:
     """The folder that holds the experiment's."""
     external: External = field(default_factory=External)
     """What others have measured, where it was imported."""
-    references: tuple[ReferenceCurve, ...] = ()
-    """The cells of a record that are only drawn."""
-    recorded: tuple[str, ...] = ()
-    """The labels of a record's agents, if these results stand beside one."""
-    beside: tuple[str, ...] = ()
-    """Sentences on that record."""
+    beside: Beside = Beside()
+    """The record that these results stand beside, if any."""
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """The steps of each task: of its longest run, where agents have unequal ones."""
+        steps: dict[str, int] = {}
+        for cell in self.cells:
+            steps[cell["task"]] = max(cell["steps"], steps.get(cell["task"], 0))
+        return steps
 
     @property
     def curves_elsewhere(self) -> "list[ExternalCurve | ReferenceCurve]":
         """All curves of somebody else that are no cells here: imported, or of a record."""
-        return [*self.external.curves, *self.references]
+        return [*self.external.curves, *self.beside.references]
 
     @property
     def elsewhere(self) -> set[str]:
         """The labels of all that was measured elsewhere: no seeds can be added to it here."""
-        return {*self.recorded, *(curve.name for curve in self.curves_elsewhere)}
+        return {*self.beside.agents, *(curve.name for curve in self.curves_elsewhere)}
 
 
 @dataclass(frozen=True)
@@ -209,9 +227,8 @@ def _refuse_foreign_rows(table: "pd.DataFrame", manifest: Manifest, keys: list[s
         raise ValueError(f"the job has no seed {strange.iloc[0]}")
     strange = table.loc[~table["step"].between(1, job.protocol.steps), "step"]
     if "episode" in keys:
-        every, last = job.protocol.eval_every, job.protocol.steps
-        due = (table["step"] % every == 0) | table["step"].isin([*manifest.lengths, last])
-        strange = table.loc[~(table["step"].between(1, job.protocol.steps) & due), "step"]
+        due = job.protocol.evaluated_steps(manifest.lengths)
+        strange = table.loc[~table["step"].isin(due), "step"]
         episodes = table.loc[
             ~table["episode"].between(0, job.protocol.eval_episodes - 1), "episode"
         ]

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,8 +96,8 @@ def run_experiment(
         keep_replay=keep_replay,
         results=results,
     )
+    prepared.refuse_unrunnable()
     prepared.refuse_what_does_not_fit()
-    prepared.refuse_slower_products()
     with _interruptible() as received:
         outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
     for folder, reason in outcome.unfinished.items():
@@ -147,7 +148,7 @@ class PreparedRun:
     @property
     def workers(self) -> int:
         """How many jobs run at a time."""
-        return int(min(self.executor.at_once(self.experiment.device), len(self.jobs)))
+        return int(min(self.executor.at_once(self.experiment.device), len(self.open_jobs)))
 
     @cached_property
     def memory(self) -> list[Memory]:
@@ -159,11 +160,16 @@ class PreparedRun:
         if self.executor.here:
             refuse_what_does_not_fit(self.open_jobs, self.memory, self.workers)
 
-    def refuse_slower_products(self) -> None:
-        """Raise UserError if a job cannot round its factors, or one that begins here gains nothing.
+    def refuse_unrunnable(self) -> None:
+        """Raise UserError if the open jobs cannot run as was asked, or gain nothing by it.
 
-        What has begun goes on.
+        A job that has begun with rounded factors goes on, be it slower.
         """
+        if self.open_jobs:
+            self._refuse_uncompilable()
+            self._refuse_slower_products()
+
+    def _refuse_slower_products(self) -> None:
         for kind in sorted({job.settings["matmul_precision"] for job in self.open_jobs}):
             if reason := precision.lacks(kind, self.experiment.device):
                 raise UserError(f"--matmul-precision {kind}: {reason}: use float32")
@@ -183,15 +189,14 @@ class PreparedRun:
             and not self.store.folder_of(job).begun
         }
 
-    def refuse_uncompilable(self) -> None:
-        """Raise UserError if updates are compiled, as an earlier run began, and cannot be here."""
+    def _refuse_uncompilable(self) -> None:
         experiment = self.experiment
         reason = why_not_compiled(experiment.device) if experiment.compiled else None
         if reason:
             raise UserError(
-                f"experiment {experiment.name!r} was begun with --compile on, and on this machine "
-                f"{reason}: install it to go on, or begin anew with --compile off under another "
-                "--name"
+                f"experiment {experiment.name!r} was begun with compiled updates, and on this "
+                f"machine {reason}: install it to go on, or begin anew with --compile off under "
+                "another --name"
             )
 
     @property
@@ -364,7 +369,6 @@ def _train_jobs(
     if open_jobs:
         if not keep:
             say(prepared.replay_note)
-        prepared.refuse_uncompilable()
         if prepared.executor.here:
             _say_changes(open_jobs, command, say)
         open_jobs = _longest_first(open_jobs, prepared.workers)
@@ -393,7 +397,7 @@ def show_and_run(
     command: str,
 ) -> Outcome:
     """Run ``open_jobs`` while all ``folders`` are shown, until a signal is received."""
-    display = Display(folders, console)
+    display = Display(lambda: folders, console)
     work = Work(
         folder,
         checkpoint_every=checkpoint_every,
@@ -520,8 +524,8 @@ def _groups(
 
     Raises UserError for what is no number of seeds, or a seed that stands twice.
     """
-    for seed in seeds:
-        if list(seeds).count(seed) > 1:
+    for seed, times in Counter(seeds).items():
+        if times > 1:
             raise UserError(f"seed {seed!r} is named twice: name each once")
     groups = earlier
     for begin, end in pairwise([0, *(counts or [len(seeds)])]):

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from agents.protocol import AgentConfig
-from qsm_bench.errors import UserError, did_you_mean
+from qsm_bench.errors import UserError, did_you_mean, reason_of
 
 
 def validated(
@@ -25,7 +25,7 @@ def validated(
     except ValidationError as error:
         raise UserError(_first_fault(name, settings, error)) from error
     except Exception as error:  # of types that pydantic does not know, or of a __post_init__
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = reason_of(error)
         raise UserError(f"settings of {name}: {config_class.__name__}: {reason[:300]}") from error
     for field in fields(config):
         value = getattr(config, field.name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qsm_bench.errors import UserError
+from qsm_bench.errors import UserError, first_fault
 from qsm_bench.groups import seeds_text
 
 FALSE_ALARMS = 0.05
@@ -149,9 +149,7 @@ def read_stages(asked: Mapping[str, Any]) -> Stages | None:
     try:
         stages = Stages.model_validate_json(json.dumps(asked["stages"]))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("stages", *first["loc"])))
-        raise ValueError(f"{where}: {first['msg']}") from None
+        raise ValueError(f"stages: {first_fault(error)}") from None
     fault = _fault(stages, asked)
     if fault:
         raise ValueError(f"stages: {fault}")

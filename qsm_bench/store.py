@@ -37,7 +37,7 @@ from qsm_bench.heartbeat import Heartbeat, liveness, process_name, this_machine
 from qsm_bench.job_folder import JobFolder, read_sign, remove_if_empty
 from qsm_bench.manifest import (
     FORMAT,
-    MOST_SEEDS,
+    READABLE_SEEDS,
     LaterFormatError,
     Manifest,
     as_it_began,
@@ -49,6 +49,8 @@ from qsm_bench.manifest import (
 )
 from qsm_bench.stages import Stages, read_stages, text_of
 
+EXPERIMENT_FILE = "experiment.json"
+"""It stands in the folder of an experiment: what was asked for."""
 MOST_PAIRS = 100_000
 """An experiment that says it has more is damaged."""
 
@@ -63,7 +65,7 @@ class ExperimentStore:
         # Absolute, before a task or an agent can change the working directory.
         self.name = name
         self.folder = root.absolute() / name
-        self.file = self.folder / "experiment.json"
+        self.file = self.folder / EXPERIMENT_FILE
         self.lock_file = self.folder / ".lock"
         self.holder_file = self.folder / ".holder"
 
@@ -108,17 +110,15 @@ class ExperimentStore:
         return not folder.begun or (manifest is not None and is_open(manifest, job))
 
     def job_folders_of(self, agent: str, task: str) -> list[JobFolder]:
-        """Return the folders of an agent's jobs on a task. Raises UserError if it has none.
+        """Return the folders of an agent's jobs on a task, which need not have all seeds.
 
-        With stages, the agent may have stopped before the last seeds: jobs are those on disk, and
-        those of the first stage.
+        Raises UserError if there is no such agent or task, or if it has no job yet.
         """
-        asked = self._read_with(agent, task)
-        stages = read_stages(asked)
-        folders = [self.job_folder(agent, task, tuple(group)) for group in asked["groups"]]
-        if stages is None:
-            return folders
-        return [f for f in folders if f.begun or set(f.seeds or ()) <= set(stages.seeds[0])]
+        self._read_with(agent, task)
+        folders = [f for f in self.job_folders() if (f.agent, f.task) == (agent, task)]
+        if not folders:
+            raise UserError(f"{agent} on {task} has not been run in {self.name}")
+        return folders
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -395,7 +395,7 @@ class ExperimentStore:
 
 def experiment_names(root: Path) -> list[str]:
     """The names of the experiments in a folder of results."""
-    return sorted(file.parent.name for file in root.glob("*/experiment.json"))
+    return sorted(file.parent.name for file in root.glob(f"*/{EXPERIMENT_FILE}"))
 
 
 def _delete_logs(folder: Path) -> None:
@@ -419,7 +419,7 @@ def _groups_fault(groups: Any) -> str | None:
     if not isinstance(groups, list) or not all(isinstance(g, list) and g for g in groups):
         return "groups must be lists of seeds, of one at least"
     seeds = [seed for group in groups for seed in group]
-    if not 0 < len(seeds) <= MOST_SEEDS or len(groups) > MOST_SEEDS:
+    if not 0 < len(seeds) <= READABLE_SEEDS or len(groups) > READABLE_SEEDS:
         return f"it has {count(len(seeds), 'seed')}"
     if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         return "seeds must be whole numbers from 0 on"
@@ -442,7 +442,7 @@ def _are_rising(numbers: Any) -> bool:
     return (
         isinstance(numbers, list)
         and len(numbers) > 1
-        and all(type(number) is int and 0 < number <= MOST_SEEDS for number in numbers)
+        and all(type(number) is int and 0 < number <= READABLE_SEEDS for number in numbers)
         and all(a < b for a, b in pairwise(numbers))
     )
 

@@ -1,4 +1,4 @@
-"""A job's own process: ``python -m qsm_bench.worker CELL_FOLDER``.
+"""A job's own process: ``python -m qsm_bench.worker JOB_FOLDER``.
 
 The manifest in the folder is the whole order, and the folder is where everything goes; nothing
 is shared with the process that started it, so a job can run wherever the folder can be reached.
@@ -17,7 +17,7 @@ import typer
 from filelock import FileLock, Timeout
 
 from envs import EnvironmentDiedError
-from qsm_bench.errors import user_errors
+from qsm_bench.errors import reason_of, user_errors
 from qsm_bench.evaluation import Interrupted
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.job_folder import JobFolder
@@ -167,7 +167,7 @@ def _train(
         elif isinstance(error, OSError) and error.strerror:
             manifest.reason = f"{error.filename or folder.path}: {error.strerror}"
         else:  # a line cannot say it all: the last lines of the log stand beside it
-            manifest.reason = " ".join(f"{type(error).__name__}: {error}".split())
+            manifest.reason = reason_of(error)
             manifest.log_tail = folder.log_tail()
         again = not expected or isinstance(error, EnvironmentDiedError)
         raise SystemExit(FAILED if again else REFUSED) from None

@@ -1,17 +1,20 @@
 """What the diffusion trainers share: policy, critic, acting, and the order of one update.
 
-A trainer states its actor's loss. It may also state another of what follows; all else is fixed:
+A trainer states its actor's loss. These methods are hooks, which it may state anew as well:
 
-    make_critic         the twin critics
-    next_action         the next action in the critic's target
-    next_value          its value there
-    critic_loss         the critic's loss
-    actor_loss          the actor's loss
-    after_update        what comes after an update, such as moving an average
-    draw_inputs         which updates move the actor
-    update              work that is no part of a pure update
-    action_to_execute   the action while training
-    action_to_evaluate  the action while being evaluated
+    make_critic             the twin critics
+    critic_loss             the critic's loss
+    next_action             the next action in the critic's target
+    next_value              its value there
+    differentiated_value    which of the critics' values grad_a Q is of
+    best_action             which of several candidates is taken
+    exploring_action        how a sample becomes the action that is taken
+    actor_loss              the actor's loss
+    after_update            what comes after an update, such as moving an average
+    draw_inputs             which updates move the actor
+    update                  work that is no part of a pure update
+    pure_training_action    the action while training
+    pure_evaluation_action  the action while being evaluated
 
 Every random number of an update is drawn before it: ``draw_critic_noise`` and ``draw_actor_noise``
 draw what the two losses are given, so a loss with more or other noise comes with its own.
@@ -236,33 +239,18 @@ class DiffusionAgent(TwinCriticLearner[ConfigT], ABC, Generic[ConfigT]):
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:
         """Sample actions, with exploration noise while training; [S, N, obs] -> [S, N, act]."""
+        count, config = observation.shape[1], self.config
         if explore:
-            return self.action_to_execute(observation, self.explore_stream)
-        return self.action_to_evaluate(observation, self.sample_stream)
-
-    def action_to_execute(self, observation: Tensor, streams: SeedStreams) -> Tensor:
-        """Return the action to take while training: [S, N, obs] -> [S, N, act].
-
-        All random numbers come from ``streams``.
-        """
-        noise = self.draw_action_noise(observation.shape[1], streams, self.config.candidates_act)
-        return self.pure_training_action(observation, noise)
+            noise = self.draw_action_noise(count, self.explore_stream, config.candidates_act)
+            return self.pure_training_action(observation, noise)
+        chain = self.sample_stream.normal(
+            config.diffusion_steps, config.candidates_evaluate * count, self.action_size
+        )
+        return self.pure_evaluation_action(observation, chain)
 
     def pure_training_action(self, observation: Tensor, noise: ActionNoise) -> Tensor:
         """Return the action to take while training, of its noise: [S, N, obs] -> [S, N, act]."""
         return self.exploring_action(self.acting_policy, observation, noise)
-
-    def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
-        """Return the action to take while being evaluated: [S, N, obs] -> [S, N, act].
-
-        All random numbers come from ``streams``.
-        """
-        noise = streams.normal(
-            self.config.diffusion_steps,
-            self.config.candidates_evaluate * observation.shape[1],
-            self.action_size,
-        )
-        return self.pure_evaluation_action(observation, noise)
 
     def pure_evaluation_action(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Return the action to take while being evaluated: [S, N, obs] -> [S, N, act].

@@ -88,14 +88,14 @@ class Counters:
         self.fused = device.type == "cuda" and why_no_kernels(device.type) is None
 
     def normal(self, *shape: int) -> Tensor:
-        return self._draw(philox.draw_normal, shape, 4)
+        return self._draw(philox.draw_normal, shape, philox.WORDS)
 
     def uniform(self, *shape: int, low: float, high: float) -> Tensor:
-        value = low + (high - low) * self._draw(philox.draw_unit, shape, 4)
+        value = low + (high - low) * self._draw(philox.draw_unit, shape, philox.WORDS)
         return torch.where(value < high, value, low)  # a sum may be rounded up to the bound
 
     def integers(self, *shape: int, high: int) -> Tensor:
-        return self._draw(philox.draw_integers, shape, 2, high)
+        return self._draw(philox.draw_integers, shape, philox.WORDS // 2, high)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"keys": self.keys, "next_block": self.next_block}

@@ -1,13 +1,12 @@
 """A record: the runs of an experiment as data to publish. ``qsm_bench/record.py`` reads it.
 
 Agents are in it as a whole or not at all: one is in it if its runs on every task of the experiment
-have ended. Checkpoints are left out, and so is the folder of results in the commands that were
-typed, which is a place on somebody's machine.
+have ended. Checkpoints and logs are left out, and so is what ``exporters.places`` finds of the
+machine of who made it.
 """
 
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,18 +14,16 @@ from typing import Any
 from qsm_bench.comparable import protocol_differences, protocol_hash
 from qsm_bench.errors import UserError
 from qsm_bench.exporters.folder import Output
+from qsm_bench.exporters.places import command_without_places, text_without_places
 from qsm_bench.files import read
 from qsm_bench.job_folder import TABLE_LIMIT, JobFolder
-from qsm_bench.manifest import FORMAT
+from qsm_bench.manifest import FORMAT, Manifest
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
-from qsm_bench.record import ENDED, EXPERIMENT_FILE, RECORD_FILE, UNKNOWN, Record
+from qsm_bench.record import ENDED, RECORD_FILE, UNKNOWN, Record
 from qsm_bench.results import Results
 from qsm_bench.statistics.selection import agents_of, tasks_of
-from qsm_bench.store import ExperimentStore
-
-FOLDERS = ("--results", "--reports")
-"""The options that name a place on somebody's machine."""
+from qsm_bench.store import EXPERIMENT_FILE, ExperimentStore
 
 
 def outputs(results: Results, who: str) -> list[Output]:
@@ -110,38 +107,35 @@ def _record(
 
 def _experiment(asked: Mapping[str, Any], agents: Mapping[str, Any]) -> bytes:
     """``experiment.json`` with the agents that are in the record."""
-    command = _published(str(asked.get("command", "")))
+    command = command_without_places(str(asked.get("command", "")))
     return _json({**asked, "format": FORMAT, "agents": list(agents), "command": command})
 
 
 def _files(folder: JobFolder) -> Iterator[tuple[str, bytes]]:
     """The manifest and the tables of a job."""
-    manifest = folder.read_manifest()
-    stretches = tuple(
-        stretch.model_copy(update={"command": _published(stretch.command)})
-        for stretch in manifest.stretches
-    )
-    manifest = manifest.model_copy(update={"stretches": stretches})
+    manifest = _published(folder.read_manifest())
     yield folder.manifest_file.name, (manifest.model_dump_json(indent=2) + "\n").encode()
     yield from ((file.name, read(file, TABLE_LIMIT)) for file in folder.tables if file.exists())
 
 
-def _published(command: str) -> str:
-    """A command without the folders of results and reports, which are places on a machine."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return command
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip or word.startswith(tuple(f"{option}=" for option in FOLDERS)):
-            skip = False
-        elif word in FOLDERS:
-            skip = True
-        else:
-            kept.append(word)
-    return command if len(kept) == len(words) else shlex.join(kept)
+def _published(manifest: Manifest) -> Manifest:
+    """The manifest without a log, and without places on somebody's machine."""
+    changes: dict[str, Any] = {
+        "log_tail": (),
+        "warnings": tuple(map(text_without_places, manifest.warnings)),
+        "stretches": tuple(
+            stretch.model_copy(update={"command": command_without_places(stretch.command)})
+            for stretch in manifest.stretches
+        ),
+        "failed_seeds": {
+            seed: fault.model_copy(update={"reason": text_without_places(fault.reason)})
+            for seed, fault in manifest.failed_seeds.items()
+        },
+    }
+    for name in ("reason", "retried"):
+        text = getattr(manifest, name)
+        changes[name] = text and text_without_places(text)
+    return manifest.model_copy(update=changes)
 
 
 def _output(path: str, content: bytes) -> Output:

@@ -38,15 +38,14 @@ def write_report(results: Results, folder: str | Path, published: Published | No
     settings = [f"{who}: {', '.join(shared)}."] if shared else []
     analysis = Analysis(results)
     said = answer.sentences(analysis)
-    budgets = {cell["task"]: cell["steps"] for cell in results.cells}
-    published = (published or published_scores()).within(budgets)
+    published = (published or published_scores()).within(results.budgets)
     agents, tasks = agents_of(results), tasks_of(results)
     with replacing(folder) as fresh:
         external = dict.fromkeys(curve.name for curve in results.curves_elsewhere)
         drawing = Drawing.into(fresh, agents, list(external))
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
-            lead=" ".join([LEAD, *settings, *results.beside]),
+            lead=" ".join([LEAD, *settings, *results.beside.sentences]),
             sections=[
                 answer.answer(said, analysis, drawing),
                 scores.learning_curves(analysis, drawing, published),

@@ -16,7 +16,7 @@ from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, 
 from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.ranking import Ranking, open_groups
-from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison, agents_of
+from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison, agents_of, failed_jobs
 from qsm_bench.statistics.significance import FALSE_ALARMS, names_better
 
 FEW_SEEDS, FEW_TASKS = 5, 3
@@ -278,12 +278,12 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
             f"This report is partial: {len(unfinished)} of {count(len(results.cells), 'cell')} "
             "have not finished."
         )
-    failed = [c for c in results.cells if c["status"] == "failed"]
+    failed = [job for cell in results.cells for job in failed_jobs(cell)]
     if failed:
-        warnings.append(f"{count(len(failed), 'cell')} failed: {SEE_MISSING}.")
+        warnings.append(f"{count(len(failed), 'job')} failed: {SEE_MISSING}.")
     if results.damaged:
         warnings.append(
-            f"{count(len(results.damaged), 'cell')} cannot be read and "
+            f"{count(len(results.damaged), 'job')} cannot be read and "
             f"{'is' if len(results.damaged) == 1 else 'are'} left out: {SEE_MISSING}."
         )
     diverged = sum(len(cell.get("diverged", {})) for cell in results.cells)

@@ -236,7 +236,7 @@ def _answer(change: Change) -> Section:
     blocks: list[Block] = [Bullets(change.verdict)]
     damaged = len(change.first.damaged) + len(change.second.damaged)
     if damaged:
-        warning = f'{count(damaged, "cell")} of the two cannot be read: see "What is missing".'
+        warning = f'{count(damaged, "job")} of the two cannot be read: see "What is missing".'
         blocks.append(Warnings([warning]))
     return Section("The answer", blocks)
 
@@ -346,7 +346,7 @@ def _missing(change: Change) -> list[str]:
             only = [n for n in names_of(mine) if n not in names_of(other)]
             if only:
                 sentences.append(f"Only {name} has the {kind} {listed(only)}.")
-        sentences += [f"In {name}: {sentence}" for sentence in runs.damaged_cells(mine)]
+        sentences += [f"In {name}: {sentence}" for sentence in runs.damaged_jobs(mine)]
     sentences += change.analysis.comparison.left_out
     return sentences or ["Nothing: every cell of both is compared."]
 

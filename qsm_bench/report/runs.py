@@ -1,5 +1,6 @@
 """Sections on how the results were obtained: cost, diagnostics, settings, and what is missing."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,16 +72,17 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
     blocks: list[Block] = [
         Table(
             "cost",
-            "Wall-clock time of each cell, with all its seeds together on one thread or device. "
-            "Rates are summed over seeds, and count training time only.",
+            "Wall-clock time of each cell's jobs, added up. The seeds of a job share one thread or "
+            "device. Rates are those of one job, over all its seeds, and count training time "
+            "only.",
             cells,
             data,
         )
     ]
-    if analysis.results.recorded:
+    if analysis.results.beside.agents:
         blocks.append(
             Text(
-                f"The runs of {listed(analysis.results.recorded)} were trained elsewhere, at "
+                f"The runs of {listed(analysis.results.beside.agents)} were trained elsewhere, at "
                 "another time and maybe on another machine: their times cannot be compared with "
                 "those of the other agents."
             )
@@ -94,20 +96,21 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
                     curves,
                     drawing.styles,
                     x="minutes",
-                    x_label="minutes since the cell began",
+                    x_label="minutes since the job began",
                     y_label="return",
                     panel_by="task",
                 ),
                 curves,
                 alt="Mean return against wall-clock minutes, a panel for each task.",
-                caption="Mean return against the cell's wall-clock time, evaluations included.",
+                caption="Mean return against the wall-clock time of the cell's slowest job, "
+                "evaluations included.",
             )
         )
     return Section("Cost", blocks)
 
 
 def return_against_time(analysis: Analysis) -> pd.DataFrame:
-    """Columns: those of ``estimates.task_curves``, and minutes (since the cell began)."""
+    """Columns: those of ``estimates.task_curves``, and minutes (since the job began)."""
     clock = analysis.results.training.groupby(["agent", "task", "step"], as_index=False)[
         "wall_clock"
     ].max()
@@ -155,13 +158,14 @@ def trainers(results: Results, drawing: Drawing) -> Section:
                 caption=f"{task}: mean and range over seeds.",
             )
         )
-    slices = results.slices
-    first = slices[(slices["seed"] == slices["seed"].min()) & (slices["state"] == 0)]
+    slices = _first_slices(results)
+    if slices.empty:
+        return Section("Trainers' diagnostics", [*blocks, *notes])
     blocks.append(
         drawing.picture(
             "action-slices",
-            figures.action_slices(first, drawing.styles),
-            first,
+            figures.action_slices(slices, drawing.styles),
+            slices,
             alt="For each agent and task, the critic's value along the first action "
             "dimension and the share of the policy's samples there.",
             caption="The critic along the first action dimension (line), and the share of the "
@@ -171,6 +175,13 @@ def trainers(results: Results, drawing: Drawing) -> Section:
         )
     )
     return Section("Trainers' diagnostics", [*blocks, *notes])
+
+
+def _first_slices(results: Results) -> pd.DataFrame:
+    """The slices of each agent's first seed on each task, at the first measured state."""
+    slices = results.slices[results.slices["state"] == 0]
+    first = slices.groupby(["agent", "task"])["seed"].transform("min")
+    return slices[slices["seed"] == first]
 
 
 def _measures(results: Results) -> pd.DataFrame:
@@ -297,7 +308,7 @@ def condition_warning(results: Results) -> str | None:
     if not differing:
         return None
     different = "; ".join(f"{name} {' or '.join(values)}" for name, values in differing.items())
-    what = results.name + " and the record beside it" * bool(results.recorded)
+    what = results.name + " and the record beside it" * bool(results.beside.agents)
     return (
         f"Warning: not all of {what} ran under the same conditions ({different}). Numbers may "
         "differ for that reason alone."
@@ -336,13 +347,14 @@ def _commands(results: Results) -> Iterable[str]:
     for cell in results.cells:
         commands = [stretch["command"] for stretch in cell["stretches"] if stretch["command"]]
         yield from commands or [results.experiment.get("command", "")]
-    yield f"python -m qsm_bench report {results.name}"
+    beside = f" --beside {shlex.quote(results.beside.name)}" if results.beside.agents else ""
+    yield f"python -m qsm_bench report {results.name}{beside}"
 
 
 def what_is_missing(analysis: Analysis) -> Section:
     """Everything that the experiment should have and the statistics do not use."""
     comparison, results = analysis.comparison, analysis.results
-    sentences = damaged_cells(results)
+    sentences = damaged_jobs(results)
     sentences += [
         f"{_job_name(cell, job)}: {job['status']} at step {job['step']:,}"
         + (f" ({job['reason']})" if job["reason"] else "")
@@ -369,11 +381,12 @@ def what_is_missing(analysis: Analysis) -> Section:
     return Section(MISSING_TITLE, blocks)
 
 
-def damaged_cells(results: Results) -> list[str]:
-    """A sentence for each damaged cell."""
+def damaged_jobs(results: Results) -> list[str]:
+    """A sentence for each damaged job."""
     return [
-        f"{cell.agent} on {cell.task} is damaged and left out: {cell.fault}."
-        for cell in results.damaged
+        f"{job.agent} on {job.task}, seeds {seeds_text(job.seeds)}: damaged and left out: "
+        f"{job.fault}."
+        for job in results.damaged
     ]
 
 

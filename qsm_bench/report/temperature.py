@@ -12,7 +12,7 @@ import pandas as pd
 
 from agents.protocol import StatesTemperature
 from agents.registry import AgentError, find_agent
-from qsm_bench.errors import UserError
+from qsm_bench.errors import UserError, reason_of
 from qsm_bench.report.wording import NONE, number
 from qsm_bench.results import TRAINING_COLUMNS, Results
 from qsm_bench.settings import validated
@@ -93,7 +93,7 @@ def _stated(agent: Any, config: Any, metrics: Mapping[str, float]) -> float:
         found = agent.effective_temperature(config, metrics)
         return np.nan if found is None else float(found)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = reason_of(error)
         raise AgentError(
             f"agent {agent.name!r}: effective_temperature(config, metrics) raised {reason}"
         ) from error

@@ -18,7 +18,7 @@ from qsm_bench.statistics.selection import (
     select_runs,
 )
 from qsm_bench.statistics.settling import (
-    MOST_SEEDS,
+    TRIED_SEEDS,
     StagesToCome,
     seconds_per_seed,
     settling,
@@ -93,7 +93,7 @@ class Analysis:
     def most_seeds(self) -> int:
         """The most seeds for which ``settling`` looks; 0 if the last stage was tested."""
         if self.stages_to_come is None:
-            return MOST_SEEDS
+            return TRIED_SEEDS
         return max((count for count, _ in self.stages_to_come), default=0)
 
     @cached_property

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from qsm_bench.errors import UserError
 from qsm_bench.groups import seeds_text
 from qsm_bench.merging import jobs_of
+from qsm_bench.protocol import Protocol
 from qsm_bench.results import Results
 
 FloatArray = npt.NDArray[np.float64]
@@ -142,7 +143,7 @@ def learning_curves(results: Results) -> dict[CellKey, Curves]:
     whole_rows = results.evaluations.dropna(subset=["length"])
     for key, found in whole_rows.groupby(["agent", "task"], sort=False):
         agent, task = str(key[0]), str(key[1])
-        jobs, failed = jobs_of(cells[agent, task]), _failed_jobs(cells[agent, task])
+        jobs, failed = jobs_of(cells[agent, task]), failed_jobs(cells[agent, task])
         if len(failed) < len(jobs):  # those that failed must not keep the others back
             seeds = [seed for job in failed for seed in job["seeds"]]
             found = found[~found["seed"].isin(seeds)]
@@ -165,7 +166,7 @@ def select_runs(results: Results) -> Comparison:
     if not curves and results.damaged:
         raise UserError(
             f"experiment {results.name!r} has nothing to report: {len(results.damaged)} of its "
-            f"cells cannot be read, the first because {results.damaged[0].fault}"
+            f"jobs cannot be read, the first because {results.damaged[0].fault}"
         )
     if not curves:
         raise UserError(
@@ -216,7 +217,7 @@ def _select_runs(
     for agent in agents_of(results):
         cell, curve = cells.get(agent), curves.get((agent, task))
         damaged = [d for d in results.damaged if (d.agent, d.task) == (agent, task)]
-        failed = [] if cell is None else _failed_jobs(cell)
+        failed = [] if cell is None else failed_jobs(cell)
         for part in damaged:
             seeds_left_out = f", seeds {seeds_text(part.seeds)}" if cell else ""
             reasons.append(f"{agent} on {task}{seeds_left_out}: it is damaged.")
@@ -252,18 +253,19 @@ def _select_runs(
         return {}, [*reasons, f"{task}: its agents were never evaluated at the same step."]
     if finite:
         due = {step for curve in finite.values() for step in curve.steps.tolist()}
-        due |= {step for agent, _ in finite for step in _schedule(cells[agent])}
+        due |= {step for agent, _ in finite for step in evaluated_steps(cells[agent])}
         reasons += _left_out_steps(task, steps.tolist(), sorted(due))
     return {key: curve.select(curve.seeds, steps) for key, curve in finite.items()}, reasons
 
 
-def _failed_jobs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def failed_jobs(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The jobs of a merged cell that have failed, as ``merging.jobs_of`` has them."""
     return [job for job in jobs_of(cell) if job["status"] == "failed"]
 
 
 def external_curves(results: Results) -> dict[CellKey, Curves]:
     """Every curve from elsewhere, at the steps that all its seeds have and that ours reach."""
-    budgets = {cell["task"]: cell["steps"] for cell in results.cells}
+    budgets = results.budgets
     curves = {}
     for curve in results.curves_elsewhere:
         task = curve.task
@@ -316,9 +318,9 @@ def _external_runs(
     return joined, reasons
 
 
-def _schedule(cell: Mapping[str, Any]) -> list[int]:
-    """The steps at which a finished cell has been evaluated."""
-    return [*range(cell["eval_every"], cell["steps"], cell["eval_every"]), cell["steps"]]
+def evaluated_steps(cell: Mapping[str, Any]) -> list[int]:
+    """The steps at which a finished cell has been evaluated, or one that is planned will be."""
+    return Protocol(**cell["protocol"]).evaluated_steps(cell.get("lengths", ()))
 
 
 def _left_out_steps(task: str, steps: Sequence[int], due: Sequence[int]) -> list[str]:

@@ -14,7 +14,7 @@ from qsm_bench.statistics.power import POWER
 from qsm_bench.statistics.selection import CellKey, Comparison, FloatArray
 from qsm_bench.statistics.significance import FALSE_ALARMS, detectable_improvement, in_order
 
-MOST_SEEDS = 50
+TRIED_SEEDS = 50
 """No larger number of seeds is tried."""
 SIMULATIONS = 2_000
 StagesToCome = Sequence[tuple[int, float]]
@@ -48,7 +48,7 @@ def settling(
         seeds_first, seeds_second: the number of seeds of each agent on each task.
         grows_first, grows_second: False for an agent that was measured elsewhere.
         needed: the number of seeds of each agent that grows; NaN if it is larger than
-            ``MOST_SEEDS``, or no stage to come has enough, or no agent grows.
+            ``TRIED_SEEDS``, or no stage to come has enough, or no agent grows.
         seconds: what the added seeds cost; NaN if it is not known.
     """
     tested = pairs["p"].notna()
@@ -106,12 +106,12 @@ def seeds_needed(
     is found by bisection; the share need not rise with every seed, so a smaller number may do, too.
 
     Only the agents for which ``grows`` is True get more seeds; one that has more than the result
-    keeps them. None if ``MOST_SEEDS`` are not enough, or no agent grows.
+    keeps them. None if ``TRIED_SEEDS`` are not enough, or no agent grows.
     """
     if not any(grows):
         return None
     fewest = min(len(runs) for runs, grow in zip((x, y), grows, strict=True) if grow)
-    candidates = range(fewest + 1, MOST_SEEDS + 1)
+    candidates = range(fewest + 1, TRIED_SEEDS + 1)
     found = bisect_left(candidates, True, key=lambda n: is_enough(x, y, n, level, grows))
     return candidates[found] if found < len(candidates) else None
 

@@ -77,7 +77,8 @@ def draw_batches(
     for _ in range(count):
         state = streams.normal(size, observation_size)
         with torch.no_grad():
-            action = agent.action_to_execute(state, streams)
+            noise = agent.draw_action_noise(size, streams, agent.config.candidates_act)
+            action = agent.pure_training_action(state, noise)
         yield Batch(state, action, nothing, nothing, state)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
-from qsm_bench.errors import UserError, naming
+from qsm_bench.errors import UserError, first_fault, naming
 from qsm_bench.executors import Executor
 from qsm_bench.files import MIB, read_json
 from qsm_bench.process import configure_process
@@ -84,6 +84,7 @@ def train_cells(
             keep_replay=cells.name in gone_on_from,
             results=results,
         )
+        prepared.refuse_unrunnable()
         prepared.refuse_what_does_not_fit()
         outcome = train(prepared, command, console, received)
         if received or outcome.unfinished or outcome.queued:
@@ -180,5 +181,4 @@ def published_verdict(study: Study, reports: Path) -> PublishedVerdict | None:
     try:
         return PublishedVerdict.model_validate(read_json(file, MIB))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "all of it"
-        raise UserError(f"{file} is damaged: {where}; run the study again") from error
+        raise UserError(f"{file} is damaged: {first_fault(error)}; run the study again") from error

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qsm_bench.protocol import Protocol
 from qsm_bench.results import SLICE_COLUMNS, Results
 
 Returns = Callable[[str, str, int, int], float]
@@ -79,23 +80,20 @@ def make_cell(
     agent: str, task: str, seeds: int, steps: Sequence[int], episodes: int
 ) -> dict[str, Any]:
     """Make the manifest of a finished cell."""
+    protocol = Protocol(
+        steps=steps[-1], warmup_steps=2_500, eval_every=5_000, eval_episodes=episodes
+    ).model_dump(mode="json")
     return {
+        "protocol": protocol,
+        **protocol,
         "agent": agent,
         "agent_name": agent.partition("[")[0],
         "settings": {"discount": 0.99, "hidden_sizes": [256, 256]}
         | ({"alpha": 50.0} if agent.startswith("qsm") else {"delay": 2}),
         "task": task,
         "gymnasium_id": f"dm_control/{task}-v0",
-        "action_repeat": 1,
         "score_range": (0.0, 1000.0),
         "seeds": list(range(seeds)),
-        "steps": steps[-1],
-        "warmup_steps": 2_500,
-        "batch_size": 256,
-        "updates_per_step": 1,
-        "replay_capacity": 1_000_000,
-        "eval_every": 5_000,
-        "eval_episodes": episodes,
         "device": "cpu",
         "compiled": False,
         "status": "finished",

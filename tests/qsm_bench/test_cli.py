@@ -405,6 +405,14 @@ def test_a_list_has_one_line_each(what: str, shown: list[str]) -> None:
     assert len(set(names)) == len(names)
 
 
+def test_an_agent_without_a_docstring_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -OO` leaves none."""
+    monkeypatch.setattr("inspect.getdoc", lambda _: None)
+    outcome = call("list", "agents")
+    assert outcome.status == 0
+    assert "qsm_reference" in outcome.out
+
+
 def test_a_description_has_every_setting_with_its_default() -> None:
     outcome = call("describe", "sac")
     assert outcome.status == 0

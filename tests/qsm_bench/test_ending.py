@@ -218,7 +218,7 @@ def test_what_was_compiled_needs_a_compiler_to_go_on(laid_out: Path) -> None:
         os.environ.pop("CXX", None)
         for more in ((), ("--dry-run",)):
             outcome = call("run", *options, *more)
-            assert_refused(outcome, "experiment 'fast' was begun with --compile on")
+            assert_refused(outcome, "experiment 'fast' was begun with compiled updates")
             assert "g++" in outcome.err
     assert not list((laid_out / "results").rglob("log.txt"))
 

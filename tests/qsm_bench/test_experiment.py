@@ -84,6 +84,7 @@ def test_every_agent_resolves_and_has_documented_settings() -> None:
         ("qsm", ["alpha=1"], "every agent has no setting 'alpha'"),
         ("qsm", ["learning_rate=0"], "learning_rate of every agent: 0 is not right"),
         ("qsm", ["qsm.alpha=1", "qsm.alpha=2"], "qsm.alpha is given as 1 and as 2: give one"),
+        ("qsm[alpha=1,alpha=2]", [], "alpha is given as 1 and as 2: give one of them"),
         ("qsm", ["polyak=0.1", "polyak=0.2"], "polyak is given as 0.1 and as 0.2: give one"),
         ("qsm", [".alpha=1"], "write it as agent.setting=value"),
         ("qsm", ["qsm.alpha"], "write it as agent.setting=value"),
@@ -98,6 +99,11 @@ def test_wrong_agents_and_settings_are_one_clear_line(
         prepare_run(text, settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_space_before_the_bracket_is_no_part_of_the_name() -> None:
+    (entry,) = parse_agents("qsm [alpha=10]", {"qsm": {"n_step": 3}})
+    assert entry.settings == {"alpha": 10, "n_step": 3}
 
 
 def prepare_run(agents: str, settings: list[str]) -> None:

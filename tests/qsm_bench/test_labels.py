@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 from qsm_bench.relabeling import relabeled
 from qsm_bench.report import write_report
 from qsm_bench.report.labels import without_shared_settings
-from qsm_bench.results import Damaged
+from qsm_bench.results import Beside, Damaged
 from qsm_bench.statistics import estimates
 from tests.qsm_bench.synthetic import make_results, with_diagnostics
 
@@ -20,7 +20,8 @@ from tests.qsm_bench.synthetic import make_results, with_diagnostics
 def labels_of(agents: list[str]) -> tuple[list[str], list[str]]:
     """Return the labels that a report shows, and what it says once."""
     results = make_results(tuple(agents), ("a",), 1, 1, 1)
-    results = replace(results, recorded=tuple(a for a in agents if a.endswith("(record)")))
+    recorded = tuple(agent for agent in agents if agent.endswith("(record)"))
+    results = replace(results, beside=Beside(agents=recorded))
     shorter, shared = without_shared_settings(results)
     return shorter.experiment["agents"], shared
 

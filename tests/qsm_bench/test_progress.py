@@ -145,7 +145,7 @@ def test_a_seed_that_diverged_is_told_while_its_job_runs_and_after(
 
 def shown(folders: list[JobFolder], *, terminal: bool) -> tuple[Display, io.StringIO]:
     out = io.StringIO()
-    return Display(folders, Console(file=out, force_terminal=terminal, width=120)), out
+    return Display(lambda: folders, Console(file=out, force_terminal=terminal, width=120)), out
 
 
 def test_a_log_gets_a_line_for_news_and_none_for_no_news(
@@ -169,6 +169,21 @@ def test_a_log_gets_a_line_for_news_and_none_for_no_news(
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     display.show()
     assert out.getvalue().count("\n") == 3
+
+
+def test_a_job_that_comes_later_is_shown(folders: list[JobFolder]) -> None:
+    """In stages, jobs of a later one appear when it begins."""
+    there, out = folders[:1], io.StringIO()
+    display = Display(lambda: there, Console(file=out, width=120))
+    update(folders[0], status="finished", step=3000)
+    display.show()
+    assert not display.working
+    update(folders[1], status="running")
+    sign(folders[1])
+    there = folders
+    display.show()
+    assert display.working
+    assert "qsm[alpha=10] on four-goals: running" in out.getvalue()
 
 
 def test_what_is_refreshed_often_is_shown_once_a_second(

@@ -26,7 +26,7 @@ from qsm_bench.cli import app
 from qsm_bench.comparable import protocol_differences, protocol_hash
 from qsm_bench.errors import UserError
 from qsm_bench.exporters import export
-from qsm_bench.manifest import Manifest
+from qsm_bench.manifest import Manifest, SeedFailure
 from qsm_bench.protocol import Protocol
 from qsm_bench.record import find_record, known_records, load_record, read_record
 from qsm_bench.report import write_report
@@ -34,6 +34,7 @@ from qsm_bench.results import Results, load_results
 from qsm_bench.statistics.selection import select_runs
 from qsm_bench.statistics.significance import compare_all_pairs
 from qsm_bench.store import ExperimentStore
+from qsm_bench.stretches import Stretch
 from tests.qsm_bench.jobs import EVAL_EVERY, PROTOCOL, make_experiment
 
 TASKS = ("four-goals", "linear-quadratic")
@@ -112,6 +113,49 @@ def test_a_record_names_no_folder_and_has_no_checkpoint(published: Path, tmp_pat
     assert not any(b"/a/place" in file.read_bytes() for file in again.rglob("*.json"))
     assert "--name base" in (again / "experiment.json").read_text()
     assert (again / "record.json").read_bytes() == (published / "record.json").read_bytes()
+
+
+def test_a_report_beside_a_record_says_the_command_that_makes_it(
+    published: Path, tmp_path: Path
+) -> None:
+    own = place_beside(experiment_on_disk(tmp_path, "mine", shift=1.0), load_record(published))
+    write_report(own, tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert "python -m qsm_bench report mine --beside base\n" in text
+
+
+def test_a_record_tells_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
+    """Commands, reasons, warnings and logs may have folders, hosts and accounts."""
+    experiment_on_disk(tmp_path, "base")
+    folder = next(ExperimentStore(tmp_path, "base").job_folders())
+    manifest = folder.read_manifest()
+    command = (
+        "python -m qsm_bench run --agents sac,td3 --results /home/me/r --beside=/home/me/x.zip "
+        "--executor slurm --partition mine --slurm account=mine --no-requeue --seeds 3"
+    )
+    where = "FileNotFoundError: /home/me/a/file.csv: no such file (https://some.where/to/look)"
+    folder.write_manifest(
+        manifest.model_copy(
+            update={
+                "status": "failed",
+                "reason": where,
+                "retried": where,
+                "log_tail": ('File "/home/me/mine.py", line 3',),
+                "warnings": (where,),
+                "failed_seeds": {1: SeedFailure(step=3, reason=where)},
+                "stretches": (Stretch(command=command),),
+            }
+        )
+    )
+    place = export(load_results(tmp_path, "base"), "record", tmp_path / "out", who="us")
+    text = "".join(file.read_text() for file in place.rglob("*.json"))
+    assert "/home" not in text
+    assert "mine" not in text
+    assert "slurm" not in text
+    assert "python -m qsm_bench run --agents sac,td3 --seeds 3" in text
+    said = "FileNotFoundError: file.csv: no such file (https://some.where/to/look)"
+    assert text.count(said) == 4
+    load_record(place)
 
 
 def test_only_agents_that_have_ended_everywhere_are_in_it(tmp_path: Path) -> None:
@@ -286,7 +330,7 @@ def test_equal_protocols_are_compared_at_the_last_common_step(
         ("td3", "td3 (base)"),
         ("td3 (base)", "sac (base)"),
     }
-    assert "are compared on four-goals, linear-quadratic" in " ".join(together.beside)
+    assert "are compared on four-goals, linear-quadratic" in " ".join(together.beside.sentences)
     # Seen from the other side, what is compared is the same.
     theirs = comparison.runs["td3 (base)", TASKS[0]].returns
     base = load_results(tmp_path, "base").evaluations
@@ -315,8 +359,8 @@ def test_other_protocols_are_only_drawn(
     together = place_beside(own, load_record(published))
     alone, beside = select_runs(own), select_runs(together)
     assert (beside.agents, beside.left_out) == (alone.agents, alone.left_out)
-    assert {curve.name for curve in together.references} == {"sac (base)", "td3 (base)"}
-    assert said in " ".join(together.beside)
+    assert {curve.name for curve in together.beside.references} == {"sac (base)", "td3 (base)"}
+    assert said in " ".join(together.beside.sentences)
     page = write_report(together, tmp_path / "report")
     text = page.with_name("report.md").read_text("utf-8")
     assert said in text
@@ -329,7 +373,7 @@ def test_a_staged_experiment_tests_its_own_agents_alone(published: Path, tmp_pat
     staged = replace(own, experiment={**own.experiment, "stages": {}})
     together = place_beside(staged, load_record(published))
     assert select_runs(together).agents == ("td3",)
-    assert STAGED in " ".join(together.beside)
+    assert STAGED in " ".join(together.beside.sentences)
 
 
 def test_tasks_that_one_of_them_has_stay_as_they_are(published: Path, tmp_path: Path) -> None:
@@ -373,7 +417,7 @@ def test_one_run_is_never_two(published: Path, tmp_path: Path) -> None:
     own = experiment_on_disk(tmp_path, "mine", "td3")
     together = place_beside(own, load_record(published))
     assert select_runs(together).agents == ("td3", "sac (base)")
-    assert "td3 is left out of it: its runs are those of td3 here." in together.beside
+    assert "td3 is left out of it: its runs are those of td3 here." in together.beside.sentences
     with pytest.raises(UserError, match="has the runs of this record, number for number"):
         place_beside(load_results(tmp_path, "base"), load_record(published))
 
@@ -384,16 +428,27 @@ def test_a_record_that_ends_earlier_says_where(published: Path, tmp_path: Path) 
     assert {int(runs.steps[-1]) for runs in select_runs(together).runs.values()} == {40}
     assert (
         "On four-goals, linear-quadratic all agents are compared at step 40, the last"
-        in " ".join(together.beside)
+        in " ".join(together.beside.sentences)
     )
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 25))
-def test_the_last_common_evaluation_is_the_last_step_of_both(a: int, b: int, every: int) -> None:
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 25), st.booleans())
+def test_the_last_common_evaluation_is_the_last_step_of_both(
+    a: int, b: int, every: int, extended: bool
+) -> None:
+    """A run that was given more steps has been evaluated where it ended before."""
     one, other = (Protocol(steps=n + 1, warmup_steps=1, eval_every=every) for n in (a, b))
-    both = [s for s in range(1, 62) if one.is_evaluated(s) and other.is_evaluated(s)]
-    both = [s for s in both if s <= min(one.steps, other.steps)]
-    assert last_common_evaluation(one, other) == max(both, default=0)
+    earlier = 1 + a // 2
+    both = [
+        step
+        for step in range(1, 1 + min(one.steps, other.steps))
+        if (one.is_evaluated(step) or (extended and step == earlier)) and other.is_evaluated(step)
+    ]
+    cells: list[dict[str, Any]] = [
+        {"protocol": one.model_dump(), "lengths": [earlier] if extended else []},
+        {"protocol": other.model_dump()},
+    ]
+    assert last_common_evaluation(cells) == max(both, default=0)
 
 
 def test_where_nothing_is_learned_equal_returns_are_no_sign_of_one_run(
@@ -419,7 +474,7 @@ def test_damage_is_told_where_no_cell_can_be_read(published: Path, tmp_path: Pat
         file.write_text("no table")
     own = load_results(tmp_path, "mine")
     assert own.damaged
-    with pytest.raises(UserError, match=r"none of its cells can be read, the first because .*eval"):
+    with pytest.raises(UserError, match=r"none of its jobs can be read, the first because .*eval"):
         place_beside(own, load_record(published))
 
 
@@ -452,7 +507,7 @@ def test_runs_that_were_never_evaluated_at_one_step_are_only_drawn(tmp_path: Pat
     own = experiment_on_disk(tmp_path, "mine", shift=1.0)
     together = place_beside(own, record)
     assert select_runs(together).agents == ("sac", "td3")
-    assert "there first at 15, here first at 20" in " ".join(together.beside)
+    assert "there first at 15, here first at 20" in " ".join(together.beside.sentences)
 
 
 def test_a_staged_record_is_only_drawn(published: Path, tmp_path: Path) -> None:
@@ -462,7 +517,7 @@ def test_a_staged_record_is_only_drawn(published: Path, tmp_path: Path) -> None:
     own = experiment_on_disk(tmp_path, "mine", "td3", shift=1.0)
     together = place_beside(own, staged)
     assert select_runs(together).agents == ("td3",)
-    assert STAGED_THERE in " ".join(together.beside)
+    assert STAGED_THERE in " ".join(together.beside.sentences)
 
 
 def test_a_record_has_one_protocol(tmp_path: Path) -> None:
@@ -479,7 +534,7 @@ def test_a_record_has_one_protocol(tmp_path: Path) -> None:
         )
     )
     together = place_beside(load_results(tmp_path, "base"), record)
-    assert "eval_episodes is 2 there and 3 here" in " ".join(together.beside)
+    assert "eval_episodes is 2 there and 3 here" in " ".join(together.beside.sentences)
 
 
 def test_agents_that_are_left_out_of_a_record_are_named(tmp_path: Path) -> None:

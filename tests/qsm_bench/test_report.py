@@ -179,6 +179,32 @@ def test_nothing_is_loaded_and_every_link_leads_to_a_file_of_the_report(full: Pa
     )  # a figure's own pictures
 
 
+def test_agents_may_show_their_critic_without_their_policy(tmp_path: Path) -> None:
+    """All methods that show something are optional: diagnostics may be there without slices."""
+    results = with_diagnostics(make_results())
+    write_report(replace(results, slices=results.slices.iloc[:0]), tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert "Diagnostics on" in text
+    assert "action-slices" not in text
+
+
+def test_the_slices_are_of_each_agents_own_first_seed(tmp_path: Path) -> None:
+    results = with_diagnostics(make_results())
+    slices = results.slices.copy()
+    slices.loc[slices["agent"] == "qsm", "seed"] += 10
+    write_report(replace(results, slices=slices), tmp_path / "report")
+    drawn = pd.read_csv(tmp_path / "report/data/action-slices.csv")
+    first = drawn.groupby("agent")["seed"].unique().map(list).to_dict()
+    assert first == {"qsm": [10], "sac": [0], "td3": [0]}
+
+
+def test_the_budget_of_a_task_is_that_of_its_longest_run() -> None:
+    results = make_results()
+    shorter = [{**c, "steps": 5_000} if c["agent"] == "td3" else c for c in results.cells]
+    assert replace(results, cells=shorter).budgets == results.budgets
+    assert set(results.budgets.values()) == {20_000}
+
+
 def test_every_figure_has_both_formats_its_numbers_and_a_text(full: Path) -> None:
     figures = {path.stem for path in (full / "figures").iterdir()}
     assert {"ranking", "aggregates", "profiles", "improvement-matrix", "learning-curves"} <= figures
@@ -563,7 +589,7 @@ def no_training_rows() -> Results:
         (one_agent, "The answer", "Only qsm has runs"),
         (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2: not used in"),
         (failed_cell, "What failed, diverged or is missing", "td3 on a: it failed (out of"),
-        (failed_cell, "The answer", "1 cell failed"),
+        (failed_cell, "The answer", "1 job failed"),
         (missing_cell, "What failed, diverged or is missing", "td3 on a: it was not run"),
         (pending_cell, "What failed, diverged or is missing", "td3 on a: pending at step 0"),
         (pending_cell, "The answer", "This report is partial: 1 of 4 cells have not finished"),

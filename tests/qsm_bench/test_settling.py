@@ -15,7 +15,7 @@ from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.power import POWER
 from qsm_bench.statistics.selection import FloatArray
 from qsm_bench.statistics.settling import (
-    MOST_SEEDS,
+    TRIED_SEEDS,
     critical_improvement,
     seconds_per_seed,
     seeds_needed,
@@ -58,7 +58,7 @@ def test_runs_that_never_overlap_need_the_fewest_seeds_that_can_have_a_verdict(
 def test_an_agent_that_was_measured_elsewhere_keeps_its_seeds(level: float, seeds: int) -> None:
     mine, theirs = runs(seeds, 1, 100), runs(seeds, 1)
     fewest = next(n for n in count(1) if 2 / comb(n + seeds, n) <= level)
-    expected = max(seeds + 1, fewest) if fewest <= MOST_SEEDS else None
+    expected = max(seeds + 1, fewest) if fewest <= TRIED_SEEDS else None
     assert seeds_needed(mine, theirs, level, (True, False)) == expected
     assert seeds_needed(theirs, mine, level, (False, True)) == expected
     assert seeds_needed(mine, theirs, level, (False, False)) is None

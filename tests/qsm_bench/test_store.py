@@ -225,6 +225,18 @@ def test_a_damaged_experiment_is_one_clear_line(store: ExperimentStore, damage: 
         assert "\n" not in str(damaged.value)
 
 
+def test_the_jobs_of_an_agent_are_those_that_were_asked_for_it(store: ExperimentStore) -> None:
+    """Seeds that came with a later agent are no jobs of an earlier one."""
+    before = [folder.path for folder in store.job_folders_of("sac", "four-goals")]
+    asked = json.loads(store.file.read_text())
+    asked["groups"].append([77])
+    asked["agents"].append("td3[polyak=0.5]")
+    store.file.write_text(json.dumps(asked))
+    assert [folder.path for folder in store.job_folders_of("sac", "four-goals")] == before
+    with pytest.raises(UserError, match="has not been run in there"):
+        store.job_folders_of("td3[polyak=0.5]", "four-goals")
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_progress_is_none(store: ExperimentStore, damage: str) -> None:
     first, *_ = store.job_folders()

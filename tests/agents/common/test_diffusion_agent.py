@@ -11,7 +11,6 @@ from torch import Tensor
 from agents.common.diffusion import DiffusionPolicy
 from agents.common.diffusion_agent import ActionNoise, DiffusionAgent, DiffusionConfig
 from agents.common.optimizer import polyak_update
-from agents.common.streams import SeedStreams
 from agents.protocol import AgentConfig, Batch
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate
@@ -68,12 +67,13 @@ class Hooked(DiffusionAgent[DiffusionConfig]):
     def after_update(self, metrics: dict[str, Tensor]) -> None:
         polyak_update(self.average, self.denoiser, 0.25)
 
-    def action_to_execute(self, observation: Tensor, streams: SeedStreams) -> Tensor:
-        noise = self.draw_action_noise(CANDIDATES * observation.shape[1], streams)
-        return self.best(observation, noise, self.policy, self.critic)
+    def pure_training_action(self, observation: Tensor, noise: ActionNoise) -> Tensor:
+        action = self.policy.sample(observation, noise.chain)
+        return self.chosen(observation, action, self.critic)
 
-    def action_to_evaluate(self, observation: Tensor, streams: SeedStreams) -> Tensor:
-        return self.sample_policy(observation, CANDIDATES, streams).amax(dim=2)
+    def pure_evaluation_action(self, observation: Tensor, noise: Tensor) -> Tensor:
+        action = self.policy.sample(observation, noise)
+        return action.view(-1, CANDIDATES, observation.shape[1], ACT).amax(dim=1)
 
     def best(
         self,
@@ -84,6 +84,15 @@ class Hooked(DiffusionAgent[DiffusionConfig]):
     ) -> Tensor:
         """The candidate of the highest value, [S, B, act]."""
         action = self.exploring_action(policy, observation, noise)
+        return self.chosen(observation, action, critic)
+
+    def chosen(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        critic: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The action of the highest value among candidates [S, K B, act]."""
         q = critic(observation.repeat(1, CANDIDATES, 1), action).amin(dim=0)
         rows = observation.shape[1]
         chosen = q.view(-1, CANDIDATES, rows).argmax(dim=1).view(-1, 1, rows, 1)
@@ -92,7 +101,10 @@ class Hooked(DiffusionAgent[DiffusionConfig]):
 
 
 def build(seeds: tuple[int, ...] = SEEDS) -> Hooked:
-    return Hooked(DiffusionConfig(hidden_sizes=(12, 10)), OBS, ACT, seeds, CPU)
+    config = DiffusionConfig(
+        hidden_sizes=(12, 10), candidates_act=CANDIDATES, candidates_evaluate=CANDIDATES
+    )
+    return Hooked(config, OBS, ACT, seeds, CPU)
 
 
 def batches(count: int) -> list[Batch]:
@@ -140,8 +152,10 @@ def test_executing_and_evaluating_have_a_hook_and_a_stream_each() -> None:
     high, low = (each.act(observation, explore=True) for each in (agent, other))
     assert (high[..., 0] > low[..., 0]).all()
     highest = agent.act(observation, explore=False)
-    samples = build().sample_policy(observation, CANDIDATES, SeedStreams(SEEDS, "sample", CPU))
-    assert torch.equal(highest, samples.amax(dim=2))
+    again = build()
+    noise = again.sample_stream.normal(again.config.diffusion_steps, CANDIDATES * 4, ACT)
+    samples = again.policy.sample(observation, noise).view(len(SEEDS), CANDIDATES, 4, ACT)
+    assert torch.equal(highest, samples.amax(dim=1))
     assert not highest.requires_grad
 
 
