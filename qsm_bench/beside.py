@@ -30,8 +30,8 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     On a task where protocol and environment are the experiment's own, but for the length, their
     runs stand in the statistics; on another task they are curves to look at. ``Results.beside``
     says which, and why. An agent whose runs are the experiment's own, number for number, is left
-    out. Raises UserError if the two share no task, are the same experiment or runs, or have agents
-    of one label.
+    out. Raises UserError if the two share no task, are the same experiment, or have agents of one
+    label.
     """
     refuse_itself(results.root / results.name, loaded)
     if results.damaged and not results.cells:
@@ -49,17 +49,21 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         for agent in loaded.record.agents
         if agent not in same
     }
+    twice = [
+        f"{agent} ({loaded.record.name}) is left out: runs of it are {agent}'s here, number for "
+        "number, and one run is never two."
+        for agent in same
+    ]
     if not labels:
-        raise UserError(f"{results.name} has the runs of this record, number for number")
+        return replace(results, beside=Beside(loaded.asked, sentences=tuple(twice)))
     there = {*agents_of(results), *(curve.name for curve in results.curves_elsewhere)}
-    if twice := [label for label in labels.values() if label in there]:
+    if taken := [label for label in labels.values() if label in there]:
         raise UserError(
-            f"{results.name} has an agent {twice[0]!r} already, which record "
+            f"{results.name} has an agent {taken[0]!r} already, which record "
             f"{loaded.record.name!r} would bring: publish the record under another name"
         )
     theirs = relabeled(part_of(loaded.results, labels, joined), labels)
     drawn = part_of(loaded.results, labels, [task for task in apart if task not in joined])
-    twice = [f"{agent} is left out of it: its runs are those of {agent} here." for agent in same]
     return replace(
         results,
         experiment={
@@ -73,12 +77,12 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         slices=_appended(results.slices, theirs.slices),
         notes=(*results.notes, *theirs.notes),
         beside=Beside(
-            loaded.place.name,
+            loaded.asked,
             tuple(labels.values()),
             tuple(_curves(relabeled(drawn, labels))),
             (
                 _introduction(loaded),
-                *differences_text(apart, loaded),
+                *differences_text(apart, conditions_of(results.cells), loaded),
                 *ends_text(results, loaded.results, joined),
                 *(
                     f"{agent} is left out of it: its runs are those of {agent} here."
@@ -145,20 +149,24 @@ def find_differences(
     }
 
 
-def differences_text(apart: Mapping[str, tuple[str, ...]], loaded: LoadedRecord) -> list[str]:
+def differences_text(
+    apart: Mapping[str, tuple[str, ...]], own: Conditions, loaded: LoadedRecord
+) -> list[str]:
     """Sentences on which of the record's tasks are compared, and one for each difference."""
-    name = loaded.record.name
+    name, theirs = loaded.record.name, conditions_of(loaded.results.cells)
+    begins = {task: evaluated_steps(theirs[task][0])[0] for task in apart}
+    ends = {task: max(evaluated_steps(cell)[-1] for cell in own[task]) for task in apart}
+    groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+    for task, reasons in apart.items():
+        groups.setdefault((reasons, begins[task] <= ends[task]), []).append(task)
     sentences = []
-    for reasons in dict.fromkeys(apart.values()):
-        tasks = ", ".join(task for task, why in apart.items() if why == reasons)
+    for (reasons, drawn), tasks in groups.items():
         if not reasons:
-            sentences.append(f"The runs of {name} are compared on {tasks}.")
+            sentences.append(f"The runs of {name} are compared on {', '.join(tasks)}.")
             continue
         first, *others = reasons
-        sentences.append(
-            f"Outside of the statistics, as dashed curves, are the runs of {name} on {tasks}: "
-            f"{first}."
-        )
+        how = "Outside of the statistics, as dashed curves, are" if drawn else "Not shown are"
+        sentences.append(f"{how} the runs of {name} on {', '.join(tasks)}: {first}.")
         sentences += [f"Also, {reason}." for reason in others]
     return sentences
 

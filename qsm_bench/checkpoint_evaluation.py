@@ -1,7 +1,8 @@
 """Evaluating a job's last checkpoint, outside training."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,16 @@ class Outcome:
     """The device it was trained on, where this machine has none such and the CPU took its place."""
 
 
-def evaluate_job(folder: JobFolder, episodes: int, modules: Collection[str] = ()) -> Outcome:
-    """Play fresh episodes with each seed's policy.
+def evaluate_job(
+    folder: JobFolder,
+    episodes: int,
+    modules: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Play fresh episodes with each seed's policy, with other ``settings`` of its evaluation.
 
     ``modules`` are those that the user has named to be imported. Raises UserError if the job
-    needs another one, or has no checkpoint.
+    needs another one, has no checkpoint, or cannot be evaluated with these settings.
     """
     manifest = folder.read_manifest()
     trained = manifest.job
@@ -48,7 +54,7 @@ def evaluate_job(folder: JobFolder, episodes: int, modules: Collection[str] = ()
     environments = Lockstep(job.environment, len(job.seeds) * together)
     try:
         agent, step = load_agent(
-            folder, job, environments.observation_size, environments.action_size
+            folder, job, environments.observation_size, environments.action_size, settings
         )
         device = torch.device(job.device)
         returns = []
@@ -73,7 +79,7 @@ def evaluate_job(folder: JobFolder, episodes: int, modules: Collection[str] = ()
     return Outcome(job.seeds, step, played_returns, failed, elsewhere)
 
 
-def film_job(folder: JobFolder, film: Film) -> None:
+def film_job(folder: JobFolder, film: Film, settings: Mapping[str, Any] | None = None) -> None:
     """Film one episode of the first seed's policy. Raises UserError if it has diverged."""
     job = folder.read_manifest().job
-    film.record_episode(policy_of(folder, job, job.seeds[0]), job.seeds[0])
+    film.record_episode(policy_of(folder, job, job.seeds[0], settings), job.seeds[0])

@@ -59,7 +59,7 @@ ReportsFolder = Annotated[
     Path, typer.Option(help="Folder that holds the reports.", parser=_path, metavar="FOLDER")
 ]
 Beside = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="RECORD",
         help="Compare with a record, too: see 'list records', or the path of a folder or a zip.",
@@ -197,7 +197,8 @@ def run(
         refuse_itself(prepared.store.folder, record)
         asked = prepared.experiment
         apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
-        print(visible("\n".join(differences_text(apart, record)), keep=NEWLINE))
+        said = differences_text(apart, conditions_asked(asked), record)
+        print(visible("\n".join(said), keep=NEWLINE))
     prepared.refuse_unrunnable()
     if dry_run:
         _show_plan(prepared)
@@ -278,10 +279,15 @@ def report(
     _write_report(name, results, reports, _record(beside, results))
 
 
-def _record(beside: str | None, results: Path) -> "LoadedRecord | None":
+def _record(beside: Sequence[str] | None, results: Path) -> "LoadedRecord | None":
     from qsm_bench.record import find_record, load_record
 
-    return None if beside is None else load_record(find_record(beside, results))
+    if not beside:
+        return None
+    asked, *more = beside
+    if more:
+        raise UserError(f"--beside is given {len(beside)} times: a report stands beside one record")
+    return load_record(find_record(asked, results), asked)
 
 
 def _write_report(name: str, results: Path, reports: Path, record: "LoadedRecord | None") -> None:
@@ -507,20 +513,32 @@ def evaluate(
             help="A module of your own that the agent or task needs. May be repeated.",
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Evaluate with another setting than it was trained with: evaluation=mean, or "
+            "candidates_evaluate=10. May be repeated.",
+        ),
+    ] = None,
     results: ResultsFolder = RESULTS,
 ) -> None:
     """Evaluate an agent's last checkpoint of a task on fresh episodes."""
     from qsm_bench.checkpoint_evaluation import evaluate_job, film_job
+    from qsm_bench.experiment import parse_settings
     from qsm_bench.film import Film
     from qsm_bench.store import ExperimentStore
     from qsm_bench.user_modules import refuse_unnamed_modules
 
+    changes, of_agents = parse_settings(settings or ())
+    if of_agents:
+        raise UserError(f"--set {next(iter(of_agents))}...: write it as setting=value")
     folders = ExperimentStore(results, name).job_folders_of(agent, task)
     first = folders[0].read_manifest().job
     refuse_unnamed_modules(first, modules or ())
     # What would keep a film from being made is found before the episodes are played.
     film = Film(first.environment, video) if video else None
-    outcomes = [evaluate_job(folder, episodes, modules or ()) for folder in folders]
+    outcomes = [evaluate_job(folder, episodes, modules or (), changes) for folder in folders]
     for elsewhere in dict.fromkeys(outcome.elsewhere for outcome in outcomes):
         if elsewhere:
             print(f"evaluated on the CPU: {elsewhere}, where it was trained, is not here")
@@ -539,7 +557,7 @@ def evaluate(
         ]
     )
     if film:
-        film_job(folders[0], film)
+        film_job(folders[0], film, changes)
         print(film.file)
 
 

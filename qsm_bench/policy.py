@@ -1,6 +1,6 @@
 """A trained policy, out of a checkpoint, for a user's own script or notebook."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -98,14 +98,20 @@ def load_policy(
     return policy_of(folder, manifest.job, seed)
 
 
-def policy_of(folder: JobFolder, trained: Job, seed: int) -> Policy:
-    """The policy of one seed of a job's last checkpoint."""
+EVALUATION_SETTINGS = "evaluation", "candidates_evaluate"
+"""The settings that decide how a policy is evaluated, and nothing of what it learns."""
+
+
+def policy_of(
+    folder: JobFolder, trained: Job, seed: int, settings: Mapping[str, Any] | None = None
+) -> Policy:
+    """The policy of one seed of a job's last checkpoint: see ``load_agent``."""
     job = on_this_machine(trained)
     environment = make(job.environment)
     spaces = environment.observation_space, environment.action_space
     environment.close()
     observation_size, action_size = (int(np.prod(space.shape or ())) for space in spaces)
-    agent, step = load_agent(folder, job, observation_size, action_size)
+    agent, step = load_agent(folder, job, observation_size, action_size, settings)
     return Policy(agent, job, observation_size, seed, step)
 
 
@@ -123,17 +129,31 @@ def on_this_machine(job: Job) -> Job:
 
 
 def load_agent(
-    folder: JobFolder, job: Job, observation_size: int, action_size: int
+    folder: JobFolder,
+    job: Job,
+    observation_size: int,
+    action_size: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Checked, int]:
     """An agent as a job's last checkpoint has it, and the checkpoint's step.
 
-    Raises UserError if there is no checkpoint or it does not fit the job.
+    ``settings`` are evaluated instead of those that it was trained with. Raises UserError if there
+    is no checkpoint, if it does not fit the job, or for a setting that decides more than how a
+    policy is evaluated.
     """
+    settings = settings or {}
+    for name in settings:
+        if name not in EVALUATION_SETTINGS:
+            raise UserError(
+                f"setting {name} of {job.agent} decides what is learned, too: only "
+                f"{' and '.join(EVALUATION_SETTINGS)} can be changed after the training"
+            )
     state = Checkpoint(folder.checkpoint, job.identity, job.earlier_identity).load_state()
     if state is None:
         raise UserError(f"{job.agent} on {job.task} has no checkpoint yet: run it first")
     try:
-        agent = build_agent(job, observation_size, action_size)
+        evaluated = job.model_copy(update={"settings": {**job.settings, **settings}})
+        agent = build_agent(evaluated, observation_size, action_size)
         agent.load_state_dict(state["agent"])
         return agent, int(state["step"])
     except (AgentError, UserError):

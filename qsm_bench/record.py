@@ -89,6 +89,8 @@ class LoadedRecord:
     record: Record
     results: Results
     """Its agents' runs."""
+    asked: str
+    """What it was asked for by: a name, or a path as it was given."""
 
 
 def find_record(name: str, results: Path) -> Path:
@@ -127,12 +129,12 @@ def read_record(place: Path) -> Record:
         return _parse(place, source.read(RECORD_FILE, ABOUT_LIMIT))
 
 
-def load_record(place: str | Path) -> LoadedRecord:
-    """Read a record, from a folder or a zip.
+def load_record(place: str | Path, asked: str | None = None) -> LoadedRecord:
+    """Read a record, from a folder or a zip; ``asked`` is what it goes by, if not by its place.
 
     Raises UserError if it is none, or if any of its files is not what was published.
     """
-    place = Path(place).absolute()
+    asked, place = asked or str(place), Path(place).absolute()
     with (
         tempfile.TemporaryDirectory(prefix="qsm_bench-record-") as temporary,
         _open(place) as source,
@@ -151,7 +153,7 @@ def load_record(place: str | Path) -> LoadedRecord:
             fault = fault.removeprefix(f"{place} is damaged: ")
             raise UserError(f"record {place} is damaged: {fault}") from error
     _refuse_contradiction(place, record, results)
-    return LoadedRecord(place, record, results)
+    return LoadedRecord(place, record, results, asked)
 
 
 class Source(Protocol):

@@ -55,8 +55,8 @@ class ReferenceCurve:
 class Beside:
     """What a record has put beside an experiment's own results."""
 
-    name: str = ""
-    """The name of the record's folder or zip."""
+    asked: str = ""
+    """What the record was asked for by: a name or a path."""
     agents: tuple[str, ...] = ()
     """The labels of its agents."""
     references: tuple[ReferenceCurve, ...] = ()

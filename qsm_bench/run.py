@@ -165,6 +165,7 @@ class PreparedRun:
 
         A job that has begun with rounded factors goes on, be it slower.
         """
+        self.store.refuse_changes(self.experiment)
         if self.open_jobs:
             self._refuse_uncompilable()
             self._refuse_slower_products()

@@ -282,6 +282,26 @@ class ExperimentStore:
             if (job.agent, job.task) not in own:
                 refuse_other_protocol(experiment.name, job, experiment.protocol)
 
+    def refuse_changes(
+        self, experiment: Experiment
+    ) -> list[tuple[JobFolder, Job, Manifest | None]]:
+        """Raise UserError if the experiment is not what is there, or more of it.
+
+        Returns its jobs, each with its folder and with the manifest that it has.
+        """
+        self.refuse_other_stages(experiment)
+        self._refuse_other_protocol(experiment)
+        there = []
+        for job in experiment.jobs:
+            folder = self.folder_of(job)
+            manifest = _manifest_or_none(folder) if folder.begun else None
+            if manifest:
+                job = as_it_began(job, manifest.job)
+                refuse_difference(experiment.name, manifest.job, job)
+                folder.refuse_without_replay(manifest, job)
+            there.append((folder, job, manifest))
+        return there
+
     def prepare(
         self,
         experiment: Experiment,
@@ -298,21 +318,10 @@ class ExperimentStore:
         is to train on; nothing is written then. A job that is damaged is left as it is, for its own
         ``read_manifest`` to tell of.
         """
-        self.refuse_other_stages(experiment)
-        self._refuse_other_protocol(experiment)
+        there = self.refuse_changes(experiment)
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs if jobs is None else jobs
         wanted = [self.folder_of(job).path for job in jobs]
-        folders = [self.folder_of(job) for job in experiment.jobs]
-        found = [_manifest_or_none(folder) if folder.begun else None for folder in folders]
-        begun_jobs = [
-            as_it_began(job, manifest.job) if manifest else job
-            for job, manifest in zip(experiment.jobs, found, strict=True)
-        ]
-        for folder, job, manifest in zip(folders, begun_jobs, found, strict=True):
-            if manifest:
-                refuse_difference(experiment.name, manifest.job, job)
-                folder.refuse_without_replay(manifest, job)
         asked |= self._seeds_asked(asked, experiment) | {
             "format": FORMAT,
             "name": experiment.name,
@@ -329,7 +338,7 @@ class ExperimentStore:
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")
-            for folder, job, manifest in zip(folders, begun_jobs, found, strict=True):
+            for folder, job, manifest in there:
                 if folder.path not in wanted:
                     continue
                 if not folder.begun:
@@ -337,9 +346,7 @@ class ExperimentStore:
                     folder.write_manifest(Manifest(job=job, keep_replay=keep_replay))
                 elif manifest and is_open(manifest, job):
                     folder.change_manifest(manifest, manifest.for_job(job, keep_replay=keep_replay))
-        identities = {
-            folder.path: job.identity for folder, job in zip(folders, begun_jobs, strict=True)
-        }
+        identities = {folder.path: job.identity for folder, job, _ in there}
         return [
             self.job_folder(job.agent, job.task, job.seeds, identities[path])
             for job, path in zip(jobs, wanted, strict=True)

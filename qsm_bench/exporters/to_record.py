@@ -30,9 +30,10 @@ def outputs(results: Results, who: str) -> list[Output]:
     """The files of the record. Raises UserError if no agent's runs have ended on every task."""
     agents = whole_agents(results)
     if not agents:
-        raise UserError(
-            f"{results.name} cannot be a record yet: no agent's runs have ended on every task"
-        )
+        why = "no agent's runs have ended on every task"
+        if results.damaged:
+            why = f"no agent is whole: {results.damaged[0].fault}"
+        raise UserError(f"{results.name} cannot be a record yet: {why}")
     protocol = _common_protocol([c for c in results.cells if c["agent"] in agents])
     store = ExperimentStore(results.root, results.name)
     files = {EXPERIMENT_FILE: _experiment(results.experiment, agents)}

@@ -13,7 +13,6 @@ from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.pairs import SETTLE_TITLE
 from qsm_bench.report.runs import MISSING_TITLE
 from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, span
-from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.ranking import Ranking, open_groups
 from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison, agents_of, failed_jobs
@@ -34,7 +33,7 @@ def answer(said: Sequence[str], analysis: Analysis, drawing: Drawing) -> Section
     blocks: list[Block] = [Bullets(said)]
     if by_stage := staging.sentences(analysis):
         blocks.append(Bullets(by_stage))
-    warnings = [*_warnings(analysis.comparison, analysis.results), *staging.warnings(analysis)]
+    warnings = [*_warnings(analysis), *staging.warnings(analysis)]
     after: list[Block] = [Warnings(warnings)] if warnings else []
     if len(analysis.comparison.agents) > 1:
         picture, table = _ranking(analysis.ranking, analysis.comparison, drawing)
@@ -64,10 +63,11 @@ def sentences(analysis: Analysis) -> list[str]:
         seeds = span([*pairs["seeds_better"], *pairs["seeds_worse"]])
         runs = f"{seeds} seed{'s' * (seeds != '1')} on {_tasks(pairs)}"
         which = "the two agents" if len(agents) == 2 else "any two agents"
+        ended = analysis.stages_to_come == []
         return [
             *absent,
             f"So few runs ({runs}) could not have told {which} apart, whatever their returns. "
-            f"What would: {SEE_SETTLING}.",
+            + ("The last stage has ended." if ended else f"What would: {SEE_SETTLING}."),
         ]
     better = _better(analysis)
     when = "" if better else f" {_when(analysis.comparison)}"
@@ -225,7 +225,7 @@ def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple
     if ranked.table["area"].isna().all():
         cells = cells.drop(columns=AREA_UNDER_CURVE)
     joined = [f"{name}: {listed(group)}" for group, name in ranked.named_groups if len(group) > 1]
-    apart = "cannot be told apart" + ("" if ranked.all_tested else ", or were not tested yet")
+    apart = "cannot be told apart" + ("" if ranked.all_tested else ", or were not tested")
     alone = "Every two agents are told apart."
     ends = "; ".join(f"{row['agent']} {row[at_end]}" for row in cells.to_dict("records"))
     picture = drawing.picture(
@@ -270,7 +270,8 @@ def _about(ranked: Ranking, comparison: Comparison, apart: str) -> str:
     )
 
 
-def _warnings(comparison: Comparison, results: Results) -> list[str]:
+def _warnings(analysis: Analysis) -> list[str]:
+    comparison, results = analysis.comparison, analysis.results
     warnings = []
     unfinished = [c for c in results.cells if c["status"] in ("pending", "running", "interrupted")]
     if unfinished:
@@ -299,13 +300,16 @@ def _warnings(comparison: Comparison, results: Results) -> list[str]:
             f"not in the statistics: {SEE_MISSING}."
         )
     seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
-    if seeds < FEW_SEEDS:
+    if seeds == 1:
+        warnings.append("Only 1 seed: nothing shows how much results depend on the seed.")
+    elif 1 < seeds < FEW_SEEDS:
+        told = analysis.pairs.empty or analysis.pairs["attainable"].any()
+        only = ", and only large differences can be distinguished from chance" if told else ""
         warnings.append(
-            f"Only {count(seeds, 'seed')}: with so few, bootstrap intervals are too narrow, and "
-            "only large differences can be distinguished from chance."
+            f"Only {count(seeds, 'seed')}: with so few, bootstrap intervals are too narrow{only}."
         )
     tasks = len(comparison.tasks)
-    if tasks < FEW_TASKS:
+    if 0 < tasks < FEW_TASKS:
         warnings.append(
             f"Only {count(tasks, 'task')}: the results say nothing about other tasks, and "
             "aggregates over so few tasks add nothing to the results of each task."

@@ -21,7 +21,7 @@ def settling(analysis: Analysis) -> Section:
     """The number of seeds that each open pair needs, and what they cost."""
     table = analysis.settling
     if table.empty:
-        why = "Every pair has a verdict: there is nothing to settle."
+        why = "Every pair that was tested has a verdict: there is nothing to settle."
         if analysis.pairs.empty:
             why = "There are no pairs of agents: there is nothing to settle."
         elif analysis.pairs["p"].isna().any():

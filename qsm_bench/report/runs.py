@@ -79,10 +79,11 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
             data,
         )
     ]
-    if analysis.results.beside.agents:
+    recorded = [a for a in analysis.results.beside.agents if a in set(data["agent"])]
+    if recorded:
         blocks.append(
             Text(
-                f"The runs of {listed(analysis.results.beside.agents)} were trained elsewhere, at "
+                f"The runs of {listed(recorded)} were trained elsewhere, at "
                 "another time and maybe on another machine: their times cannot be compared with "
                 "those of the other agents."
             )
@@ -347,7 +348,7 @@ def _commands(results: Results) -> Iterable[str]:
     for cell in results.cells:
         commands = [stretch["command"] for stretch in cell["stretches"] if stretch["command"]]
         yield from commands or [results.experiment.get("command", "")]
-    beside = f" --beside {shlex.quote(results.beside.name)}" if results.beside.agents else ""
+    beside = f" --beside {shlex.quote(results.beside.asked)}" if results.beside.asked else ""
     yield f"python -m qsm_bench report {results.name}{beside}"
 
 

@@ -224,9 +224,10 @@ def _select_runs(
         for job in failed:
             seeds_left_out = f", seeds {seeds_text(job['seeds'])}" if job is not cell else ""
             why = f" ({job['reason']})" if job["reason"] else ""
-            reasons.append(f"{agent} on {task}{seeds_left_out}: it failed{why}.")
+            step = f"failed at step {job['step']:,}"
+            reasons.append(f"{agent} on {task}{seeds_left_out}: {step}{why}.")
         if cell is None:
-            if not damaged:
+            if not damaged and agent not in results.beside.agents:
                 reasons.append(f"{agent} on {task}: it was not run.")
         elif len(failed) == len(jobs_of(cell)):
             pass  # each was named above

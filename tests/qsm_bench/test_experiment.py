@@ -103,7 +103,7 @@ def test_wrong_agents_and_settings_are_one_clear_line(
 
 def test_a_space_before_the_bracket_is_no_part_of_the_name() -> None:
     (entry,) = parse_agents("qsm [alpha=10]", {"qsm": {"n_step": 3}})
-    assert entry.settings == {"alpha": 10, "n_step": 3}
+    assert entry.overrides == {"alpha": 10, "n_step": 3}
 
 
 def prepare_run(agents: str, settings: list[str]) -> None:

@@ -166,7 +166,10 @@ def test_a_job_that_fails_leaves_out_its_own_seeds(grouped: Results, tmp_path: P
     (curves,) = comparison.runs.values()
     assert curves.seeds == (0, 1)
     assert curves.steps[-1] == PROTOCOL.steps
-    assert f"{TD3} on four-goals, seeds 2-3: it failed (the disk is full)." in comparison.left_out
+    assert (
+        f"{TD3} on four-goals, seeds 2-3: failed at step 20 (the disk is full)."
+        in comparison.left_out
+    )
     report = write_report(results, tmp_path / "report").with_name("report.md").read_text()
     assert "seeds 2-3: failed at step 20 (the disk is full)" in report
 

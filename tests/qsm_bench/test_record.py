@@ -118,10 +118,10 @@ def test_a_record_names_no_folder_and_has_no_checkpoint(published: Path, tmp_pat
 def test_a_report_beside_a_record_says_the_command_that_makes_it(
     published: Path, tmp_path: Path
 ) -> None:
-    own = place_beside(experiment_on_disk(tmp_path, "mine", shift=1.0), load_record(published))
-    write_report(own, tmp_path / "report")
+    mine = experiment_on_disk(tmp_path, "mine", shift=1.0)
+    write_report(place_beside(mine, load_record(published, "../base.zip")), tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text()
-    assert "python -m qsm_bench report mine --beside base\n" in text
+    assert "python -m qsm_bench report mine --beside ../base.zip\n" in text
 
 
 def test_a_record_tells_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
@@ -409,6 +409,8 @@ def test_the_command_line_lists_publishes_and_compares(
     assert "sac, td3 on 2 tasks, 3 seeds, 45 steps; by a lab" in listed
     app(["report", "mine", "--beside", "rec/base"], standalone_mode=False)
     assert "sac (base)" in (tmp_path / "reports/mine/report.md").read_text("utf-8")
+    with pytest.raises(UserError, match="given 2 times: a report stands beside one record"):
+        app(["report", "mine", "--beside", "rec/base", "--beside=record"], standalone_mode=False)
     with pytest.raises(UserError, match="no record 'best'"):
         app(["report", "mine", "--beside", "best"], standalone_mode=False)
 
@@ -417,9 +419,19 @@ def test_one_run_is_never_two(published: Path, tmp_path: Path) -> None:
     own = experiment_on_disk(tmp_path, "mine", "td3")
     together = place_beside(own, load_record(published))
     assert select_runs(together).agents == ("td3", "sac (base)")
-    assert "td3 is left out of it: its runs are those of td3 here." in together.beside.sentences
-    with pytest.raises(UserError, match="has the runs of this record, number for number"):
-        place_beside(load_results(tmp_path, "base"), load_record(published))
+    assert "td3 (base) is left out: runs of it are td3's here" in " ".join(
+        together.beside.sentences
+    )
+
+
+def test_a_record_of_your_own_runs_alone_leaves_your_report_as_it_is(
+    published: Path, tmp_path: Path
+) -> None:
+    together = place_beside(load_results(tmp_path, "base"), load_record(published))
+    assert select_runs(together).agents == ("sac", "td3")
+    assert len(together.beside.sentences) == 2
+    write_report(together, tmp_path / "report")
+    assert "sac (base) is left out" in (tmp_path / "report/report.md").read_text()
 
 
 def test_a_record_that_ends_earlier_says_where(published: Path, tmp_path: Path) -> None:

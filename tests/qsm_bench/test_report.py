@@ -588,7 +588,7 @@ def no_training_rows() -> Results:
         (one_task, "The answer", "Only 1 task"),
         (one_agent, "The answer", "Only qsm has runs"),
         (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2: not used in"),
-        (failed_cell, "What failed, diverged or is missing", "td3 on a: it failed (out of"),
+        (failed_cell, "What failed, diverged or is missing", "td3 on a: failed at step"),
         (failed_cell, "The answer", "1 job failed"),
         (missing_cell, "What failed, diverged or is missing", "td3 on a: it was not run"),
         (pending_cell, "What failed, diverged or is missing", "td3 on a: pending at step 0"),

@@ -117,6 +117,23 @@ def test_a_policy_earns_what_its_job_is_evaluated_at(results: Results) -> None:
     assert abs(np.mean(returns) - np.mean(earned)) < 5 * deviation + 1e-6
 
 
+def test_a_checkpoint_is_evaluated_with_another_choice_of_actions(tmp_path: Path) -> None:
+    made = run(tmp_path, agents="sac", seeds=range(1))
+    (folder,) = ExperimentStore(made.root, "there").job_folders_of("sac", "four-goals")
+    returns = [
+        evaluate_job(folder, 4, (), {"evaluation": kind}).returns for kind in ("sample", "mean")
+    ]
+    assert np.array_equal(returns[0], evaluate_job(folder, 4).returns)
+    assert not np.array_equal(*returns)
+    for settings, message in (
+        ({"learning_rate": 0.1}, "decides what is learned, too: only evaluation and"),
+        ({"evaluation": "best"}, "setting evaluation of sac: 'best' is not right"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_job(folder, 4, (), settings)
+    assert folder.read_manifest().job.settings["evaluation"] == "sample"
+
+
 @pytest.mark.parametrize(
     ("agent", "task", "seed", "message"),
     [

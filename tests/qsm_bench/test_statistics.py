@@ -603,7 +603,7 @@ def test_a_failed_cell_is_named_with_its_reason_and_not_compared() -> None:
     assert ("sac", "walker-walk") not in comparison.runs
     assert comparison.aggregate_tasks == ("cartpole-swingup", "cheetah-run")
     assert comparison.left_out == (
-        "sac on walker-walk: it failed (disk full).",
+        "sac on walker-walk: failed at step 20,000 (disk full).",
         "walker-walk is not in the aggregates: no run of sac.",
     )
     assert set(compare_all_pairs(comparison)["tasks"]) == {2, 3}
@@ -614,7 +614,10 @@ def test_a_task_on_which_all_failed_is_named() -> None:
     for agent in ("qsm", "sac"):
         results = change(results, agent, "b", status="failed")
     assert select_runs(results).tasks == ("a",)
-    assert select_runs(results).left_out == ("qsm on b: it failed.", "sac on b: it failed.")
+    assert select_runs(results).left_out == (
+        "qsm on b: failed at step 20,000.",
+        "sac on b: failed at step 20,000.",
+    )
 
 
 def test_a_cell_that_was_never_run_is_named() -> None:
