@@ -61,14 +61,20 @@ def test_the_example_agent_runs_beside_the_others(folder: Path) -> None:
     assert len((evaluations / "evaluations.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
 
 
-def test_each_result_shown_is_the_published_reports() -> None:
-    section = README.partition("## A small run")[2].partition("\n## ")[0]
-    tables = re.findall(r"(?:^\|.*\|\n)+", section, re.M)
-    reports = re.findall(r"\((reports/.+?/report\.md)\)", section)
-    assert len(tables) > 0
-    for table, report in zip(tables, reports, strict=True):
+@pytest.mark.parametrize("page", ["README.md", "docs/small-run.md"])
+def test_each_result_shown_is_the_published_reports(page: str) -> None:
+    text = (ROOT / page).read_text()
+    results = re.findall(r"((?:^\| task \|.*\|\n)(?:^\|.*\|\n)+)", text, re.M)
+    reports = re.findall(r"[(`](reports/[\w-]+/report\.md)[)`]", text)
+    assert len(results) > 0
+    for table in results:
         assert table.count("\n") > 2
-        assert table in (ROOT / report).read_text()
+        assert any(table in (ROOT / report).read_text() for report in reports)
+
+
+def test_the_answer_of_the_record_is_its_reports() -> None:
+    (answer,) = re.findall(r"The report's answer: \"(.*)\"", README)
+    assert f"- {answer}\n" in (ROOT / "reports/record/report.md").read_text()
 
 
 def test_every_file_the_readme_names_is_there() -> None:
