@@ -84,10 +84,7 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
                 _introduction(loaded),
                 *differences_text(apart, conditions_of(results.cells), loaded),
                 *ends_text(results, loaded.results, joined),
-                *(
-                    f"{agent} is left out of it: its runs are those of {agent} here."
-                    for agent in same
-                ),
+                *twice,
             ),
         ),
     )

@@ -114,9 +114,12 @@ class ExperimentStore:
 
         Raises UserError if there is no such agent or task, or if it has no job yet.
         """
-        self._read_with(agent, task)
-        folders = [f for f in self.job_folders() if (f.agent, f.task) == (agent, task)]
+        groups = self._read_with(agent, task)["groups"]
+        asked_for = [self.job_folder(agent, task, tuple(group)) for group in groups]
+        folders = [folder for folder in asked_for if folder.begun]
         if not folders:
+            for folder in asked_for:
+                folder.refuse_foreign()  # something else may stand where it should be
             raise UserError(f"{agent} on {task} has not been run in {self.name}")
         return folders
 

@@ -124,7 +124,7 @@ def test_a_checkpoint_is_evaluated_with_another_choice_of_actions(tmp_path: Path
         evaluate_job(folder, 4, (), {"evaluation": kind}).returns for kind in ("sample", "mean")
     ]
     assert np.array_equal(returns[0], evaluate_job(folder, 4).returns)
-    assert not np.array_equal(*returns)
+    assert not np.array_equal(returns[0], returns[1])
     for settings, message in (
         ({"learning_rate": 0.1}, "decides what is learned, too: only evaluation and"),
         ({"evaluation": "best"}, "setting evaluation of sac: 'best' is not right"),
