@@ -129,7 +129,7 @@ def test_what_has_begun_goes_on_where_rounding_is_slower_now(
     monkeypatch.setattr(precision, "time_ratio", lambda rows, sizes: 3.0)
     run(tmp_path, agent, steps=80)
     with pytest.raises(UserError, match="take 3 times as long"):
-        run(tmp_path, agent, seeds=2)
+        run(tmp_path, agent, steps=80, seeds=2)
 
 
 def in_precision(kind: MatmulPrecision) -> Job:
