@@ -298,10 +298,11 @@ def _parse_agent(item: str) -> tuple[str, dict[str, Any]]:
 
 def _give(settings: dict[str, Any], key: str, value: Any, what: str) -> None:
     """Put a value among settings. Raises UserError if ``what`` has another one already."""
-    if settings.setdefault(key, value) != value:
+    if key in settings and _shown(settings[key]) != _shown(value):
         raise UserError(
             f"{what} is given as {_shown(settings[key])} and as {_shown(value)}: give one of them"
         )
+    settings[key] = value
 
 
 def _parse_value(text: str) -> Any:

@@ -58,7 +58,7 @@ def test_a_damaged_verdict_is_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "studies" / study.name
     folder.mkdir(parents=True)
     (folder / VERDICT_FILE).write_text(json.dumps({"study": study.name, "outcome": "maybe"}))
-    with pytest.raises(UserError, match="is damaged: budget; run the study again"):
+    with pytest.raises(UserError, match="is damaged: budget: Field required; run the study again"):
         published_verdict(study, tmp_path)
 
 
