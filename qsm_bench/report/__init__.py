@@ -41,8 +41,8 @@ def write_report(results: Results, folder: str | Path, published: Published | No
     published = (published or published_scores()).within(results.budgets)
     agents, tasks = agents_of(results), tasks_of(results)
     with replacing(folder) as fresh:
-        external = dict.fromkeys(curve.name for curve in results.curves_elsewhere)
-        drawing = Drawing.into(fresh, agents, list(external))
+        external = (curve.name for curve in results.curves_elsewhere)
+        drawing = Drawing.into(fresh, list(dict.fromkeys([*agents, *external])))
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
             lead=" ".join([LEAD, *settings, *results.beside.sentences]),

@@ -19,11 +19,11 @@ class Drawing:
     styles: dict[str, figures.AgentStyle]
 
     @classmethod
-    def into(cls, report: Path, agents: Sequence[str], external: Sequence[str] = ()) -> "Drawing":
+    def into(cls, report: Path, agents: Sequence[str]) -> "Drawing":
         """Create the folder of figures within the new folder ``report``."""
         folder = report / "figures"
         folder.mkdir()
-        return cls(folder, figures.agent_styles(agents, external))
+        return cls(folder, figures.agent_styles(agents))
 
     def picture(
         self, name: str, chart: figures.Chart, data: pd.DataFrame, *, alt: str, caption: str

@@ -8,8 +8,8 @@ of a figure have a white background. Within a page, a figure takes the page's co
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,9 @@ INK, PAPER = "#1c1e21", "#fefefe"
 """The colors of text and background, which a page replaces by its own."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00")
 """Okabe and Ito's colors without black, which text has; yellow is darker, to be seen on white."""
-LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+LINES: tuple[Any, ...] = ("-", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 DASHED = (0, (4, 3))
+"""No agent's own line: dashes are for curves from elsewhere."""
 MARKERS = "osD^vPX*"
 OTHER_MARKERS = "hdp<>+x1234"
 """Those of published points, hollow or thin."""
@@ -89,15 +90,13 @@ class Chart:
     """For each value: the panel, x and y in the panel's units, and the text to show there."""
 
 
-def agent_styles(agents: Sequence[str], external: Sequence[str] = ()) -> dict[str, AgentStyle]:
-    """A style for each agent, by its position among all agents; ``external`` ones are dashed."""
+def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
+    """A style for each agent, by its position among all agents."""
     return {
         agent: AgentStyle(
-            COLORS[i % len(COLORS)],
-            LINES[i % len(LINES)] if i < len(agents) else DASHED,
-            MARKERS[i % len(MARKERS)],
+            COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
         )
-        for i, agent in enumerate([*agents, *external])
+        for i, agent in enumerate(agents)
     }
 
 
@@ -285,13 +284,14 @@ def curves(
     y_label: str,
     panel_by: str | None = None,
     marks: Sequence[Marks] = (),
+    dashed: Collection[tuple[str, str]] = (),
     log_x: bool = False,
 ) -> Chart:
     """A line of ``value`` over ``x`` for each agent, with a band from ``low`` to ``high``.
 
     ``x`` and ``panel_by`` are columns of ``table``. There is a panel for each value of
-    ``panel_by``, or a single one. With ``log_x``, the axis of ``x`` is logarithmic: all its values
-    are positive.
+    ``panel_by``, or a single one. The lines of ``dashed``, agents and panels, are so drawn. With
+    ``log_x``, the axis of ``x`` is logarithmic: all its values are positive.
     """
     parts: list[tuple[str, pd.DataFrame]] = (
         [(str(name), part) for name, part in table.groupby(panel_by, sort=False)]
@@ -314,7 +314,8 @@ def curves(
         for panel, wrapped, (title, part) in zip(panels, titles, parts, strict=False):
             for agent in _agents(part, styles):
                 name = f"{agent}, {title}" if title else agent
-                _curve(chart, panel, part[part["agent"] == agent], x, x_label, styles[agent], name)
+                style = _dashed(styles[agent]) if (agent, title) in dashed else styles[agent]
+                _curve(chart, panel, part[part["agent"] == agent], x, x_label, style, name)
             for mark in marks:
                 _mark(chart, panel, mark.table[mark.table[panel_by] == title], x, mark)
             panel.set_title(wrapped)
@@ -323,7 +324,8 @@ def curves(
         for panel in panels[len(parts) :]:
             panel.set_visible(False)
         _name_axes(panels[: len(parts)], columns, x_label, y_label)
-        handles = [_key(styles[agent]) for agent in agents]
+        solid = {a for title, part in parts for a in part["agent"] if (a, title) not in dashed}
+        handles = [_key(styles[a] if a in solid else _dashed(styles[a])) for a in agents]
         handles += [
             Line2D([], [], color=INK, linestyle="none", marker=m.marker, mfc=PAPER) for m in marks
         ]
@@ -471,6 +473,10 @@ def _legend_layout(names: Sequence[str], width: float) -> tuple[list[str], int, 
     room = max(1, int((width - 0.4) / (across + key)))
     rows = -(-len(names) // room)
     return wrapped, -(-len(names) // rows), 0.25 + (LINE * lines + 0.06) * rows
+
+
+def _dashed(style: AgentStyle) -> AgentStyle:
+    return replace(style, line=DASHED)
 
 
 def _key(style: AgentStyle) -> Line2D:

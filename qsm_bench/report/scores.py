@@ -130,6 +130,8 @@ def learning_curves(analysis: Analysis, drawing: Drawing, published: Published) 
     )
     external = _external(analysis)
     shown = analysis.all_curves
+    elsewhere = analysis.external_curves
+    dashed = set(zip(elsewhere["agent"], elsewhere["task"], strict=True))
     blocks.append(
         drawing.picture(
             "learning-curves",
@@ -141,6 +143,7 @@ def learning_curves(analysis: Analysis, drawing: Drawing, published: Published) 
                 y_label="return",
                 panel_by="task",
                 marks=marks,
+                dashed=dashed,
             ),
             shown,
             alt=f"Mean return over steps, a panel for each task. At the end: {ends}.",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -54,6 +55,30 @@ def curves(agents: list[str], tasks: tuple[str, ...] = TASKS) -> Chart:
         if len(tasks) > 1
         else (),
     )
+
+
+def test_a_line_is_dashed_only_where_it_is_from_elsewhere() -> None:
+    agents = ["own", "both", "elsewhere"]
+    rows = [(a, task, x, x, x, x) for a in agents for task in "st" for x in (1, 2)]
+    chart = figures.curves(
+        pd.DataFrame(rows, columns=["agent", "task", "step", "value", "low", "high"]),
+        figures.agent_styles(agents),
+        x="step",
+        x_label="steps",
+        y_label="return",
+        panel_by="task",
+        dashed=[("both", "t"), ("elsewhere", "s"), ("elsewhere", "t")],
+    )
+
+    def are_dashed(lines: list[Line2D]) -> list[bool]:
+        return [line.get_linestyle() == "--" for line in lines]
+
+    first, second = chart.figure.axes
+    assert are_dashed(first.lines) == [False, False, True]
+    assert are_dashed(second.lines) == [False, True, True]
+    assert are_dashed(chart.figure.legends[0].get_lines()) == [False, False, True]
+    styles = figures.agent_styles([str(number) for number in range(100)])
+    assert figures.DASHED not in [style.line for style in styles.values()]
 
 
 def profiles(agents: list[str]) -> Chart:
