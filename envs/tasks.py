@@ -6,6 +6,7 @@ tasks of this package ('four-goals'), and any registered Gymnasium id ('HalfChee
 """
 
 import importlib
+import logging
 import sys
 import warnings
 from contextlib import chdir
@@ -152,6 +153,8 @@ def _dmc_tasks() -> dict[str, Task]:
         warnings.simplefilter("ignore")  # GLFW warns where there is no display
         _import("shimmy", "dm_control")  # registers the tasks with Gymnasium
         suite = _import("dm_control.suite", "dm_control")
+    # MuJoCo calls attributes of the suite's own models deprecated, at every construction.
+    logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record.getMessage())
     names = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS if domain != "lqr"]
     ids = {name: f"dm_control/{name}-v0" for name in names}
     return {

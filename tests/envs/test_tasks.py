@@ -36,6 +36,15 @@ def takes_a_step(name: str) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("task", ["cheetah-run", "hopper-hop", "walker-run"])
+def test_a_task_of_the_suite_is_made_without_a_word(
+    task: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    takes_a_step(task)
+    assert caplog.messages == []
+    assert capfd.readouterr() == ("", "")
+
+
 class TestNames:
     def test_a_short_name_and_its_gymnasium_id_are_the_same_task(self) -> None:
         tasks = {name: find_task(name) for name in task_names()}
