@@ -13,11 +13,10 @@ from qsm_bench.results import Results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import agents_of, tasks_of
 
-LEAD = (
-    "All agents were trained and evaluated under one protocol. A step is one decision of the "
-    "agent. A run is one agent on one task with one seed. Its score is the mean return over the "
-    "episodes of an evaluation: of the last one that all agents on the task have, not of the best "
-    "one. In an evaluation, every action is one sample of the policy."
+TERMS = (
+    "A step is one decision of the agent. A run is one agent on one task with one seed. Its score "
+    "is the mean return over the episodes of an evaluation: of the last one that all agents on the "
+    "task have, not of the best one. In an evaluation, every action is one sample of the policy."
 )
 
 
@@ -35,7 +34,9 @@ def write_report(results: Results, folder: str | Path, published: Published | No
     folder = Path(folder)
     results, shared = without_shared_settings(results)
     who = "All agents of this experiment" if results.elsewhere else "All agents"
-    settings = [f"{who}: {', '.join(shared)}."] if shared else []
+    lead = [f"{who} were trained and evaluated under one protocol.", TERMS]
+    if shared:
+        lead.append(f"{who}: {', '.join(shared)}.")
     analysis = Analysis(results)
     said = answer.sentences(analysis)
     published = (published or published_scores()).within(results.budgets)
@@ -45,7 +46,7 @@ def write_report(results: Results, folder: str | Path, published: Published | No
         drawing = Drawing.into(fresh, list(dict.fromkeys([*agents, *external])))
         document = Document(
             title=f"{results.name}: {count(len(agents), 'agent')}, {count(len(tasks), 'task')}",
-            lead=" ".join([LEAD, *settings, *results.beside.sentences]),
+            lead=" ".join([*lead, *results.beside.sentences]),
             sections=[
                 answer.answer(said, analysis, drawing),
                 scores.learning_curves(analysis, drawing, published),
