@@ -103,8 +103,7 @@ def time_calls(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) ->
     """
     agent, replay = ready_to_learn(job, sizes)
     seeds, device = len(job.seeds), torch.device(job.device)
-    several = job.protocol.updates_per_step > 1
-    accelerate(agent.bare, device, seeds=seeds, compiled=compiled, several=several)
+    accelerate(agent.bare, device, seeds=seeds, compiled=compiled)
     observation = torch.zeros(seeds, sizes[0])
     reward, ended = torch.zeros(seeds), torch.zeros(seeds, dtype=torch.bool)
 

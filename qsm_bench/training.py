@@ -102,7 +102,6 @@ class Training:
             self.device,
             seeds=len(job.seeds),
             compiled=job.compiled,
-            several=job.protocol.updates_per_step > 1,
         )
         self.replay = ReplayBuffer(
             job.protocol.replay_size,

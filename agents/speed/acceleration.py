@@ -2,10 +2,11 @@
 
 Both wrap ``agent.pure_update`` of an agent whose class says ``promises_pure_update = True``. It is
 a function of (parameters, batch, noise, switches) that draws no random numbers. All that it changes
-are tensors, in place. Python numbers that it reads are built into its program. Its batch and noise
-are tensors whose first axis is the seed's, in tuples, and its metrics are such tensors. What the
-agent holds beside its ``parts`` is the same for every seed. Neither way is needed for a correct
-result: compiled numbers are the plain ones up to the order of operations.
+are tensors, in place, and no method of the agent puts others in their places. Python numbers that
+it reads are built into its program. Its batch and noise are tensors whose first axis is the seed's,
+in tuples, and its metrics are such tensors. What the agent holds beside its ``parts`` is the same
+for every seed. Neither way is needed for a correct result: compiled numbers are the plain ones up
+to the order of operations.
 
 Such an agent may have ``pure_training_action`` and ``pure_evaluation_action``, too, for a policy
 whose action takes many operations. They are functions of (parameters, observation, noise) that
@@ -20,29 +21,25 @@ from torch import Tensor
 
 from agents.protocol import Agent
 from agents.speed.captured_update import CapturedUpdate
-from agents.speed.compiled_update import CompiledUpdate
+from agents.speed.compiled_function import CompiledFunction
 from agents.speed.program import Program
 from agents.speed.seed_by_seed import SeedBySeed, is_large
 
 PURE_ACTIONS = "pure_training_action", "pure_evaluation_action"
 
 
-def accelerate(
-    agent: Agent, device: torch.device, *, seeds: int, compiled: bool, several: bool = False
-) -> None:
+def accelerate(agent: Agent, device: torch.device, *, seeds: int, compiled: bool) -> None:
     """Wrap the agent's ``pure_update``: compiled if asked, and captured in CUDA graphs on a GPU.
 
-    Its pure actions, if it has any, are compiled if asked. ``several`` says that
-    ``update_several`` will make many updates at a time.
+    Its pure actions, if it has any, are compiled if asked.
     """
     # A subclass has to say it for itself: what it adds may not be pure.
     if not vars(type(agent)).get("promises_pure_update"):
         return
     update: Callable[..., dict[str, Tensor]] = agent.pure_update  # type: ignore[attr-defined]
     if compiled:
-        recorded = several and device.type == "cpu"
-        program = Program(type(agent).pure_update, device, recorded=recorded)  # type: ignore[attr-defined]
-        bind = partial(CompiledUpdate, program)
+        program = Program(type(agent).pure_update, device)  # type: ignore[attr-defined]
+        bind = partial(CompiledFunction, program)
         if device.type == "cpu" and seeds > 1 and is_large(agent):
             update = SeedBySeed(agent, seeds, bind)
         else:
@@ -52,4 +49,4 @@ def accelerate(
     agent.pure_update = update  # type: ignore[attr-defined]
     for name in PURE_ACTIONS if compiled else ():
         if plain := getattr(type(agent), name, None):
-            setattr(agent, name, partial(Program(plain, device, recorded=False), agent))
+            setattr(agent, name, CompiledFunction(Program(plain, device), agent))

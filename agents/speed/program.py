@@ -1,14 +1,13 @@
 """A pure function of an agent as one compiled program, which can record calls of its kernels."""
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from agents.speed.program_cache import use_program_cache
 
@@ -36,17 +35,13 @@ class Call(NamedTuple):
 class Program:
     """``function(agent, *inputs)`` as one program, compiled when it is first called.
 
-    There is one for every combination of shapes and of inputs that are no tensors. The calls of one
-    that is ``recorded`` can be; torch does not keep the whole of it for the next process then, but
-    its kernels alone.
+    There is one for every combination of shapes and of inputs that are no tensors.
     """
 
-    def __init__(self, function: FunctionType, device: torch.device, *, recorded: bool) -> None:
+    def __init__(self, function: FunctionType, device: torch.device) -> None:
         use_program_cache()
-        self.recorded = recorded
-        self.calls: list[Call] = []
-        """The calls of kernels while one is recorded."""
-        self.records = False
+        self.can_be_recorded = device.type == "cpu"
+        """Whether calls of its kernels can be; on a GPU, a CUDA graph of them is."""
         # torch keeps programs by code object, so agents of one class would share them.
         own = FunctionType(
             function.__code__.replace(),
@@ -56,7 +51,7 @@ class Program:
             function.__closure__,
         )
         own.__kwdefaults__ = function.__kwdefaults__
-        options = CPU_OPTIONS if device.type == "cpu" and not recorded else {}
+        options = CPU_OPTIONS if device.type == "cpu" else {}
         # The gradients and the optimizer are part of the program.
         torch._dynamo.config.trace_autograd_ops = True
         self.program = recompiling(
@@ -64,7 +59,6 @@ class Program:
                 own,
                 fullgraph=True,
                 dynamic=False,
-                backend=self._backend if recorded else "inductor",
                 options={"guard_filter_fn": _guards_inputs, **options},
             )
         )
@@ -74,40 +68,30 @@ class Program:
 
     def record(self, agent: Any, *inputs: Any) -> tuple[Any, list[Call]]:
         """Call the program; return its result and how it called its kernels."""
-        self.records = True
-        try:
-            return self(agent, *inputs), self.calls
-        finally:
-            self.records, self.calls = False, []
+        with _recorded_calls() as calls:
+            return self(agent, *inputs), calls
 
-    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        # Both take a while to load.
-        from torch._functorch import config
-        from torch._inductor.compile_fx import compile_fx
 
-        # What this cache finds would not come through ``inner_compile``.
-        with config.patch(enable_autograd_cache=False):
-            return compile_fx(
-                graph,
-                inputs,
-                inner_compile=self._compile,  # type: ignore[arg-type]  # a function does as well
-                config_patches=CPU_OPTIONS,
-            )
+@contextmanager
+def _recorded_calls() -> Iterator[list[Call]]:
+    """Note the calls of any program's kernels within the block."""
+    from torch._inductor.output_code import CompiledFxGraph  # takes a while to load
 
-    def _compile(self, *graph: Any, **how: Any) -> Kernels:
-        from torch._inductor.compile_fx import compile_fx_inner
+    calls: list[Call] = []
+    plain = CompiledFxGraph.__call__
 
-        call = partial(self._call, compile_fx_inner(*graph, **how))
-        call._boxed_call = True  # type: ignore[attr-defined]  # as torch marks those that empty it
-        return call
-
-    def _call(self, kernels: Kernels, arguments: list[Any]) -> Sequence[Any]:
-        if not self.records:
-            return kernels(arguments)
+    def noting(kernels: Any, arguments: list[Any]) -> Any:
         held = list(arguments)
-        results = kernels(arguments)
-        self.calls.append(Call(kernels, held, list(results)))
+        results = plain(kernels, arguments)
+        calls.append(Call(kernels, held, list(results)))
         return results
+
+    # A program from torch's cache is an object of this class just as one that is compiled now.
+    CompiledFxGraph.__call__ = noting  # type: ignore[assignment, method-assign]
+    try:
+        yield calls
+    finally:
+        CompiledFxGraph.__call__ = plain  # type: ignore[method-assign]
 
 
 def recompiling(program: Callable[..., Any]) -> Callable[..., Any]:

@@ -93,9 +93,7 @@ class Chart:
 def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
     """A style for each agent, by its position among all agents."""
     return {
-        agent: AgentStyle(
-            COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
-        )
+        agent: AgentStyle(COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
         for i, agent in enumerate(agents)
     }
 

@@ -132,7 +132,7 @@ def test_peers(benchmark: Any, algorithm: str, seeds: int) -> None:
         "SBX": Peer("sbx", algorithm),
         "stable-baselines3": Peer("stable_baselines3", algorithm),
     }
-    agent = new_agent(algorithm.lower(), seeds, compiled=True, several=True)
+    agent = new_agent(algorithm.lower(), seeds, compiled=True)
     replay = ReplayBuffer(10_000, OBSERVATION, ACTION, range(seeds), CPU)
     zero = torch.zeros(seeds, dtype=torch.bool)
     for _ in range(1_010):

@@ -28,15 +28,14 @@ def new_agent(
     seeds: int,
     *,
     compiled: bool = False,
-    several: bool = False,
     device: torch.device = CPU,
     **settings: Any,
 ) -> Any:
-    """Return an agent of the common size, ready to update, or to make several updates at a time."""
+    """Return an agent of the common size, ready to update."""
     agent = find_agent(name).agent
     config = agent.config_class(**settings)
     built = agent(config, OBSERVATION, ACTION, tuple(range(seeds)), device)
-    accelerate(built, device, seeds=seeds, compiled=compiled, several=several)
+    accelerate(built, device, seeds=seeds, compiled=compiled)
     return built
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def test_a_line_is_dashed_only_where_it_is_from_elsewhere() -> None:
         dashed=[("both", "t"), ("elsewhere", "s"), ("elsewhere", "t")],
     )
 
-    def are_dashed(lines: list[Line2D]) -> list[bool]:
+    def are_dashed(lines: Iterable[Line2D]) -> list[bool]:
         return [line.get_linestyle() == "--" for line in lines]
 
     first, second = chart.figure.axes

@@ -14,7 +14,7 @@ from agents.common.optimizer import polyak_update
 from agents.protocol import AgentConfig, Batch
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate
-from agents.speed.compiled_update import CompiledUpdate
+from agents.speed.compiled_function import CompiledFunction
 from agents.speed.seed_by_seed import SeedBySeed
 from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import CPU, fix_critic, make_batch, tensors
@@ -196,5 +196,5 @@ def test_an_update_with_every_hook_is_compiled(
         monkeypatch.setattr(seed_by_seed, "LARGE", 0)
     fast = build()
     accelerate(fast, CPU, seeds=len(SEEDS), compiled=True)
-    assert isinstance(fast.pure_update, SeedBySeed if in_turn else CompiledUpdate)
+    assert isinstance(fast.pure_update, SeedBySeed if in_turn else CompiledFunction)
     assert_same_as_plain(fast)

@@ -82,7 +82,7 @@ def update(self, x):
     return torch.autograd.grad(Times.apply(leaf).sum(), leaf)[0]
 
 zero = torch.zeros((), requires_grad=True)
-gradient = Program(update, torch.device("cpu"), recorded=False)(zero, torch.ones(4))
+gradient = Program(update, torch.device("cpu"))(zero, torch.ones(4))
 found = counters["aot_autograd"]
 print(gradient[0].item(), found["autograd_cache_hit"], found["autograd_cache_bypass"])
 """
