@@ -80,10 +80,10 @@ def _recorded_calls() -> Iterator[list[Call]]:
     calls: list[Call] = []
     plain = CompiledFxGraph.__call__
 
-    def noting(kernels: Any, arguments: list[Any]) -> Any:
+    def noting(program: Any, arguments: list[Any]) -> Any:
         held = list(arguments)
-        results = plain(kernels, arguments)
-        calls.append(Call(kernels, held, list(results)))
+        results = plain(program, arguments)
+        calls.append(Call(program.current_callable, held, list(results)))
         return results
 
     # A program from torch's cache is an object of this class just as one that is compiled now.
