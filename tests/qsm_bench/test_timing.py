@@ -19,7 +19,7 @@ def test_acting_and_updates_are_timed_as_in_training(compiled: bool) -> None:
         timing.time_calls(job, (2, 2), compiled=compiled)
     (agent, device), options = accelerate.call_args
     assert device.type == job.device
-    assert options == {"seeds": 3, "compiled": compiled, "several": False}
+    assert options == {"seeds": 3, "compiled": compiled}
     assert agent.updates.value == 2 * timing.CALLS
 
 
