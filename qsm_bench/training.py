@@ -97,12 +97,7 @@ class Training:
             raise UserError(f"setting matmul_precision of {job.agent}: {kind!r}: {reason}")
         build = partial(build_agent, job, *sizes)
         self.agent = build()
-        accelerate(
-            self.agent.bare,
-            self.device,
-            seeds=len(job.seeds),
-            compiled=job.compiled,
-        )
+        accelerate(self.agent.bare, self.device, seeds=len(job.seeds), compiled=job.compiled)
         self.replay = ReplayBuffer(
             job.protocol.replay_size,
             *sizes,

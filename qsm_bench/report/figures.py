@@ -288,7 +288,7 @@ def curves(
     """A line of ``value`` over ``x`` for each agent, with a band from ``low`` to ``high``.
 
     ``x`` and ``panel_by`` are columns of ``table``. There is a panel for each value of
-    ``panel_by``, or a single one. The lines of ``dashed``, agents and panels, are so drawn. With
+    ``panel_by``, or a single one. ``dashed`` has the agent and the panel of each dashed line. With
     ``log_x``, the axis of ``x`` is logarithmic: all its values are positive.
     """
     parts: list[tuple[str, pd.DataFrame]] = (

@@ -222,7 +222,8 @@ def test_a_recorded_call_is_made_again_with_other_inputs() -> None:
 def test_calls_are_alike_if_all_but_their_inputs_are_the_same_objects() -> None:
     first, other_input = recorded(), INPUT.clone()
     second = recorded((PARAMETER, other_input), given=other_input)
-    third = recorded((PARAMETER.clone(), INPUT), (METRIC,))
+    moved = PARAMETER.clone()
+    third = recorded((moved, INPUT), (moved.view(-1), METRIC))
     fourth = recorded((INPUT, PARAMETER))
     assert first
     assert second
