@@ -706,7 +706,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
     from qsm_bench.groups import seeds_text
     from qsm_bench.plan import calibrate, makespan
     from qsm_bench.progress import duration, line_printer
-    from qsm_bench.statistics.power import sentence
+    from qsm_bench.statistics.power import sentence, warning
 
     console = _console()
     say = line_printer(console)
@@ -755,12 +755,14 @@ def _show_plan(prepared: "PreparedRun") -> None:
     if experiment.compiled:
         start = duration(max(cost.start_seconds for cost in costs))
         lines.insert(1, f"Updates were timed compiled; compiling takes up to {start} of each job.")
-    if experiment.stages:
+    if stages := experiment.stages:
         timed = [(job.seeds, cost.seconds) for job, cost in zip(jobs, costs, strict=True)]
-        lines.append(_next_stage(experiment.stages, timed, workers))
+        lines.append(_next_stage(stages, timed, workers))
+        too_few = warning(len(stages.agents), len(stages.tasks), stages.counts, stages.shares)
+        lines += [too_few] if too_few else []
     if len(experiment.labels) > 1:
         counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
-        last_share = experiment.stages.shares[-1] if experiment.stages else FALSE_ALARMS
+        last_share = stages.shares[-1] if stages else FALSE_ALARMS
         lines.append(sentence(*counts, last_share))
     for line in lines:
         say(line)

@@ -32,7 +32,8 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
 from qsm_bench.results import Results, load_results, read_job
 from qsm_bench.signals import STOP_SIGNALS, ReceivedSignal, remember_signals
-from qsm_bench.stages import Stages, refuse_counts
+from qsm_bench.stages import FALSE_ALARMS, Stages, refuse_counts
+from qsm_bench.statistics.power import warning
 from qsm_bench.statistics.stages import Look, looks_at, sentence
 from qsm_bench.store import ExperimentStore
 from qsm_bench.stretches import changes
@@ -313,6 +314,9 @@ def train(
     with prepared.store.lock():
         if prepared.experiment.stages:
             return _train_stages(prepared, prepared.experiment.stages, command, console, received)
+        if prepared.open_jobs:
+            counts = [len(prepared.experiment.seeds)]
+            _say_what_is_in_vain(prepared.experiment, counts, [FALSE_ALARMS], line_printer(console))
         return _train_jobs(prepared, command, console, received)
 
 
@@ -337,6 +341,8 @@ def _train_stages(
         if said == len(stages.seeds) or (taken and not taken[-1].open):
             prepared.store.prepare(prepared.experiment, command, jobs=())
             break
+        if not taken:
+            _say_what_is_in_vain(prepared.experiment, stages.counts, stages.shares, say)
         agents = taken[-1].open_agents if taken else stages.agents
         current = prepared.stage(agents, stages.seeds[said])
         outcome = _train_jobs(current, command, console, received)
@@ -348,6 +354,15 @@ def _train_stages(
         if outcome.unfinished or outcome.queued or received:
             break
     return outcome
+
+
+def _say_what_is_in_vain(
+    experiment: Experiment, counts: Sequence[int], shares: Sequence[float], say: Say
+) -> None:
+    """Say in one line that the first stages, or all seeds, are too few for any verdict."""
+    line = warning(len(experiment.labels), len(experiment.tasks), counts, shares)
+    if line:
+        say(line)
 
 
 def _train_jobs(

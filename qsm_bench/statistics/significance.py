@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
 from itertools import combinations, permutations, product
-from math import comb, factorial
+from math import comb, factorial, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from qsm_bench.statistics.selection import Comparison, FloatArray
 
 AgentPair = tuple[str, str, Sequence[str]]
 """The labels of two agents, and the tasks on which they are compared."""
+
+EXACT_RUNS = 100
+"""Of each of two agents on a task. With more, the sum of ranks is taken as normal: its exact
+distribution would take seconds, and soon all memory."""
 
 
 def compare_all_pairs(comparison: Comparison) -> pd.DataFrame:
@@ -149,16 +154,32 @@ def permutation_test(x: FloatArray, y: FloatArray) -> tuple[float, float]:
 
     ``x`` and ``y`` are the agents' returns [seeds, tasks]. Under the hypothesis, the runs of a task
     can be exchanged between the agents. The statistic is the rank sum of ``x`` (Wilcoxon's, with
-    mid-ranks for ties) summed over tasks; it is equivalent to the probability of improvement.
-    Returns p, and the smallest p that is possible with these numbers of runs and no ties.
+    mid-ranks for ties) summed over tasks; it is equivalent to the probability of improvement. Of
+    more runs than ``is_exact`` allows it is taken as normal. Returns p, and the smallest p that is
+    possible with these numbers of runs and no ties.
     """
     from scipy.stats import rankdata
 
     n, m, tasks = len(x), len(y), x.shape[1]
     ranks = np.rint(2 * rankdata(np.concatenate([x, y]), axis=0)).astype(np.int64)
-    tails = _tails(tuple(tuple(sorted(column)) for column in ranks.T.tolist()), n, m)
-    p = float(tails[abs(ranks[:n].sum() - n * (n + m + 1) * tasks)])
-    return p, min(1.0, 2 / comb(n + m, n) ** tasks)
+    distance = abs(int(ranks[:n].sum()) - n * (n + m + 1) * tasks)
+    if is_exact(n, m):
+        columns = tuple(tuple(sorted(column)) for column in ranks.T.tolist())
+        p = float(_tails(columns, *sorted((n, m)))[distance])
+    else:
+        variance = n * m / (n + m) * float(ranks.var(axis=0, ddof=1).sum())
+        p = 2 * NormalDist().cdf(-distance / sqrt(variance)) if variance else 1.0
+    return p, smallest_p(n, m, tasks)
+
+
+def is_exact(n: int, m: int) -> bool:
+    """Whether ``n`` and ``m`` runs have no more sums to count than twice ``EXACT_RUNS`` have."""
+    return min(n, m) * (n + m) ** 2 <= EXACT_RUNS * (2 * EXACT_RUNS) ** 2
+
+
+def smallest_p(n: int, m: int, tasks: int) -> float:
+    """The smallest p of two agents with ``n`` and ``m`` runs on each task, with no ties."""
+    return min(1.0, 2 / _ways(n, m, tasks))
 
 
 def sign_test(successes: int, trials: int) -> float:
@@ -208,10 +229,14 @@ def detectable_improvement(n: int, m: int, tasks: int, level: float) -> float:
 
     The agents have ``n`` and ``m`` runs on each task. NaN if no p is so small with so few runs.
     """
-    tails = _tails((tuple(range(2, 2 * (n + m) + 1, 2)),) * tasks, n, m)
-    attained = np.diff(tails, append=0.0) < 0
-    seen = np.flatnonzero(attained & (tails <= level))
-    return 0.5 + float(seen[0]) / (2 * n * m * tasks) if len(seen) else np.nan
+    if smallest_p(n, m, tasks) > level:
+        return np.nan
+    comparisons = n * m * tasks
+    if not is_exact(n, m):
+        return 0.5 - NormalDist().inv_cdf(level / 2) * sqrt((n + m + 1) / (12 * comparisons))
+    tails = _tails((tuple(range(2, 2 * (n + m) + 1, 2)),) * tasks, *sorted((n, m)))
+    distances = np.arange(comparisons % 2, comparisons + 1, 2)
+    return 0.5 + float(distances[tails[distances] <= level][0]) / (2 * comparisons)
 
 
 def holm(p: FloatArray) -> FloatArray:
@@ -267,18 +292,26 @@ def _rank_sums(doubled_ranks: tuple[int, ...], size: int) -> FloatArray:
     return chosen
 
 
+def _ways(n: int, m: int, tasks: int) -> int:
+    """In how many ways the runs of each task can be dealt to two agents."""
+    ways: int = comb(n + m, n) ** tasks
+    return ways
+
+
 @lru_cache
 def _tails(doubled_ranks: tuple[tuple[int, ...], ...], n: int, m: int) -> FloatArray:
     """The probability that the sum of ``n`` ranks of each task differs from its mean by at least d.
 
-    Indexed by d.
+    Indexed by d. The other ``m`` differ by as much, so ``n`` may be the smaller number.
     """
-    distribution = reduce(np.convolve, [_rank_sums(ranks, n) for ranks in doubled_ranks])
+    from scipy.signal import convolve  # where many are added, by Fourier transforms
+
+    distribution = reduce(convolve, [_rank_sums(ranks, n) for ranks in doubled_ranks])
     distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * len(doubled_ranks))
     tails = np.bincount(distance, distribution)[::-1].cumsum()[::-1]
-    ways = comb(n + m, n) ** len(doubled_ranks)
+    ways = _ways(n, m, len(doubled_ranks))
     if ways < 2**40:
         # p is a ratio of counts: no rounding error may lift it above the level it meets.
         tails = np.rint(tails * ways) / ways
-    bounded: FloatArray = np.minimum(1.0, tails)
+    bounded: FloatArray = np.clip(tails, 0.0, 1.0)
     return bounded

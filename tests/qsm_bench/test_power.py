@@ -2,11 +2,13 @@
 
 from math import sqrt
 from statistics import NormalDist
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-from qsm_bench.statistics.power import POWER, improvement_detected, sentence
+from qsm_bench.statistics import power
+from qsm_bench.statistics.power import POWER, improvement_detected, sentence, warning
 from qsm_bench.statistics.significance import FALSE_ALARMS, permutation_test
 
 
@@ -38,4 +40,45 @@ def test_more_seeds_tasks_and_fewer_pairs_detect_less() -> None:
 def test_so_few_runs_tell_nothing() -> None:
     assert improvement_detected(3, 1, 3) is None
     assert sentence(3, 3, 1).startswith("With 3 seeds on 1 task no outcome can tell two of")
+    assert "with 6 seeds, they are told apart in 4 of 5 experiments if" in sentence(3, 3, 1)
+    assert sentence(2, 1, 1).endswith("and none can with 2 seeds.")
     assert "with 10 seeds: 0." in sentence(3, 5, 6)
+
+
+def test_of_many_seeds_the_difference_is_that_of_the_simulation() -> None:
+    simulated = improvement_detected(60, 2, 3)
+    improvement_detected.cache_clear()
+    with patch.object(power, "is_exact", return_value=False):
+        normal = improvement_detected(60, 2, 3)
+    improvement_detected.cache_clear()
+    assert simulated is not None
+    assert normal == pytest.approx(simulated, abs=0.005)
+    assert sentence(3, 10_000, 20).startswith("With 10,000 seeds on 20 tasks, two of the 3 agents")
+
+
+@pytest.mark.parametrize(
+    ("agents", "tasks", "counts", "said"),
+    [
+        (3, 6, [5], None),
+        (1, 1, [2], None),
+        (2, 1, [3], "With 3 seeds on 1 task no outcome can tell the two agents apart; with 6"),
+        (3, 1, [2, 20], "No outcome of stage 1 can tell two of the 3 agents apart: begin with"),
+        (9, 1, [3, 4, 20], "No outcome of stages 1 to 2 can tell two of the 9 agents apart"),
+        (3, 6, [5, 10, 20], None),
+    ],
+)
+def test_too_few_seeds_are_told(
+    agents: int, tasks: int, counts: list[int], said: str | None
+) -> None:
+    shares = [FALSE_ALARMS * n / counts[-1] for n in np.diff(counts, prepend=0)]
+    line = warning(agents, tasks, counts, shares)
+    assert (line is None) if said is None else (line or "").startswith(said)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5])
+@pytest.mark.parametrize("pairs_of", [2, 3, 5])
+def test_a_plan_is_in_vain_when_no_difference_is_detected(seeds: int, pairs_of: int) -> None:
+    pairs = pairs_of * (pairs_of - 1) // 2
+    in_vain = warning(pairs_of, 1, [seeds], [FALSE_ALARMS]) is not None
+    runs = np.arange(2.0 * seeds).reshape(2 * seeds, 1)
+    assert in_vain == (permutation_test(runs[:seeds], runs[seeds:])[0] * pairs > FALSE_ALARMS)

@@ -737,6 +737,8 @@ def test_the_command_line_declares_and_keeps_to_the_plan(
     with patch.object(run_module, "show_and_run", lambda *_, **__: Outcome()):
         outcome = call(*command, "--seeds=2,4,8", "--first-seed=3")
     assert outcome.status == 0, outcome.err
+    too_few = "No outcome of stages 1 to 2 can tell the two agents apart: begin with more than 4"
+    assert outcome.out.startswith(too_few)
     plan = ExperimentStore(tmp_path / "results", "there").stages
     assert plan is not None
     assert (plan.counts, plan.all_seeds) == ((2, 4, 8), tuple(range(3, 11)))
@@ -749,3 +751,4 @@ def test_the_command_line_declares_and_keeps_to_the_plan(
     dry = call(*command, "--dry-run")
     assert dry.status == 0, dry.err
     assert "This is the most that stages of 2,4,8 seeds can take. Stage 1 alone: 2 jobs" in dry.out
+    assert too_few in dry.out

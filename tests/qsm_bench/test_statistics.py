@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise, product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -334,7 +335,32 @@ def test_p_stays_a_probability_for_many_seeds_on_many_tasks() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(10, 70)), rng.normal(size=(10, 70))
     assert 0.01 < permutation_test(x, y)[0] <= 1.0
-    assert 0.0 <= permutation_test(x + 9, y)[0] < 1e-50
+    assert 0.0 <= permutation_test(x + 9, y)[0] < 1e-14  # rounding errors of the sums
+
+
+@pytest.mark.parametrize(("n", "m", "tasks"), [(100, 100, 1), (150, 50, 2), (40, 200, 6)])
+def test_the_normal_p_of_many_runs_is_that_of_the_exact_test(n: int, m: int, tasks: int) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(m, tasks)).round(2)  # some are equal
+    for shift in (0.0, 0.1, 0.2):
+        x = (rng.normal(size=(n, tasks)) + shift).round(2)
+        exact = permutation_test(x, y)[0]
+        with patch.object(significance, "EXACT_RUNS", 0):
+            assert permutation_test(x, y)[0] == pytest.approx(exact, rel=0.2, abs=1e-6)
+    for level in (0.05, 0.05 / 55):
+        needed = detectable_improvement.__wrapped__
+        exact = needed(n, m, tasks, level)
+        with patch.object(significance, "EXACT_RUNS", 0):
+            assert needed(n, m, tasks, level) == pytest.approx(exact, abs=2e-3)
+
+
+def test_a_thousand_runs_take_no_more_memory_than_they_have() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 2_000, 6))
+    assert permutation_test(x, y)[0] > 0.01
+    assert permutation_test(x + 0.1, y)[0] < 1e-10
+    assert permutation_test(np.ones((2_000, 6)), np.ones((2_000, 6)))[0] == 1.0
+    assert 0.5 < detectable_improvement(2_000, 2_000, 6, 0.05) < 0.51
 
 
 @given(st.integers(2, 3), st.integers(3, 5), st.randoms(use_true_random=False))
