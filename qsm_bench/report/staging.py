@@ -26,6 +26,7 @@ def sentences(analysis: Analysis) -> list[str]:
         *_stopped(analysis, stages),
         *_not_ended(analysis, stages),
         *_not_planned(analysis, stages),
+        *_removed(analysis.results, stages),
     ]
 
 
@@ -102,6 +103,13 @@ def _not_planned(analysis: Analysis, stages: Stages) -> list[str]:
     """The imported curves that would otherwise be compared."""
     others = [agent for agent in analysis.comparison.agents if agent not in stages.agents]
     return [f"{listed(others)}: not in the plan, so in no pair."] if others else []
+
+
+def _removed(results: Results, stages: Stages) -> list[str]:
+    gone = [agent for agent in stages.agents if agent not in results.experiment["agents"]]
+    if not gone:
+        return []
+    return [f"Planned and removed since: {listed(gone)}. Pairs with them are open and not tested."]
 
 
 def _added(results: Results) -> list[str]:

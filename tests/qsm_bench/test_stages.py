@@ -573,6 +573,15 @@ def test_an_agent_that_was_removed_is_trained_again(tmp_path: Path) -> None:
     }
 
 
+def test_an_agent_that_was_removed_is_named_in_the_report(tmp_path: Path) -> None:
+    whole = text_of_report(go(tmp_path), tmp_path)
+    ExperimentStore(tmp_path, "there").remove("sac")
+    text = text_of_report(load_results(tmp_path, "there"), tmp_path)
+    said = "Planned and removed since: sac. Pairs with them are open and not tested."
+    assert said in text
+    assert "removed since" not in whole
+
+
 def test_a_verdict_for_lower_means_is_not_called_better() -> None:
     pairs = pd.DataFrame(
         {"better": ["a", "c"], "worse": ["b", "d"], "verdict": True}
