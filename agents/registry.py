@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache, reduce
 from importlib.metadata import entry_points
+from types import FunctionType
 from typing import Any
 
 from agents.protocol import Agent, AgentConfig
@@ -182,6 +183,9 @@ def _fault(agent: Any) -> str | None:
     for method in METHODS:
         if not callable(getattr(agent, method)):
             return f"{method} is {getattr(agent, method)!r}, and must be a method"
+    promises = vars(agent).get("promises_pure_update")
+    if promises and not isinstance(getattr(agent, "pure_update", None), FunctionType):
+        return "it says promises_pure_update, and has no plain method pure_update"
     for what in ("presets", "task_settings"):
         value = getattr(agent, what)
         if not isinstance(value, Mapping) or not all(

@@ -64,9 +64,12 @@ class BestOfN(Learner, Agent):
     ) -> None:
         self.config = config
         weights = SeedStreams(seeds, "weights", device)
-        self.critic = TwinCritic(observation_size, action_size, config.hidden_sizes, weights)
+        self.critic = TwinCritic(
+            observation_size, action_size, config.hidden_sizes, weights, config.networks
+        )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = MLP((observation_size, *config.hidden_sizes, action_size), weights)
+        sizes = observation_size, *config.hidden_sizes, action_size
+        self.actor = MLP(sizes, weights, config.networks)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.actor_optimizer = Adam(self.actor.parameters(), config.actor_step_size)
         self.stream = SeedStreams(seeds, "noise", device)

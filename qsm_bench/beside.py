@@ -50,8 +50,8 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         if agent not in same
     }
     twice = [
-        f"{agent} ({loaded.record.name}) is left out: runs of it are {agent}'s here, number for "
-        "number, and one run is never two."
+        f"{agent} ({loaded.record.name}) is left out: runs of it are those of {agent} here, number "
+        "for number, and no run is counted twice."
         for agent in same
     ]
     if not labels:
@@ -174,11 +174,11 @@ def ends_text(own: Results, theirs: Results, joined: Sequence[str]) -> list[str]
     compared: dict[int, list[str]] = {}
     for task in joined:
         last = last_common_evaluation([*here[task], *there[task]])
-        if last < own.budgets[task]:
+        if last < last_common_evaluation(here[task]):
             compared.setdefault(last, []).append(task)
     return [
         f"On {', '.join(tasks)} all agents are compared at step {last:,}, the last at which all "
-        "were evaluated. Without --beside, your own are compared where they end."
+        "were evaluated. Without --beside, your own are compared at a later one."
         for last, tasks in compared.items()
     ]
 

@@ -186,6 +186,7 @@ def run(
         keep_replay=keep_replay,
         results=results,
     )
+    compared: list[str] = []
     if record:
         from qsm_bench.beside import (
             conditions_asked,
@@ -197,11 +198,12 @@ def run(
         refuse_itself(prepared.store.folder, record)
         asked = prepared.experiment
         apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
+        compared = [] if all(apart.values()) else list(record.record.agents)
         said = differences_text(apart, conditions_asked(asked), record)
         print(visible("\n".join(said), keep=NEWLINE))
     prepared.refuse_unrunnable()
     if dry_run:
-        _show_plan(prepared)
+        _show_plan(prepared, compared)
     prepared.refuse_what_does_not_fit()
     if dry_run:
         return
@@ -437,6 +439,12 @@ def status(
     else:
         for state in states:
             print(state.line)
+    if stages := store.stages:
+        from qsm_bench.results import load_results
+        from qsm_bench.statistics.stages import looks_at, progress
+
+        for line in progress(looks_at(load_results(results, name), stages), stages):
+            print(visible(line))
 
 
 @app.command()
@@ -696,8 +704,11 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
     )
 
 
-def _show_plan(prepared: "PreparedRun") -> None:
-    """Show what each job that is still to run will take, and all of them together."""
+def _show_plan(prepared: "PreparedRun", compared: Sequence[str]) -> None:
+    """Show what each job that is still to run will take, and all of them together.
+
+    The agents that will be ``compared`` are those of a record.
+    """
     from datetime import datetime, timedelta
 
     from rich.filesize import decimal as format_bytes
@@ -715,6 +726,7 @@ def _show_plan(prepared: "PreparedRun") -> None:
         left_out = len(prepared.jobs) - len(jobs)
         say(f"left out, as finished or damaged: {count(left_out, 'job')}")
     if not jobs:
+        say(f"nothing is left to run of {experiment.name}")
         return
     if experiment.device == "cuda" and not visible_gpus():
         raise UserError("--dry-run: the jobs will train on a GPU, and none is here to time them on")
@@ -752,6 +764,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
         f"At most {format_bytes(at_once)} of memory at once, and {format_bytes(on_disk)} on disk, "
         f"under {prepared.store.folder}; {prepared.replay_note}.",
     ]
+    if prepared.not_compiled:
+        lines.insert(1, f"Updates will not be compiled: {prepared.not_compiled}.")
     if experiment.compiled:
         start = duration(max(cost.start_seconds for cost in costs))
         lines.insert(1, f"Updates were timed compiled; compiling takes up to {start} of each job.")
@@ -760,8 +774,8 @@ def _show_plan(prepared: "PreparedRun") -> None:
         lines.append(_next_stage(stages, timed, workers))
         too_few = warning(len(stages.agents), len(stages.tasks), stages.counts, stages.shares)
         lines += [too_few] if too_few else []
-    if len(experiment.labels) > 1:
-        counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
+    if (agents := len(experiment.labels) + len(compared)) > 1:
+        counts = agents, len(experiment.seeds), len(experiment.tasks)
         last_share = stages.shares[-1] if stages else FALSE_ALARMS
         lines.append(sentence(*counts, last_share))
     for line in lines:

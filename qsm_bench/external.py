@@ -91,9 +91,10 @@ def import_curves(
     ``source`` is a CSV file of one task, which its name says unless ``task`` does; or a folder with
     a file <task>.csv for each task, of which those of the experiment's tasks are read. Raises
     UserError, and writes nothing, if a file is not such a table, if the label is an agent's of the
-    experiment, or if no file fits its tasks.
+    experiment, if no file fits its tasks, or if it is a record.
     """
     asked = store.read()
+    store.refuse_published()
     _refuse_label(label, asked["agents"])
     if sorted(columns) not in (sorted(COLUMNS), sorted(TDMPC2)):
         raise UserError(

@@ -28,10 +28,9 @@ from qsm_bench.job_folder import MANIFEST_FILE, TABLE_FILES
 from qsm_bench.merging import jobs_of
 from qsm_bench.results import Results, load_results
 from qsm_bench.shipped import shipped
-from qsm_bench.store import EXPERIMENT_FILE
+from qsm_bench.store import EXPERIMENT_FILE, RECORD_FILE
 
 FORMAT: Final = 1
-RECORD_FILE = "record.json"
 ABOUT_LIMIT, FILE_LIMIT, RECORD_LIMIT = 16 * MIB, 256 * MIB, 1024 * MIB
 """The most bytes of record.json, of another file of a record, and of all of them."""
 TO_PUBLISH = "`export NAME --to record` makes a record of an experiment"
@@ -185,7 +184,7 @@ class FolderSource:
 
 
 class ZipSource:
-    """The files of a record in a zip, directly or within one folder."""
+    """The files of a record in a zip, in whatever folder of it."""
 
     def __init__(self, file: Path) -> None:
         """Raise UserError if it is no zip of a record."""
@@ -197,10 +196,11 @@ class ZipSource:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"record {file} cannot be read: {reason}") from error
         found = [name for name in self.zip.namelist() if PurePosixPath(name).name == RECORD_FILE]
-        tops = [name.removesuffix(RECORD_FILE) for name in found if name.count("/") <= 1]
-        if len(tops) != 1:
-            raise UserError(f"record {file} is no zip of one record: {RECORD_FILE} is wanted once")
-        self.top = tops[0]
+        if len(found) != 1:
+            raise UserError(
+                f"record {file} is no zip of one record: {RECORD_FILE} is in it {len(found)} times"
+            )
+        self.top = found[0].removesuffix(RECORD_FILE)
 
     def __enter__(self) -> "ZipSource":
         return self

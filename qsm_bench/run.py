@@ -136,6 +136,8 @@ class PreparedRun:
     checkpoint_every: int
     keep_replay: bool | None
     """Whether replay buffers stay on the disk; None: if they take at most KEPT_BYTES together."""
+    not_compiled: str | None = None
+    """Why updates are not compiled, where that would save time."""
 
     def stage(self, agents: Collection[str], seeds: Collection[int]) -> "PreparedRun":
         """The run of these agents with these seeds alone."""
@@ -254,7 +256,7 @@ def prepare(
     store = ExperimentStore(Path(results), suite.name if name is None else name)
     device = _device(device, executor)
     entries = parse_agents(agents, own)
-    compiling = _compiled(compiled, protocol.updates, device, store)
+    compiling, not_compiled = _compiled(compiled, protocol.updates, device, store)
     workers = executor.at_once(device)
     cells = len(entries) * len(suite.tasks)
     seeds, counts = _seeds_and_counts(suite, seeds, stages, store)
@@ -274,15 +276,15 @@ def prepare(
         device=device,
         compiled=compiling,
     )
-    if counts and len(experiment.labels) < 2:
-        raise UserError(
-            f"--seeds {','.join(map(str, counts))}: stages end as pairs of agents are told apart, "
-            f"and --agents has one: give --seeds {counts[-1]}, or a second agent"
-        )
     if counts:
         plan = Stages.declare(seeds, counts, experiment.labels, suite.tasks, protocol.steps)
         experiment = replace(experiment, stages=plan)
     store.refuse_other_stages(experiment)
+    if counts and len(experiment.labels) < 2:
+        raise UserError(
+            f"--seeds {','.join(map(str, counts))}: stages compare agents, and --agents has only "
+            f"one: give --seeds {counts[-1]}, or a second agent"
+        )
     for job in {job.task: job for job in experiment.jobs}.values():
         close(make(job.environment))  # one that cannot be trained on is refused here
     return PreparedRun(
@@ -292,6 +294,7 @@ def prepare(
         executor,
         checkpoint_every=checkpoint_every or experiment.protocol.eval_every,
         keep_replay=keep_replay,
+        not_compiled=not_compiled,
     )
 
 
@@ -312,6 +315,8 @@ def train(
     experiment, or it was begun as something else, or the executor cannot run it.
     """
     with prepared.store.lock():
+        if prepared.not_compiled:
+            line_printer(console)(f"updates are not compiled: {prepared.not_compiled}")
         if prepared.experiment.stages:
             return _train_stages(prepared, prepared.experiment.stages, command, console, received)
         if prepared.open_jobs:
@@ -562,19 +567,24 @@ def _size(per_job: int | str) -> int:
     return number
 
 
-def _compiled(asked: Compile, updates: int, device: str, earlier: ExperimentStore) -> bool:
-    """Whether updates are compiled. Raises UserError if they must be and cannot."""
+def _compiled(
+    asked: Compile, updates: int, device: str, earlier: ExperimentStore
+) -> tuple[bool, str | None]:
+    """Whether updates are compiled, and why they are not where it would save time.
+
+    Raises UserError if they must be and cannot.
+    """
     if asked not in ("auto", "on", "off"):
         raise UserError(f"--compile {asked!r}: use auto, on or off")
     if asked == "auto" and os.path.lexists(earlier.file):
         # What was begun goes on as it was.
-        return bool(earlier.read().get("compiled", False))
+        return bool(earlier.read().get("compiled", False)), None
     if asked == "off" or (asked == "auto" and updates < WORTH_COMPILING):
-        return False
+        return False, None
     reason = why_not_compiled(device)
     if reason and asked == "on":
         raise UserError(f"--compile on: {reason}; use auto or off")
-    return reason is None
+    return reason is None, reason
 
 
 def _device(device: str, executor: Executor) -> str:

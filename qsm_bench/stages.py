@@ -18,6 +18,9 @@ from qsm_bench.groups import seeds_text
 FALSE_ALARMS = 0.05
 """The largest share of experiments on equal agents in which any verdict names a better one."""
 
+DECLARED_LATE = "declared_after_runs"
+"""In ``experiment.json``, next to a plan that was written when there were runs already."""
+
 MOST_SEEDS = 10_000
 """More are a slip of the hand, and a machine would only find out by failing."""
 
@@ -163,10 +166,9 @@ def _fault(stages: Stages, asked: Mapping[str, Any]) -> str | None:
         return "a stage without seeds"
     if len(stages.shares) != len(stages.seeds):
         return "each stage must have one share"
-    if not all(0 < share <= FALSE_ALARMS for share in stages.shares) or not math.isclose(
-        sum(stages.shares), FALSE_ALARMS
-    ):
-        return f"the shares must be above 0 and add up to {FALSE_ALARMS}"
+    declared = [FALSE_ALARMS * len(stage) / len(seeds) for stage in stages.seeds]
+    if not all(map(math.isclose, stages.shares, declared)):
+        return f"the shares must be those of the seeds, of {FALSE_ALARMS} in all"
     if seeds != tuple(seed for group in asked["groups"] for seed in group):
         return "their seeds must be those of the groups"
     if any(

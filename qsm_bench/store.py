@@ -47,10 +47,12 @@ from qsm_bench.manifest import (
     refuse_later,
     refuse_other_protocol,
 )
-from qsm_bench.stages import Stages, read_stages, text_of
+from qsm_bench.stages import DECLARED_LATE, Stages, read_stages, text_of
 
 EXPERIMENT_FILE = "experiment.json"
 """It stands in the folder of an experiment: what was asked for."""
+RECORD_FILE = "record.json"
+"""Beside it, it makes a record of the experiment: see ``qsm_bench/record.py``."""
 MOST_PAIRS = 100_000
 """An experiment that says it has more is damaged."""
 
@@ -129,6 +131,7 @@ class ExperimentStore:
 
         Raises UserError that names the process that has it, or says why it cannot be written.
         """
+        self.refuse_published()
         refuse_foreign(self.lock_file, writing=True, remedy="delete it")
         lock = FileLock(self.lock_file, timeout=0)
         with _writing(self.folder):
@@ -147,6 +150,14 @@ class ExperimentStore:
             with suppress(OSError):
                 self.holder_file.unlink(missing_ok=True)
             lock.release()
+
+    def refuse_published(self) -> None:
+        """Raise UserError for a record: its files would no longer be what was published."""
+        if os.path.lexists(self.folder / RECORD_FILE):
+            raise UserError(
+                f"{self.folder} is a published record, and stays as it is: for runs of your own "
+                "choose another --name or --results"
+            )
 
     def holder(self) -> str | None:
         """Say who is running the experiment now; None if nobody is.
@@ -261,8 +272,8 @@ class ExperimentStore:
         elif declared:
             raise UserError(
                 f"experiment {self.name!r} was declared before its first run with stages of "
-                f"{text_of(declared.counts)} seeds: give --seeds {text_of(declared.counts)} or "
-                "none, or choose another --name"
+                f"{text_of(declared.counts)} seeds: give --seeds {text_of(declared.counts)}, or "
+                "neither --seeds nor --first-seed, or choose another --name"
             )
         elif now:
             raise UserError(
@@ -292,6 +303,7 @@ class ExperimentStore:
 
         Returns its jobs, each with its folder and with the manifest that it has.
         """
+        self.refuse_published()
         self.refuse_other_stages(experiment)
         self._refuse_other_protocol(experiment)
         there = []
@@ -336,8 +348,10 @@ class ExperimentStore:
             "compiled": experiment.compiled,
             "command": command,
         }
-        if experiment.stages:
+        if experiment.stages and "stages" not in asked:
             asked["stages"] = experiment.stages.model_dump(mode="json")
+            if any(manifest and manifest.stretches for _, _, manifest in there):
+                asked[DECLARED_LATE] = True
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(asked, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The training loop: all seeds of one job in lockstep, resumable at every step."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -276,7 +277,8 @@ class Training:
     def _evaluate(self, on_step: Callable[[], None]) -> None:
         began = time.perf_counter()
         job, status = self.job, self.status
-        state = gather(self)
+        # A copy: an evaluation changes the agent's streams in place where they are tensors.
+        state = copy.deepcopy(gather(self))
         try:
             played = evaluate(
                 self.agent,

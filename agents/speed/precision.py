@@ -15,7 +15,9 @@ from agents.common.networks import Linear, rounded_product
 from agents.protocol import Agent, MatmulPrecision
 
 ROUNDS, CALLS = 30, 2
-"""Of the probe: how often both products are timed in turn, and their number in each round."""
+"""Of the probe: how often both products are timed in turn at most, and their number each time."""
+PROBED_SECONDS, PROBED_SIZE = 1.0, 1024
+"""No round begins later, and no larger batch or layer is timed: there the ratio changes little."""
 AMPERE = (8, 0)
 """The first compute capability of a GPU with bfloat16 and tf32 products."""
 
@@ -32,22 +34,22 @@ def lacks(precision: MatmulPrecision, device: str) -> str | None:
         if not known or torch.cuda.get_device_capability() >= AMPERE:
             return None
         return f"{torch.cuda.get_device_name()} has no such products"
-    return "tf32 is a format of GPUs; a CPU may have bfloat16" if precision == "tf32" else None
+    return "only GPUs have tf32, and a CPU may have bfloat16" if precision == "tf32" else None
 
 
 def slows_down(rows: int, sizes: Sequence[int]) -> str | None:
     """Say that this processor is no faster in bfloat16; None if it is, or if nothing is rounded.
 
     The products between hidden layers of ``sizes``, for a batch of ``rows``, and those of their
-    gradients are timed, for less than a second, in float32 and with rounding.
+    gradients are timed, for about a second at most, in float32 and with rounding.
     """
     ratio = time_ratio(rows, sizes) if len(sizes) > 1 else 0.0
     if ratio < 1:
         return None
     layers = " x ".join(map(str, sizes))
     return (
-        f"on this processor the products of hidden layers of {layers}, for a batch of {rows}, take "
-        f"{ratio:.2g} times as long with it as in float32"
+        f"it takes {ratio:.2g} times as long as float32 on this processor, with hidden layers of "
+        f"{layers} and a batch of {rows}"
     )
 
 
@@ -57,13 +59,17 @@ def time_ratio(rows: int, sizes: Sequence[int]) -> float:
     Both are timed in turn, on one thread as in a job, and the fastest of each counts, so that other
     work on the machine does not decide.
     """
+    rows = min(rows, PROBED_SIZE)
     layers = [
         (torch.randn(1, rows, n, requires_grad=True), torch.randn(1, n, m, requires_grad=True))
-        for n, m in pairwise(sizes)
+        for n, m in pairwise(min(size, PROBED_SIZE) for size in sizes)
     ]
     plain = rounded = float("inf")
+    end = time.perf_counter() + PROBED_SECONDS
     with _one_thread():
-        for _ in range(ROUNDS):
+        for round_ in range(ROUNDS):
+            if round_ and time.perf_counter() > end:
+                break
             plain = min(plain, _seconds(torch.bmm, layers))
             rounded = min(rounded, _seconds(rounded_product, layers))
     return rounded / plain

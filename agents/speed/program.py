@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from agents.registry import AgentError
 from agents.speed.program_cache import use_program_cache
 
 CPU_OPTIONS: dict[str, Any] = {
@@ -64,7 +65,12 @@ class Program:
         )
 
     def __call__(self, agent: Any, *inputs: Any) -> Any:
-        return self.program(agent, *inputs)
+        """Call it. Raises AgentError if it cannot be compiled."""
+        try:
+            return self.program(agent, *inputs)
+        except Exception as error:
+            _refuse_what_cannot_be_compiled(agent, error)
+            raise
 
     def record(self, agent: Any, *inputs: Any) -> tuple[Any, list[Call]]:
         """Call the program; return its result and how it called its kernels."""
@@ -121,6 +127,19 @@ def _library_that_failed(error: Exception) -> Path | None:
     library = Path(found.group(1)) if found else None
     inside = library and library.resolve().is_relative_to(Path(cache_dir()).resolve())
     return library if inside else None
+
+
+def _refuse_what_cannot_be_compiled(agent: Any, error: Exception) -> None:
+    """Raise AgentError, in one line, if the error is of torch's compiler."""
+    from torch._dynamo.exc import TorchDynamoException  # these take a while to load
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    if isinstance(error, TorchDynamoException):
+        reason = str(error).strip().partition("\n")[0]
+        raise AgentError(
+            f"agent {agent.name!r} cannot be compiled: {reason[:300]} (what torch compiles is kept "
+            f"in {cache_dir()}); with --compile off, under another --name, it is trained as it is"
+        ) from error
 
 
 def _guards_inputs(guards: Sequence[Any]) -> list[bool]:

@@ -14,6 +14,8 @@ def why_not_compiled(device: str = "cpu") -> str | None:
     """Say what this machine lacks to compile updates for a device; None if it lacks nothing."""
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return f"torch {torch.__version__} cannot trace a gradient: 2.11 or later can"
+    if torch._dynamo.config.disable:
+        return "TORCH_COMPILE_DISABLE is set, so torch compiles nothing"
     return why_no_kernels(device)
 
 

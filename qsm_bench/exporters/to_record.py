@@ -20,10 +20,10 @@ from qsm_bench.job_folder import TABLE_LIMIT, JobFolder
 from qsm_bench.manifest import FORMAT, Manifest
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
-from qsm_bench.record import ENDED, RECORD_FILE, UNKNOWN, Record
+from qsm_bench.record import ENDED, UNKNOWN, Record
 from qsm_bench.results import Results
 from qsm_bench.statistics.selection import agents_of, tasks_of
-from qsm_bench.store import EXPERIMENT_FILE, ExperimentStore
+from qsm_bench.store import EXPERIMENT_FILE, RECORD_FILE, ExperimentStore
 
 
 def outputs(results: Results, who: str) -> list[Output]:

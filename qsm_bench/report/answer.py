@@ -109,11 +109,16 @@ def _different(pairs: pd.DataFrame) -> list[str]:
     sentences = []
     for pair in pairs[pairs["verdict"].astype(bool) & ~names_better(pairs)].to_dict("records"):
         higher = pair["tasks"] - pair["wins"] - pair["ties"]
+        means = (
+            f"{pair['worse']} has the higher mean return on {higher} of "
+            f"{count(pair['tasks'], 'task')}"
+            if higher
+            else "their mean returns are equal"
+        )
         sentences.append(
             f"{pair['better']} and {pair['worse']} differ, but neither is better: a run of "
             f"{pair['better']} beats one of {pair['worse']} with probability "
-            f"{number(pair['probability'])}, and {pair['worse']} has the higher mean return on "
-            f"{higher} of {count(pair['tasks'], 'task')}."
+            f"{number(pair['probability'])}, and {means}."
         )
     return sentences
 
@@ -161,6 +166,8 @@ def _needed(need: "pd.Series[Any]", most: int) -> str:
     of = f" of {need[growing[0]]}" if len(growing) == 1 else ""
     if not most:
         return NO_STAGE
+    if need["probability"] == 0.5:
+        return "their runs show no difference"
     if pd.isna(need["needed"]):
         return (
             f"even with {most} seeds{of} instead of {now} a difference like the one seen "
@@ -185,13 +192,19 @@ def _range_needed(needs: pd.DataFrame, most: int) -> str:
         for side in sides
         for seeds in growing.loc[growing[f"grows_{side}"].astype(bool), f"seeds_{side}"]
     )
+    agents = [
+        (row[side], row[f"grows_{side}"]) for row in needs.to_dict("records") for side in sides
+    ]
+    own = sorted({agent for agent, grows in agents if grows})
+    named = listed(own) if len(own) <= MOST_NAMED else count(len(own), "agent")
+    of = "" if all(grows for _, grows in agents) else f" of {named}"
     known = growing["needed"].dropna().astype(int)
     if known.empty:
-        return f"more than {most} seeds instead of {now} would be needed"
+        return f"more than {most} seeds{of} instead of {now} would be needed"
     needed = span(known)
     if len(known) < len(growing):
         needed = f"{known.min()} to more than {most}"
-    return f"{needed} seeds instead of {now} would be needed"
+    return f"{needed} seeds{of} instead of {now} would be needed"
 
 
 def _named(agents: Sequence[str]) -> str:

@@ -11,10 +11,12 @@ from qsm_bench.statistics.selection import agents_of
 def without_shared_settings(results: Results) -> tuple[Results, list[str]]:
     """The results under labels without the settings that all of them have, and these settings.
 
-    A setting is ``name=value`` as the label has it. Labels of agents that were measured elsewhere
-    stay, and do not count. Nothing changes where there is only one other label, or if two would
-    become the same.
+    A setting is ``name=value`` as the label has it. Labels of imported curves stay, and do not
+    count. Nothing changes where there is only one other label, or if two would become the same; nor
+    beside a record, whose agents do not have these settings.
     """
+    if results.beside.asked:
+        return results, []
     columns = [agent for agent in agents_of(results) if agent not in results.elsewhere]
     parts = {agent: _parts(agent) for agent in columns}
     shared = [

@@ -10,7 +10,7 @@ from qsm_bench.counting import count
 from qsm_bench.groups import seeds_text
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
-from qsm_bench.report import figures
+from qsm_bench.report import figures, staging
 from qsm_bench.report.document import Block, Bullets, Code, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.temperature import EXPLAINED, ROW, temperature_text
@@ -369,7 +369,7 @@ def what_is_missing(analysis: Analysis) -> Section:
         for cell in results.cells
         for seed, step in cell.get("diverged", {}).items()
     ]
-    sentences += comparison.left_out
+    sentences += [*comparison.left_out, *staging.not_ended(analysis)]
     if not sentences:
         runs = sum(len(run.seeds) for run in comparison.runs.values())
         sentences = [f"Nothing: the statistics use all {count(runs, 'run')}."]

@@ -7,7 +7,7 @@ from typing import Any
 from qsm_bench.counting import count
 from qsm_bench.report.wording import listed
 from qsm_bench.results import Results
-from qsm_bench.stages import FALSE_ALARMS, Stages
+from qsm_bench.stages import DECLARED_LATE, FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.stages import agents_in, verdict_texts
 
@@ -21,10 +21,10 @@ def sentences(analysis: Analysis) -> list[str]:
     if stages is None:
         return []
     return [
-        _plan(stages),
+        _plan(analysis.results, stages),
         *_decisions(analysis, stages),
         *_stopped(analysis, stages),
-        *_not_ended(analysis, stages),
+        *not_ended(analysis),
         *_not_planned(analysis, stages),
         *_removed(analysis.results, stages),
     ]
@@ -52,10 +52,15 @@ def caption(analysis: Analysis) -> str:
     )
 
 
-def _plan(stages: Stages) -> str:
+def _plan(results: Results, stages: Stages) -> str:
     shares = listed([f"{100 * share:.3g} %" for share in stages.shares])
+    when = (
+        "written when there were runs already, so nothing shows that they were declared before"
+        if results.experiment.get(DECLARED_LATE)
+        else "declared before the first run"
+    )
     return (
-        f"Stages were declared before the first run: {listed([*map(str, stages.counts)])} seeds, "
+        f"Stages were {when}: {listed([*map(str, stages.counts)])} seeds, "
         f"tested at {shares}, together {FALSE_ALARMS:.0%}. Only agents in a pair without a verdict "
         "went on to the next stage."
     )
@@ -91,12 +96,16 @@ def _stopped(analysis: Analysis, stages: Stages) -> list[str]:
     return found
 
 
-def _not_ended(analysis: Analysis, stages: Stages) -> list[str]:
-    ended = len(analysis.looks)
-    if ended == len(stages.seeds) or (ended and not analysis.looks[-1].open):
+def not_ended(analysis: Analysis) -> list[str]:
+    """Which stage is the next to be tested, if there is one."""
+    stages, ended = analysis.stages, len(analysis.looks)
+    if stages is None or ended == len(stages.seeds) or (ended and not analysis.looks[-1].open):
         return []
     seeds = count(stages.counts[ended], "seed")
-    return [f"Stage {ended + 1}, {seeds}, has not ended: nothing is tested before all its jobs."]
+    return [
+        f"Stage {ended + 1}, {seeds}, has not ended: its seeds are used, and it is tested, when "
+        "all its jobs have finished."
+    ]
 
 
 def _not_planned(analysis: Analysis, stages: Stages) -> list[str]:
@@ -106,10 +115,16 @@ def _not_planned(analysis: Analysis, stages: Stages) -> list[str]:
 
 
 def _removed(results: Results, stages: Stages) -> list[str]:
-    gone = [agent for agent in stages.agents if agent not in results.experiment["agents"]]
-    if not gone:
-        return []
-    return [f"Planned and removed since: {listed(gone)}. Pairs with them are open and not tested."]
+    agents = [agent for agent in stages.agents if agent not in results.experiment["agents"]]
+    tasks = [task for task in stages.tasks if task not in results.experiment["tasks"]]
+    return [
+        f"Planned and removed since: {listed(gone)}. {what}"
+        for gone, what in (
+            (agents, "Pairs with them are open and not tested."),
+            (tasks, "No stage ends without their runs."),
+        )
+        if gone
+    ]
 
 
 def _added(results: Results) -> list[str]:

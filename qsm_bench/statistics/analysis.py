@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import comb
 
 import pandas as pd
 
@@ -18,13 +19,13 @@ from qsm_bench.statistics.selection import (
     select_runs,
 )
 from qsm_bench.statistics.settling import (
-    TRIED_SEEDS,
     StagesToCome,
+    most_tried,
     seconds_per_seed,
     settling,
 )
 from qsm_bench.statistics.significance import compare_all_pairs
-from qsm_bench.statistics.stages import Look, looks_at, staged_pairs
+from qsm_bench.statistics.stages import Look, looks_at, staged_pairs, up_to
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,14 @@ class Analysis:
     @cached_property
     def comparison(self) -> Comparison:
         """The runs to compare. Raises UserError if there are none."""
-        return select_runs(self.results)
+        return select_runs(self._used)
+
+    @cached_property
+    def _used(self) -> Results:
+        """The results without the seeds of a stage that has not ended."""
+        if self.stages is None or not self.looks:
+            return self.results
+        return up_to(self.results, self.stages.seeds_until(self.looks[-1].number))
 
     @cached_property
     def stages(self) -> Stages | None:
@@ -86,20 +94,21 @@ class Analysis:
         """The stages that have not been tested yet; None in an experiment without stages."""
         if self.stages is None:
             return None
+        still_open = len(self.looks[-1].open) if self.looks else comb(len(self.stages.agents), 2)
         plan = zip(self.stages.counts, self.stages.shares, strict=True)
-        return list(plan)[len(self.looks) :]
+        return [(n, share / max(1, still_open)) for n, share in [*plan][len(self.looks) :]]
 
     @property
     def most_seeds(self) -> int:
         """The most seeds for which ``settling`` looks; 0 if the last stage was tested."""
         if self.stages_to_come is None:
-            return TRIED_SEEDS
+            return most_tried(self.pairs)
         return max((count for count, _ in self.stages_to_come), default=0)
 
     @cached_property
     def cell_curves(self) -> dict[CellKey, Curves]:
         """The complete evaluations of every cell that has any, seed by seed."""
-        return learning_curves(self.results)
+        return learning_curves(self._used)
 
     @cached_property
     def task_curves(self) -> pd.DataFrame:

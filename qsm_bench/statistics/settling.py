@@ -13,10 +13,11 @@ from qsm_bench.statistics.selection import CellKey, Comparison, FloatArray
 from qsm_bench.statistics.significance import FALSE_ALARMS, detectable_improvement, in_order
 
 TRIED_SEEDS = 50
-"""No larger number of seeds is tried."""
+"""No larger number of seeds is tried, but for twice those that an agent has."""
 SIMULATIONS = 2_000
 StagesToCome = Sequence[tuple[int, float]]
-"""Of each stage that has not been tested yet, the number of seeds and the share of false alarms."""
+"""Of each stage that has not been tested yet, the number of seeds, and the level of each pair that
+is open now."""
 
 
 def settling(
@@ -43,7 +44,7 @@ def settling(
         seeds_first, seeds_second: the number of seeds of each agent on each task.
         grows_first, grows_second: False for an agent that was measured elsewhere.
         needed: the number of seeds of each agent that grows; NaN if it is larger than
-            ``TRIED_SEEDS``, or no stage to come has enough, or no agent grows.
+            ``most_tried``, or no stage to come has enough, or no agent grows.
         seconds: what the added seeds cost; NaN if it is not known.
     """
     tested = pairs["p"].notna()
@@ -51,9 +52,8 @@ def settling(
 
     def needed(x: FloatArray, y: FloatArray, grows: tuple[bool, bool]) -> int | None:
         if stages is None:
-            return seeds_needed(x, y, FALSE_ALARMS / len(table), grows)
-        levels = [(count, share / len(table)) for count, share in stages]
-        return next((n for n, level in levels if is_enough(x, y, n, level, grows)), None)
+            return seeds_needed(x, y, FALSE_ALARMS / len(table), grows, most_tried(pairs))
+        return next((n for n, level in stages if is_enough(x, y, n, level, grows)), None)
 
     rows = [
         _row(comparison, pair["first"], pair["second"], needed, seconds, elsewhere)
@@ -89,8 +89,18 @@ def _row(
     return *grows, needed, cost
 
 
+def most_tried(pairs: pd.DataFrame) -> int:
+    """The largest number of seeds that is tried for a pair of ``compare_all_pairs``."""
+    now = [*pairs["seeds_better"], *pairs["seeds_worse"]]
+    return max(TRIED_SEEDS, 2 * int(max(now, default=0)))
+
+
 def seeds_needed(
-    x: FloatArray, y: FloatArray, level: float, grows: tuple[bool, bool] = (True, True)
+    x: FloatArray,
+    y: FloatArray,
+    level: float,
+    grows: tuple[bool, bool] = (True, True),
+    most: int = TRIED_SEEDS,
 ) -> int | None:
     """The number of seeds with which a difference like the one seen gets a verdict.
 
@@ -101,12 +111,12 @@ def seeds_needed(
     is found by bisection; the share need not rise with every seed, so a smaller number may do, too.
 
     Only the agents for which ``grows`` is True get more seeds; one that has more than the result
-    keeps them. None if ``TRIED_SEEDS`` are not enough, or no agent grows.
+    keeps them. None if ``most`` are not enough, or no agent grows.
     """
     if not any(grows):
         return None
     fewest = min(len(runs) for runs, grow in zip((x, y), grows, strict=True) if grow)
-    candidates = range(fewest + 1, TRIED_SEEDS + 1)
+    candidates = range(fewest + 1, most + 1)
     found = bisect_left(candidates, True, key=lambda n: is_enough(x, y, n, level, grows))
     return candidates[found] if found < len(candidates) else None
 
@@ -116,9 +126,13 @@ def is_enough(
 ) -> bool:
     """Whether a difference like the one seen gets a verdict with so many seeds, 4 times in 5.
 
-    See ``seeds_needed`` for the rest.
+    Tasks on which all runs are equal do not count, as they do not in the test. See ``seeds_needed``
+    for the rest.
     """
     above = np.sign(x[:, np.newaxis] - y[np.newaxis, :])
+    above = above[:, :, above.any(axis=(0, 1))]
+    if not above.size:
+        return False
     if above.mean() < 0:
         above = -above
     n, m = (max(len(r), seeds) if g else len(r) for r, g in zip((x, y), grows, strict=True))

@@ -113,11 +113,12 @@ def _adjusted(p: FloatArray, untested: int, level: float) -> FloatArray:
 def names_better(pairs: pd.DataFrame) -> "pd.Series[bool]":
     """For each row of ``compare_pairs``, whether "better" may be called better than "worse".
 
-    There is a verdict, and the mean return of "better" is higher on at least half of the tasks; a
-    task with equal means counts half. The two can disagree: one agent may win more runs by a
-    little, and the other fewer by a lot.
+    There is a verdict, and the mean return of "better" is higher on a task at least, and on half of
+    them; a task with equal means counts half. The two can disagree: one agent may win more runs by
+    a little, and the other fewer by a lot.
     """
-    return pairs["verdict"].astype(bool) & (2 * pairs["wins"] + pairs["ties"] >= pairs["tasks"])
+    half = 2 * pairs["wins"] + pairs["ties"] >= pairs["tasks"]
+    return pairs["verdict"].astype(bool) & (pairs["wins"] > 0) & half
 
 
 def in_order(pairs: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:

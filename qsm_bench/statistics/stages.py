@@ -93,7 +93,7 @@ def looks_at(results: Results, stages: Stages, *, all_present: bool = False) -> 
         there = results.experiment["agents"]
         present = [agent for agent in agents if all_present or agent in there]
         due = {(agent, task, s) for agent in present for task in stages.tasks for s in seeds}
-        return select_runs(_up_to(results, seeds)) if due and due <= _finished(results) else None
+        return select_runs(up_to(results, seeds)) if due and due <= _finished(results) else None
 
     return list(looks(stages, runs))
 
@@ -153,6 +153,18 @@ def sentence(look: Look, stages: Stages) -> str:
     )
 
 
+def progress(looks: Sequence[Look], stages: Stages) -> list[str]:
+    """What was decided at each stage that has ended, and which one is next, a line each."""
+    lines = [sentence(look, stages) for look in looks]
+    ended = len(looks)
+    if ended < len(stages.seeds) and not (looks and not looks[-1].open):
+        lines.append(
+            f"stage {ended + 1} of {len(stages.seeds)}, {count(stages.counts[ended], 'seed')}, has "
+            "not been tested: give the experiment's run command until it has ended"
+        )
+    return lines
+
+
 def agents_in(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """The agents of the pairs, each once, in the order in which they stand there."""
     return tuple(dict.fromkeys(agent for pair in pairs for agent in pair))
@@ -186,7 +198,7 @@ def _finished(results: Results) -> set[tuple[str, str, int]]:
     }
 
 
-def _up_to(results: Results, seeds: Sequence[int]) -> Results:
+def up_to(results: Results, seeds: Sequence[int]) -> Results:
     """The results as they would be with these seeds alone; no job has others beside them."""
     cells = []
     for cell in results.cells:

@@ -124,6 +124,11 @@ def test_of_two_plug_ins_of_one_name_the_first_keeps_it(
         ("Sound = 3", "Sound", "it is of type int, and must be a class"),
         ("class Sound: name = 'broken'", "Sound", "it lacks config_class"),
         (sound("broken") + "    act = None", "Sound", "act is None, and must be a method"),
+        (
+            sound("broken") + "    promises_pure_update = True",
+            "Sound",
+            "it says promises_pure_update, and has no plain method pure_update",
+        ),
         (sound("broken") + "    presets = [1]", "Sound", "presets must be a mapping"),
         (sound("broken", {"broken": {}}), "Sound", "its preset 'broken' has its own name"),
     ],

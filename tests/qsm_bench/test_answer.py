@@ -69,10 +69,11 @@ def test_one_open_pair_is_told_the_seeds_it_needs() -> None:
 
 
 def test_one_open_pair_beyond_the_most_seeds_is_not_promised_any() -> None:
-    levels = {"qsm": 0.0, "td3": 0.0}
-    same = results(levels)
-    same.evaluations["return"] = 5.0
-    (sentence,) = sentences(Analysis(same))
+    nearly = results({"qsm": 0.0, "td3": 0.0})
+    rows = nearly.evaluations
+    rows["return"] = 5.0
+    rows.loc[(rows["agent"] == "qsm") & (rows["task"] == "a") & (rows["seed"] == 0), "return"] = 6.0
+    (sentence,) = sentences(Analysis(nearly))
     assert sentence == (
         "qsm and td3 cannot be told apart at 10,000 steps: even with 50 seeds instead of 5 a "
         "difference like the one seen would be seen less than 4 times in 5."
@@ -117,6 +118,33 @@ def test_who_wins_more_runs_with_the_lower_means_is_not_said_to_be_better() -> N
         "risky and sure differ, but neither is better: a run of risky beats one of sure with "
         "probability 0.800, and sure has the higher mean return on 6 of 6 tasks."
     ]
+
+
+def test_equal_means_are_no_lead() -> None:
+    """One agent wins more runs by a little, the other fewer by a lot: both have a mean of 9."""
+
+    def returns(agent: str, task: str, seed: int, step: int) -> float:
+        return 9.0 if agent == "sure" else (0.0 if seed == 0 else 10.0)
+
+    analysis = Analysis(make_results(("sure", "risky"), "a", 10, 1, 1, returns))
+    assert sentences(analysis) == [
+        "risky and sure differ, but neither is better: a run of risky beats one of sure with "
+        "probability 0.900, and their mean returns are equal."
+    ]
+
+
+def test_where_there_is_no_difference_no_number_of_seeds_would_show_it() -> None:
+    analysis = Analysis(make_results(("one", "other"), "ab", 5, 1, 1, lambda *_: 7.0))
+    assert sentences(analysis)[-1].endswith(
+        "cannot be told apart at 5,000 steps: their runs show no difference."
+    )
+
+
+def test_with_many_seeds_more_are_tried() -> None:
+    analysis = Analysis(results({"qsm": 0, "sac": 0.3}, "a", 60))
+    assert analysis.most_seeds == 120
+    (sentence,) = sentences(analysis)
+    assert re.search(r"with (even )?\d+ seeds instead of 60|with 120 seeds instead of 60", sentence)
 
 
 def without(found: Results, cells: Sequence[tuple[str, str]]) -> Results:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from qsm_bench import cli, plan
 from qsm_bench import run as run_module
 from qsm_bench.checkpoint import FORMAT, read_state
-from qsm_bench.executors import processes
+from qsm_bench.executors import executor, processes
 from qsm_bench.experiment import Experiment
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.results import load_results
@@ -372,6 +372,20 @@ def test_a_dry_run_measures_memory_once_and_says_that_updates_were_timed_compile
     assert "about 2 h 04 min" in outcome.out
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_run_that_would_gain_by_compiling_and_cannot_says_why() -> None:
+    command = ("--workers=1", "--steps=40")
+    lacking = patch.object(run_module, "why_not_compiled", return_value="there is no compiler")
+    with costing(60.0), lacking, patch.object(run_module, "WORTH_COMPILING", 10):
+        dry = call(*run(*command, "--dry-run", agents=AGENTS, tasks="four-goals"))
+        with patch.object(run_module, "show_and_run", lambda *_, **__: executor.Outcome()):
+            real = call(*run(*command, agents=AGENTS, tasks="four-goals"))
+        silent = call(*run(*command, "--dry-run", "--compile=off", agents=AGENTS))
+    assert "Updates will not be compiled: there is no compiler." in dry.out
+    assert "updates are not compiled: there is no compiler" in real.out
+    assert "not compiled" not in silent.out
+
+
 def test_a_dry_run_leaves_out_what_is_finished(laid_out: Path) -> None:
     first, second = ExperimentStore(laid_out.parent, "there").job_folders()
     command = run("--name=there", "--dry-run", "--workers=1", agents=AGENTS)
@@ -384,7 +398,7 @@ def test_a_dry_run_leaves_out_what_is_finished(laid_out: Path) -> None:
         assert outcome.status == 0
         told, *plan_lines = outcome.out.splitlines()
         assert told == f"left out, as finished or damaged: {('2 jobs', '1 job')[left]}"
-        assert bool(plan_lines) == bool(left)
+        assert left or plan_lines == ["nothing is left to run of there"]
         assert ("1 job, 1 at a time" in outcome.out) == bool(left)
         assert ("about 1 h 02 min" in outcome.out) == bool(left)
 
@@ -669,6 +683,6 @@ gymnasium.register("BuiltOnce-v0", BuiltOnce, max_episode_steps=5)
 def test_the_precision_of_products_is_a_setting_of_every_agent(tmp_path: Path) -> None:
     refused = call(*run("--matmul-precision=tf32", f"--results={tmp_path}"))
     assert refused.status == 2
-    assert "--matmul-precision tf32: tf32 is a format of GPUs" in refused.err
+    assert "--matmul-precision tf32: only GPUs have tf32" in refused.err
     assert len(refused.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())

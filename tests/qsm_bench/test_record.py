@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsm_bench import run_experiment
 from qsm_bench.beside import (
     STAGED,
     STAGED_THERE,
@@ -26,6 +27,7 @@ from qsm_bench.cli import app
 from qsm_bench.comparable import protocol_differences, protocol_hash
 from qsm_bench.errors import UserError
 from qsm_bench.exporters import export
+from qsm_bench.external import import_curves
 from qsm_bench.manifest import Manifest, SeedFailure
 from qsm_bench.protocol import Protocol
 from qsm_bench.record import find_record, known_records, load_record, read_record
@@ -60,7 +62,7 @@ def experiment_on_disk(
         folder = store.folder_of(job)
         steps = [s for s in range(1, job.protocol.steps + 1) if job.protocol.is_evaluated(s)]
         rows = [
-            f"{seed},{step},{k},{LEVEL[job.agent] + shift + seed + step / 100},10\n"
+            f"{seed},{step},{k},{LEVEL[job.agent_name] + shift + seed + step / 100},10\n"
             for step in steps
             for seed in job.seeds
             for k in range(job.protocol.eval_episodes)
@@ -90,7 +92,9 @@ def zipped(folder: Path, top: str = "") -> Path:
     return file
 
 
-@pytest.mark.parametrize("form", [lambda f: f, zipped, lambda f: zipped(f, "base/")])
+@pytest.mark.parametrize(
+    "form", [lambda f: f, zipped, lambda f: zipped(f, "base/"), lambda f: zipped(f, "a/b/base/")]
+)
 def test_a_record_has_the_runs_that_were_published(
     published: Path, tmp_path: Path, form: Callable[[Path], Path]
 ) -> None:
@@ -415,11 +419,61 @@ def test_the_command_line_lists_publishes_and_compares(
         app(["report", "mine", "--beside", "best"], standalone_mode=False)
 
 
+@pytest.mark.parametrize("what", ["train", "prepare", "remove", "import"])
+def test_a_record_is_not_written_to(published: Path, tmp_path: Path, what: str) -> None:
+    place = tmp_path / "results/base"
+    shutil.copytree(published, place)
+    before = {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+    store = ExperimentStore(place.parent, "base")
+    curves = tmp_path / "four-goals.csv"
+    curves.write_text("step,return,seed\n1,1,0\n")
+    columns = {"step": "step", "return": "return", "seed": "seed"}
+    experiment = make_experiment("sac,td3", TASKS, name="base", seeds=3, per_job=2)
+    ways: dict[str, Callable[[], object]] = {
+        "train": lambda: run_experiment(
+            "qsm", tasks=TASKS[0], name="base", protocol=PROTOCOL, results=place.parent
+        ),
+        "prepare": lambda: store.prepare(experiment, ""),
+        "remove": store.remove,
+        "import": lambda: import_curves(store, curves, "theirs", columns=columns),
+    }
+    with pytest.raises(UserError, match="is a published record, and stays as it is"):
+        ways[what]()
+    assert {file: file.read_bytes() for file in place.rglob("*") if file.is_file()} == before
+    load_record(place)
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_zip_has_one_record(published: Path, times: int) -> None:
+    file = published.with_suffix(".zip")
+    with ZipFile(file, "w") as archive:
+        for number in range(times):
+            archive.write(published / "record.json", f"{number}/record.json")
+    with pytest.raises(UserError, match=rf"no zip of one record: record.json is in it {times} tim"):
+        load_record(file)
+
+
+def test_the_seeds_needed_are_those_of_agents_that_can_get_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents of a record get none. A setting that they do not have stays in the others' labels."""
+    monkeypatch.setitem(LEVEL, "td3", 0.05)
+    record = export(experiment_on_disk(tmp_path, "base"), "record", tmp_path / "out/base", who="us")
+    own = experiment_on_disk(
+        tmp_path, "mine", "td3[hidden_sizes=[8]],sac[hidden_sizes=[8]]", shift=0.1
+    )
+    write_report(place_beside(own, load_record(record)), tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    agents = "sac[hidden_sizes=[8]] and td3[hidden_sizes=[8]]"
+    assert f"more than 50 seeds of {agents} instead of 3 would be needed" in text
+    assert "both were measured elsewhere" in text
+
+
 def test_one_run_is_never_two(published: Path, tmp_path: Path) -> None:
     own = experiment_on_disk(tmp_path, "mine", "td3")
     together = place_beside(own, load_record(published))
     assert select_runs(together).agents == ("td3", "sac (base)")
-    assert "td3 (base) is left out: runs of it are td3's here" in " ".join(
+    assert "td3 (base) is left out: runs of it are those of td3 here" in " ".join(
         together.beside.sentences
     )
 

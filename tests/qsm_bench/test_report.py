@@ -584,7 +584,7 @@ def no_training_rows() -> Results:
         (one_seed, "The answer", "So few runs (1 seed on 2 tasks) could not have told the two"),
         (equal_scores, "Pairs", "0.111 or 0.889"),
         (equal_scores, "Pairs", "cannot tell"),
-        (equal_scores, "The answer", "told apart at 10,000 steps: even with 50 seeds instead of 3"),
+        (equal_scores, "The answer", "told apart at 10,000 steps: their runs show no difference"),
         (one_task, "The answer", "Only 1 task"),
         (one_agent, "The answer", "Only qsm has runs"),
         (unequal_seeds, "What failed, diverged or is missing", "td3 on b, seed 1, 2: not used in"),

@@ -68,6 +68,17 @@ def test_no_number_of_seeds_tells_equal_runs_apart(seeds: int, tasks: int) -> No
     assert seeds_needed(runs(seeds, tasks), runs(seeds, tasks), 0.05) is None
 
 
+def test_tasks_on_which_nothing_was_learned_do_not_count() -> None:
+    """There all returns are 0, and the test has nothing to compare."""
+    x, y = runs(6, 2, 0.9), runs(6, 2, state=1)
+    nothing = np.zeros((6, 3))
+    more_x, more_y = (np.concatenate([returns, nothing], axis=1) for returns in (x, y))
+    needed = seeds_needed(x, y, 0.05)
+    assert needed is not None
+    assert seeds_needed(more_x, more_y, 0.05) == needed
+    assert seeds_needed(nothing, nothing, 0.05) is None
+
+
 def test_a_larger_lead_needs_fewer_seeds_and_a_smaller_level_more() -> None:
     x, y = runs(8, 2), runs(8, 2, state=1)
     needed = [seeds_needed(x + shift, y, 0.05) for shift in (0.8, 1.2, 2.0, 4.0)]

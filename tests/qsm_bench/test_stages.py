@@ -318,11 +318,11 @@ class MadeUp(Executor):
         return Outcome(unfinished, dict.fromkeys(jobs, "1_0") if self.queues else {})
 
 
-def finish(folder: JobFolder) -> None:
+def finish(folder: JobFolder, steps: Sequence[int] = (20, 40)) -> None:
     """Write what a finished job leaves, as far as statistics read it."""
     job = folder.read_manifest().job
     log = CsvLog(folder.evaluations_file)
-    for step in (20, 40):
+    for step in steps:
         for seed in job.seeds:
             noise = np.random.default_rng([seed, *job.agent.encode()]).normal()
             value = (100.0 if job.agent == "td3" else 0.0) + noise
@@ -536,8 +536,8 @@ def test_an_agent_that_stopped_early_is_complete_everywhere(tmp_path: Path) -> N
         ({"agents": "td3,sac,qsm,diffusion_ql"}, "and now has diffusion_ql, qsm, sac, td3"),
         ({"tasks": "four-goals,bimodal-bandit"}, "tasks four-goals, and now has bimodal-bandit, f"),
         ({"protocol": PROTOCOL.but(steps=60)}, "steps 40, and now has 60"),
-        ({"counts": None, "seeds": range(10)}, "give --seeds 5,10 or none"),
-        ({"counts": None, "seeds": range(30)}, "give --seeds 5,10 or none"),
+        ({"counts": None, "seeds": range(10)}, "give --seeds 5,10, or neither"),
+        ({"counts": None, "seeds": range(30)}, "give --seeds 5,10, or neither"),
         ({"protocol": PROTOCOL.but(batch_size=9)}, "batch_size was 8 and is 9"),
     ],
 )
@@ -552,6 +552,12 @@ def test_another_plan_than_the_declared_one_is_refused(
     assert "choose another --name" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert files(tmp_path) == before
+
+
+def test_one_agent_of_a_plan_of_more_is_another_plan(tmp_path: Path) -> None:
+    go(tmp_path)
+    with pytest.raises(UserError, match="agents qsm, sac, td3, and now has td3"):
+        go(tmp_path, "td3", counts=None)
 
 
 def test_stages_of_one_agent_are_refused(tmp_path: Path) -> None:
@@ -605,6 +611,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "larger shares": lambda plan: plan | {"shares": [0.05, 0.05]},
     "a negative share": lambda plan: plan | {"shares": [-0.05, 0.1]},
     "no number as a share": lambda plan: plan | {"shares": [float("nan"), 0.05]},
+    "shares that are not those of the seeds": lambda plan: plan | {"shares": [0.04, 0.01]},
     "one share": lambda plan: plan | {"shares": [0.05]},
     "other seeds": lambda plan: plan | {"seeds": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 10]]},
     "an empty stage": lambda plan: plan | {"seeds": [*plan["seeds"], []], "shares": [0.02] * 3},
@@ -627,6 +634,68 @@ def test_a_damaged_plan_is_one_clear_line(tmp_path: Path, damage: str) -> None:
         with pytest.raises(UserError, match=r"experiment\.json is damaged: stages") as damaged:
             read()
         assert "\n" not in str(damaged.value)
+
+
+def test_a_plan_written_anew_after_runs_says_so(tmp_path: Path) -> None:
+    """The file of a plan may have been deleted, since it was damaged, or to declare another."""
+    text = text_of_report(go(tmp_path), tmp_path)
+    assert "Stages were declared before the first run: 5 and 10 seeds" in text
+    store = ExperimentStore(tmp_path, "there")
+    for file in tmp_path.rglob("manifest.json"):
+        folder = JobFolder(file.parent)
+        folder.change_manifest(
+            folder.read_manifest(),
+            folder.read_manifest().model_copy(update={"stretches": (begin_stretch("cpu", ""),)}),
+        )
+    store.file.unlink()
+    for _ in range(2):  # it stays so
+        text = text_of_report(go(tmp_path, counts=(5, 10)), tmp_path)
+        assert "Stages were written when there were runs already, so nothing shows" in text
+
+
+def stop_in_the_second_stage(folder: Path) -> Results:
+    """Finish the first stage and one job of the second."""
+    for jobs in (5, 1):  # the first stage has six
+        with pytest.raises(KeyboardInterrupt):
+            go(folder, executor=MadeUp(end_after=jobs))
+    return load_results(folder, "there")
+
+
+def test_seeds_of_a_stage_that_has_not_ended_change_nothing(tmp_path: Path) -> None:
+    """Their runs may have got no farther than the first evaluation."""
+    results = stop_in_the_second_stage(tmp_path)
+    after = Analysis(results)
+    (look,) = after.looks
+    assert after.comparison.runs.keys() == look.comparison.runs.keys()
+    assert {len(run.seeds) for run in after.comparison.runs.values()} == {5}
+    folders = ExperimentStore(tmp_path, "there").job_folders()
+    early = next(folder for folder in folders if folder.read_manifest().status != "finished")
+    finish(early, steps=(20,))
+    early.mark(status="interrupted", step=20)
+    text = text_of_report(load_results(tmp_path, "there"), tmp_path)
+    assert "td3 is better than sac and qsm at 40 steps" in text
+    assert "Stage 2, 10 seeds, has not ended: its seeds are used, and it is tested, when" in text
+    assert "Nothing: the statistics use" not in text
+
+
+def test_a_task_that_was_removed_is_named_in_the_report(tmp_path: Path) -> None:
+    go(tmp_path, tasks="four-goals,bimodal-bandit")
+    ExperimentStore(tmp_path, "there").remove(task="bimodal-bandit")
+    text = text_of_report(load_results(tmp_path, "there"), tmp_path)
+    assert "Planned and removed since: bimodal-bandit. No stage ends without their runs." in text
+
+
+def test_status_says_what_was_decided_and_which_stage_is_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stop_in_the_second_stage(tmp_path)
+    lines = call("status", "there", f"--results={tmp_path}").out.splitlines()
+    assert lines[-2].startswith("stage 1 of 2, 5 seeds: td3 is better than sac, td3 is better than")
+    assert lines[-1].startswith("stage 2 of 2, 10 seeds, has not been tested")
+    go(tmp_path)
+    lines = call("status", "there", f"--results={tmp_path}").out.splitlines()
+    assert lines[-1] == "stage 2 of 2, 10 seeds: no verdict; 1 pair is open"
 
 
 def test_a_run_that_never_ends_a_stage_comes_to_an_end(tmp_path: Path) -> None:
@@ -673,12 +742,13 @@ def test_what_would_settle_it_is_a_stage_to_come(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, counts=(5, 10, 20), executor=MadeUp(end_after=jobs))
     analysis = Analysis(load_results(tmp_path, "there"))
-    assert analysis.stages_to_come == [(10, 0.0125), (20, 0.025)]
-    pairs = analysis.settling.to_dict("records")
+    pairs, (look,) = analysis.settling.to_dict("records"), analysis.looks
+    assert len(pairs) == len(look.open)
+    levels = [(10, 0.0125 / len(pairs)), (20, 0.025 / len(pairs))]
+    assert analysis.stages_to_come == levels
     for pair in pairs:
         agents = pair["first"], pair["second"]
         x, y = (analysis.comparison.final_returns(agent, [TASK]) for agent in agents)
-        levels = [(n, share / len(pairs)) for n, share in analysis.stages_to_come]
         enough = [n for n, level in levels if is_enough(x, y, n, level, (True, True))]
         np.testing.assert_equal(pair["needed"], enough[0] if enough else np.nan)
     assert {10, 20} & {*analysis.settling["needed"]}
@@ -753,8 +823,8 @@ def test_the_command_line_declares_and_keeps_to_the_plan(
     assert (plan.counts, plan.all_seeds) == ((2, 4, 8), tuple(range(3, 11)))
     with patch.object(run_module, "show_and_run", lambda *_, **__: Outcome()):
         assert call(*command).status == 0
-    assert_refused(call(*command, "--seeds=8"), "give --seeds 2,4,8 or none")
-    assert_refused(call(*command, "--first-seed=0"), "give --seeds 2,4,8 or none")
+    assert_refused(call(*command, "--seeds=8"), "give --seeds 2,4,8, or neither")
+    assert_refused(call(*command, "--first-seed=0"), "give --seeds 2,4,8, or neither")
     assert_refused(call(*command, "--seeds=2,4,8"), "seeds 3-10, and now has 0-7")
     assert_refused(call(*command, "--seeds=2,4", "--first-seed=3"), "stages of seeds 2,4,8")
     dry = call(*command, "--dry-run")

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from agents.common import streams
 from agents.speed.toolchain import why_not_compiled
 from envs import Lockstep, ParallelLockstep, TaskError
 from qsm_bench.checkpoint import Checkpoint
@@ -79,6 +80,21 @@ def test_interrupted_anywhere_and_resumed_a_job_leaves_the_same_bytes(
     agent: str, cuts: list[tuple[bool, int]], checkpoint_every: int
 ) -> None:
     assert_uncut(agent, cuts, checkpoint_every)
+
+
+@pytest.mark.parametrize("agent", ["qsm[hidden_sizes=[8]]", "sac[hidden_sizes=[8]]"])
+def test_streams_of_a_gpu_stopped_in_an_evaluation_go_on_from_before_it(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their state is a tensor that every draw changes in place; here it lies on the CPU."""
+    monkeypatch.setattr(streams, "Generators", streams.Counters)
+    job = make_job(agent)
+    assert train(job, tmp_path / "whole")
+    for stop_at in (EVAL_EVERY - 1, EVAL_EVERY + 3):
+        folder = tmp_path / str(stop_at)
+        assert not train(job, folder, stop_at=stop_at)
+        assert train(job, folder)
+        assert written(folder) == written(tmp_path / "whole")
 
 
 def test_dead_before_its_first_checkpoint_it_starts_anew() -> None:

@@ -1,5 +1,7 @@
 """Rounding factors is refused where the machine has nothing of it, and said in the label."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,23 @@ def test_a_processor_that_is_slower_with_it_is_refused(
     reason = precision.slows_down(256, (64, 64))
     assert (reason is not None) == refused
     assert precision.slows_down(256, (64,)) is None  # which rounds nothing
+
+
+def test_the_probe_of_the_largest_networks_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before the memory is looked at, so it takes little itself."""
+    timed: list[Sequence[tuple[Tensor, Tensor]]] = []
+
+    def seconds(product: object, layers: Sequence[tuple[Tensor, Tensor]]) -> float:
+        timed.append(layers)
+        return 1.0
+
+    clock = itertools.count()  # every look at it takes a second
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    monkeypatch.setattr("agents.speed.precision.time.perf_counter", lambda: next(clock))
+    assert precision.time_ratio(10**12, (10**7, 10**7)) == 1.0
+    assert len(timed) < 10
+    ((x, w),) = timed[0]
+    assert x.shape == w.shape == (1, 1024, 1024)
 
 
 def test_tf32_is_refused_on_a_processor() -> None:
@@ -104,9 +123,9 @@ def test_a_run_that_gains_nothing_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(precision, "time_ratio", lambda rows, sizes: 3.0)
     for setting in ("matmul_precision=bfloat16", "sac.matmul_precision=bfloat16"):
-        with pytest.raises(UserError, match=r"take 3 times as long with it .* use float32"):
+        with pytest.raises(UserError, match=r"it takes 3 times as long as float32 .* use float"):
             run(tmp_path, "td3,sac", setting)
-    with pytest.raises(UserError, match="format of GPUs"):
+    with pytest.raises(UserError, match="only GPUs have tf32, and a CPU may have bfloat16: use f"):
         run(tmp_path, "sac", "matmul_precision=tf32")
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +147,7 @@ def test_what_has_begun_goes_on_where_rounding_is_slower_now(
     run(tmp_path, agent)
     monkeypatch.setattr(precision, "time_ratio", lambda rows, sizes: 3.0)
     run(tmp_path, agent, steps=80)
-    with pytest.raises(UserError, match="take 3 times as long"):
+    with pytest.raises(UserError, match="it takes 3 times as long"):
         run(tmp_path, agent, steps=80, seeds=2)
 
 
@@ -147,7 +166,5 @@ def test_a_gpus_sums_are_float32_and_its_products_as_the_newest_agent_has_them()
 
 
 def test_a_job_that_reaches_a_processor_with_tf32_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="matmul_precision of sac: 'tf32': tf32 is a format of GPUs"
-    ):
+    with pytest.raises(UserError, match="matmul_precision of sac: 'tf32': only GPUs have tf32"):
         Training(in_precision("tf32"), JobFolder(tmp_path), checkpoint_every=10)

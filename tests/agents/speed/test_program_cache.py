@@ -7,14 +7,45 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from agents.registry import AgentError
+from agents.speed.program import Program
 from agents.speed.program_cache import VARIABLE, processor_kind, use_program_cache
 from agents.speed.toolchain import why_not_compiled
 
 needs_compiler = pytest.mark.skipif(
     why_not_compiled() is not None, reason=why_not_compiled() or "it compiles"
 )
+
+
+class Untraceable:
+    """An agent whose update depends on a number that only its numbers know."""
+
+    name = "untraceable"
+
+    def pure_update(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch + 1 if batch.sum().item() > 1 else batch
+
+
+class Failing:
+    """An agent whose update is traced, and raises an error of its own where it runs."""
+
+    name = "failing"
+
+    def pure_update(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch @ batch.new_zeros(7, 7)
+
+
+@needs_compiler
+@pytest.mark.parametrize("agent", [Untraceable(), Failing()])
+def test_what_torch_cannot_compile_is_told_in_one_line(agent: Untraceable | Failing) -> None:
+    program = Program(vars(type(agent))["pure_update"], torch.device("cpu"))
+    with pytest.raises(AgentError, match=f"^agent '{agent.name}' cannot be compiled: ") as refused:
+        program(agent, torch.ones(3))
+    assert "\n" not in str(refused.value)
+    assert "--compile off" in str(refused.value)
 
 
 @pytest.fixture

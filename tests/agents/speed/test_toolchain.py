@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents.speed import toolchain
 
@@ -29,6 +30,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
             (tmp_path / "Python.h").touch()
 
     return having
+
+
+def test_a_compiler_that_is_switched_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := toolchain.why_not_compiled():
+        pytest.skip(reason)
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    assert "TORCH_COMPILE_DISABLE is set" in str(toolchain.why_not_compiled())
 
 
 @pytest.mark.parametrize(
