@@ -34,7 +34,7 @@ from qsm_bench.results import Results, load_results, read_job
 from qsm_bench.signals import STOP_SIGNALS, ReceivedSignal, remember_signals
 from qsm_bench.stages import FALSE_ALARMS, Stages, refuse_counts
 from qsm_bench.statistics.power import warning
-from qsm_bench.statistics.stages import Look, looks_at, sentence
+from qsm_bench.statistics.stages import Look, looks_at, next_stage, sentence
 from qsm_bench.store import ExperimentStore
 from qsm_bench.stretches import changes
 from qsm_bench.suites import SUITES, Suite, find_suite
@@ -343,7 +343,7 @@ def _train_stages(
         for look in taken[said:]:
             say(sentence(look, stages))
         said = len(taken)
-        if said == len(stages.seeds) or (taken and not taken[-1].open):
+        if next_stage(taken, stages) is None:
             prepared.store.prepare(prepared.experiment, command, jobs=())
             break
         if not taken:

@@ -9,7 +9,7 @@ from qsm_bench.report.wording import listed
 from qsm_bench.results import Results
 from qsm_bench.stages import DECLARED_LATE, FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis
-from qsm_bench.statistics.stages import agents_in, verdict_texts
+from qsm_bench.statistics.stages import agents_in, next_stage, verdict_texts
 
 
 def sentences(analysis: Analysis) -> list[str]:
@@ -98,12 +98,13 @@ def _stopped(analysis: Analysis, stages: Stages) -> list[str]:
 
 def not_ended(analysis: Analysis) -> list[str]:
     """Which stage is the next to be tested, if there is one."""
-    stages, ended = analysis.stages, len(analysis.looks)
-    if stages is None or ended == len(stages.seeds) or (ended and not analysis.looks[-1].open):
+    stages = analysis.stages
+    number = next_stage(analysis.looks, stages) if stages else None
+    if stages is None or number is None:
         return []
-    seeds = count(stages.counts[ended], "seed")
+    seeds = count(stages.counts[number], "seed")
     return [
-        f"Stage {ended + 1}, {seeds}, has not ended: its seeds are used, and it is tested, when "
+        f"Stage {number + 1}, {seeds}, has not ended: its seeds are used, and it is tested, when "
         "all its jobs have finished."
     ]
 

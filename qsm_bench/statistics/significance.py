@@ -23,6 +23,9 @@ EXACT_RUNS = 100
 """Of each of two agents on a task. With more, the sum of ranks is taken as normal: its exact
 distribution would take seconds, and soon all memory."""
 
+DIRECT_PRODUCTS = 4e9
+"""Up to about so many products, the distributions of several tasks are added up one by one."""
+
 
 def compare_all_pairs(comparison: Comparison) -> pd.DataFrame:
     """Apply ``compare_pairs`` to every pair of agents, on the tasks on which both have runs."""
@@ -305,9 +308,12 @@ def _tails(doubled_ranks: tuple[tuple[int, ...], ...], n: int, m: int) -> FloatA
 
     Indexed by d. The other ``m`` differ by as much, so ``n`` may be the smaller number.
     """
-    from scipy.signal import convolve  # where many are added, by Fourier transforms
+    from scipy.signal import fftconvolve
 
-    distribution = reduce(convolve, [_rank_sums(ranks, n) for ranks in doubled_ranks])
+    sums = [_rank_sums(ranks, n) for ranks in doubled_ranks]
+    # Fourier transforms round to some 1e-16, and are for what would otherwise take seconds.
+    direct = sum(map(len, sums)) ** 2 <= DIRECT_PRODUCTS
+    distribution = reduce(np.convolve if direct else fftconvolve, sums)
     distance = np.abs(np.arange(len(distribution)) - n * (n + m + 1) * len(doubled_ranks))
     tails = np.bincount(distance, distribution)[::-1].cumsum()[::-1]
     ways = _ways(n, m, len(doubled_ranks))

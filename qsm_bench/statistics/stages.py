@@ -153,14 +153,20 @@ def sentence(look: Look, stages: Stages) -> str:
     )
 
 
+def next_stage(looks: Sequence[Look], stages: Stages) -> int | None:
+    """The number, from 0 on, of the stage that is to be tested next; None if all is decided."""
+    ended = len(looks) == len(stages.seeds) or (looks and not looks[-1].open)
+    return None if ended else len(looks)
+
+
 def progress(looks: Sequence[Look], stages: Stages) -> list[str]:
     """What was decided at each stage that has ended, and which one is next, a line each."""
     lines = [sentence(look, stages) for look in looks]
-    ended = len(looks)
-    if ended < len(stages.seeds) and not (looks and not looks[-1].open):
+    number = next_stage(looks, stages)
+    if number is not None:
         lines.append(
-            f"stage {ended + 1} of {len(stages.seeds)}, {count(stages.counts[ended], 'seed')}, has "
-            "not been tested: give the experiment's run command until it has ended"
+            f"stage {number + 1} of {len(stages.seeds)}, {count(stages.counts[number], 'seed')}, "
+            "has not been tested: give the experiment's run command until it has ended"
         )
     return lines
 

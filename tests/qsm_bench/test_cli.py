@@ -398,7 +398,8 @@ def test_a_dry_run_leaves_out_what_is_finished(laid_out: Path) -> None:
         assert outcome.status == 0
         told, *plan_lines = outcome.out.splitlines()
         assert told == f"left out, as finished or damaged: {('2 jobs', '1 job')[left]}"
-        assert left or plan_lines == ["nothing is left to run of there"]
+        assert plan_lines
+        assert (plan_lines == ["nothing is left to run of there"]) == (not left)
         assert ("1 job, 1 at a time" in outcome.out) == bool(left)
         assert ("about 1 h 02 min" in outcome.out) == bool(left)
 
