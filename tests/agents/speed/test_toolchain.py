@@ -32,11 +32,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return having
 
 
-def test_a_compiler_that_is_switched_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_switched_off_is_named() -> None:
     if reason := toolchain.why_not_compiled():
         pytest.skip(reason)
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
-    assert "TORCH_COMPILE_DISABLE is set" in str(toolchain.why_not_compiled())
+    # Not by monkeypatch, whose undoing would take the option away from this module.
+    with torch._dynamo.config.patch(disable=True):
+        assert "TORCH_COMPILE_DISABLE is set" in str(toolchain.why_not_compiled())
+    assert toolchain.why_not_compiled() is None
 
 
 @pytest.mark.parametrize(
