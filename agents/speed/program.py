@@ -1,9 +1,7 @@
 """A pure function of an agent as one compiled program, which can record calls of its kernels."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -55,13 +53,11 @@ class Program:
         options = CPU_OPTIONS if device.type == "cpu" else {}
         # The gradients and the optimizer are part of the program.
         torch._dynamo.config.trace_autograd_ops = True
-        self.program = recompiling(
-            torch.compile(
-                own,
-                fullgraph=True,
-                dynamic=False,
-                options={"guard_filter_fn": _guards_inputs, **options},
-            )
+        self.program = torch.compile(
+            own,
+            fullgraph=True,
+            dynamic=False,
+            options={"guard_filter_fn": _guards_inputs, **options},
         )
 
     def __call__(self, agent: Any, *inputs: Any) -> Any:
@@ -98,35 +94,6 @@ def _recorded_calls() -> Iterator[list[Call]]:
         yield calls
     finally:
         CompiledFxGraph.__call__ = plain  # type: ignore[method-assign]
-
-
-def recompiling(program: Callable[..., Any]) -> Callable[..., Any]:
-    """Let ``program`` be compiled again where torch's cache holds a half-written library of it.
-
-    A compiler that is killed leaves one, and torch would take it for whole in every later run.
-    """
-
-    def call(*inputs: Any) -> Any:
-        try:
-            return program(*inputs)
-        except Exception as error:
-            library = _library_that_failed(error)
-            if library is None:
-                raise
-            library.unlink(missing_ok=True)
-        return program(*inputs)
-
-    return call
-
-
-def _library_that_failed(error: Exception) -> Path | None:
-    """The library in torch's cache that could not be loaded; None if that was not the reason."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a while to load
-
-    found = re.search(r"(?:ImportError|OSError): (/.+?\.so): ", str(error))
-    library = Path(found.group(1)) if found else None
-    inside = library and library.resolve().is_relative_to(Path(cache_dir()).resolve())
-    return library if inside else None
 
 
 def _refuse_what_cannot_be_compiled(agent: Any, error: Exception) -> None:

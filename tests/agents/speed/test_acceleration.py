@@ -1,11 +1,6 @@
 """Compiled and captured updates give the numbers of plain ones."""
 
 import copy
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +14,6 @@ from agents.qsm import QSM, QSMConfig
 from agents.registry import BUILT_IN, find_agent
 from agents.speed.acceleration import accelerate
 from agents.speed.captured_update import CapturedUpdate
-from agents.speed.program import recompiling
 from agents.speed.toolchain import why_not_compiled
 from tests.agents.fixed_critics import CPU, make_batch, tensors
 from tests.agents.speed import fake_cuda
@@ -208,42 +202,3 @@ def test_restoring_a_state_moves_no_parameter_or_moment_to_other_memory() -> Non
         assert [x.data_ptr() for x in tensors(parts)] == places
         for mine, theirs in zip(tensors(agent.state_dict()), tensors(state), strict=True):
             assert torch.equal(mine, theirs)
-
-
-COMPILED_UPDATE = """
-import sys, torch
-from agents.speed.program import recompiling
-program = recompiling(torch.compile(lambda x: (x * 2).sin().sum(), options={"cpp_wrapper": True}))
-print(float(program(torch.ones(64))))
-"""
-
-
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("left", [0, 100])
-def test_a_library_that_a_killed_compiler_left_half_written_is_compiled_again(
-    tmp_path: Path, left: int
-) -> None:
-    def run() -> float:
-        command = [sys.executable, "-c", COMPILED_UPDATE]
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-        return float(subprocess.check_output(command, env=environment, text=True))
-
-    whole = run()
-    libraries = list(tmp_path.rglob("*.main.so"))
-    assert libraries
-    for library in libraries:
-        library.write_bytes(library.read_bytes()[:left])
-    assert run() == whole
-    assert all(library.stat().st_size > left for library in libraries)
-
-
-@pytest.mark.parametrize(
-    "message", ["ImportError: /usr/lib/libc.so: file too short", "ImportError: no module named x"]
-)
-def test_what_is_no_library_of_the_cache_stays_and_is_raised(message: str) -> None:
-    def fails(*_: object) -> dict[str, torch.Tensor]:
-        raise RuntimeError(message)
-
-    with pytest.raises(RuntimeError, match=re.escape(message)):
-        recompiling(fails)()
