@@ -207,6 +207,7 @@ def run(
     prepared.refuse_what_does_not_fit()
     if dry_run:
         return
+    prepared.rehearse()
     with remember_signals() as received:
         outcome = train(prepared, _typed(), Console(), received)
         _show_outcome(outcome, prepared, results, stopped=bool(received), reported=bool(record))

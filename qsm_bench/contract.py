@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,11 +30,14 @@ from agents.protocol import (
 from agents.registry import AgentError
 from qsm_bench import metrics
 from qsm_bench.errors import reason_of
+from qsm_bench.protocol import Protocol
 
 DEEPEST = 100
 """Levels of a state."""
-FURTHER_UPDATES = 2
-"""After loading: only the second shows what the optimizer remembers."""
+FURTHER_CALLS = 2
+"""Calls for updates after loading: only the second shows what the optimizer remembers."""
+SEVERAL = 2
+"""Updates of a step that are rehearsed at most."""
 
 
 class Checked:
@@ -210,19 +214,24 @@ def checked(build: Callable[[], Agent], name: str, seeds: int, action_size: int)
 
 
 def rehearse(
-    build: Callable[[], Checked], observation_size: int, batch_size: int, device: torch.device
+    build: Callable[[], Checked],
+    observation_size: int,
+    protocol: Protocol,
+    device: torch.device,
 ) -> None:
     """Try on agents of their own what a run will ask for; raise AgentError where it fails.
 
     One agent acts and learns, a second is loaded with the state of the first, and both go on: on
-    a CPU they must do so bit for bit, or a run that is interrupted would not be what it was.
+    a CPU they must do so bit for bit, or a run that is interrupted would not be what it was. Then
+    the second is evaluated once more than the first, which must change nothing in what comes after.
     """
+    batch_size, updates = protocol.batch_size, min(protocol.updates_per_step, SEVERAL)
     first = build()
     seeds = first.seeds
     stream = SeedStreams(range(seeds), "rehearsal", device)
 
-    def act(agent: Checked, environments: int, explore: bool) -> Tensor:
-        observation = stream.normal(environments, observation_size)
+    def act(agent: Checked, count: int, *, explore: bool) -> Tensor:
+        observation = stream.normal(count, observation_size)
         before = observation.clone()
         with told(agent.label, f"act(observation, explore={explore})"):
             action = agent.act(observation, explore=explore)
@@ -230,17 +239,20 @@ def rehearse(
             raise agent._breach("act", "changed its observation in place; it must work on a copy")
         return action
 
-    def learn(agent: Checked) -> dict[str, Tensor]:
-        batch = Batch(
+    def draw_batch(action_size: int) -> Batch:
+        return Batch(
             stream.normal(batch_size, observation_size),
-            stream.uniform(batch_size, agent.action_size, low=-1.0),
+            stream.uniform(batch_size, action_size, low=-1.0),
             stream.normal(batch_size),
             torch.full((seeds, batch_size), 0.99, device=device),
             stream.normal(batch_size, observation_size),
             torch.arange(batch_size, device=device).repeat(seeds, 1),
         )
-        with told(agent.label, "update(batch)"):
-            return agent.update(batch)
+
+    def learn(agent: Checked) -> list[dict[str, Tensor]]:
+        batches = [draw_batch(agent.action_size) for _ in range(updates)]
+        with told(agent.label, "update(batch)" if updates == 1 else "update_several(batches)"):
+            return agent.update_several(batches)
 
     def look(agent: Checked) -> None:
         """Call the optional methods that the agent has, on more states than there are seeds."""
@@ -266,27 +278,38 @@ def rehearse(
                 "changed the agent's state; looking at an agent must not change it",
             )
 
-    act(first, 1, True)
+    act(first, 1, explore=True)
     learn(first)
     look(first)
     # As many environments as no seeds are: axes in the wrong order are then seen.
-    act(first, seeds + 1, False)
+    act(first, seeds + 1, explore=False)
     with told(first.label, "state_dict()"):
         state = deepcopy(first.state_dict())
     second = build()
     with told(second.label, "load_state_dict(state_dict())"):
         second.load_state_dict(deepcopy(state))
-    drawn = deepcopy(stream.state_dict())
-    further = []
-    for agent in (first, second):
-        stream.load_state_dict(drawn)
-        learned = [learn(agent) for _ in range(FURTHER_UPDATES)]
-        further.append([*learned, {"action": act(agent, 1, True), "policy": act(agent, 2, False)}])
-    if device.type == "cpu" and not _same(*further):
+
+    def alike(*calls: Callable[[Checked], Any]) -> bool:
+        """Whether both agents, given the same, do the same; a GPU may round in another way."""
+        drawn, found = deepcopy(stream.state_dict()), []
+        for agent in (first, second):
+            stream.load_state_dict(drawn)
+            found.append([call(agent) for call in calls])
+        return device.type != "cpu" or _same(*found)
+
+    explore, evaluate = partial(act, count=1, explore=True), partial(act, count=2, explore=False)
+    if not alike(*[learn] * FURTHER_CALLS, explore, evaluate):
         raise first._breach(
             "load_state_dict(state_dict())",
             "does not make a new agent go on as this one does: the state must hold all that acting "
             "and updating depend on, networks, optimizers, counters and random streams",
+        )
+    evaluate(second)
+    if not alike(learn, explore):
+        raise first._breach(
+            "act(observation, explore=False)",
+            "changes how the agent learns and explores from then on; evaluating must not change "
+            "training: draw its random numbers from a stream of their own",
         )
 
 

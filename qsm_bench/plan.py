@@ -3,18 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 
 import psutil
 import torch
 from rich.filesize import decimal as format_bytes
 
+from agents.registry import AgentError
 from envs import Lockstep, Task, TaskError
-from qsm_bench.contract import told
+from qsm_bench.contract import rehearse, told
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import MIB
-from qsm_bench.memory import available_bytes, estimate_peak
+from qsm_bench.memory import available_bytes, estimate_peak, measure_peak
 from qsm_bench.process import configure_process
 from qsm_bench.timing import (
     AgentTime,
@@ -27,6 +29,7 @@ from qsm_bench.timing import (
     time_calls,
     time_task,
 )
+from qsm_bench.training import build_agent, portions
 
 MEASURED_UPDATES = 2
 """Updates that are measured where it must be quick. Some agents update their actor in every second
@@ -182,6 +185,20 @@ def estimate_memory(jobs: Sequence[Job]) -> list[Memory]:
     return needs
 
 
+def rehearse_agents(jobs: Iterable[Job]) -> None:
+    """Try each agent on one of its tasks, on the CPU, with two of its seeds at most.
+
+    Raises AgentError where it fails at what a run will ask for.
+    """
+    for job in {job.agent: job for job in jobs}.values():
+        with chdir("."):  # a task may change the working directory
+            environment = Lockstep(job.environment, 1)
+            environment.close()
+        sizes = environment.observation_size, environment.action_size
+        few = _on_cpu(job, job.seeds[:2])
+        rehearse(partial(build_agent, few, *sizes), sizes[0], job.protocol, torch.device("cpu"))
+
+
 def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], workers: int) -> None:
     """Raise UserError if the ``workers`` largest jobs together need more memory than is free."""
     order = sorted(range(len(jobs)), key=lambda index: needs[index].total)[-workers:]
@@ -248,25 +265,35 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
         )
     # All seeds need the same memory, so one is measured.
     job = _alone(job)
+    protocol = job.protocol
+    at_once = portions(protocol.updates_per_step)[0]
     state: int = 0
 
     def learn(batch_size: int) -> None:
         nonlocal state
         agent, replay = ready_to_learn(job, (observation_size, action_size))
-        with told(agent.label, "update(batch)"):
-            for _ in range(MEASURED_UPDATES):
-                agent.update(replay.sample(batch_size))
+        with told(agent.label, "update(batch)" if at_once == 1 else "update_several(batches)"):
+            for _ in range(-(-MEASURED_UPDATES // at_once)):
+                agent.update_several(replay.sample_several(batch_size, at_once))
         with told(agent.label, "state_dict()"):
             state = state_bytes(agent)
 
-    peak = estimate_peak(learn, job.protocol.batch_size)
+    try:
+        peak = estimate_peak(learn, protocol.batch_size)
+    except AgentError:  # it may need a batch of the run's size
+        peak = measure_peak(partial(learn, protocol.batch_size))
     # A checkpoint is first written into memory, in an array that doubles when it is full.
     return state + HEAP * (peak - state) + 2 * state
 
 
 def _alone(job: Job) -> Job:
     """The job of its first seed, on the CPU."""
-    return job.model_copy(update={"device": "cpu", "seeds": job.seeds[:1]})
+    return _on_cpu(job, job.seeds[:1])
+
+
+def _on_cpu(job: Job, seeds: tuple[int, ...]) -> Job:
+    """The job of these seeds, on the CPU."""
+    return job.model_copy(update={"device": "cpu", "seeds": seeds})
 
 
 def longest_first(jobs: Sequence[Job]) -> list[int]:

@@ -26,7 +26,13 @@ from qsm_bench.executors import Executor, Local, Outcome, Work
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
 from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
 from qsm_bench.job_folder import JobFolder
-from qsm_bench.plan import Memory, estimate_memory, longest_first, refuse_what_does_not_fit
+from qsm_bench.plan import (
+    Memory,
+    estimate_memory,
+    longest_first,
+    refuse_what_does_not_fit,
+    rehearse_agents,
+)
 from qsm_bench.progress import Display, line_printer
 from qsm_bench.protocol import Protocol
 from qsm_bench.provenance import begin_stretch
@@ -99,6 +105,7 @@ def run_experiment(
     )
     prepared.refuse_unrunnable()
     prepared.refuse_what_does_not_fit()
+    prepared.rehearse()
     with _interruptible() as received:
         outcome = train(prepared, "run_experiment() of a Python program", Console(), received)
     for folder, reason in outcome.unfinished.items():
@@ -162,6 +169,11 @@ class PreparedRun:
         """Raise UserError if the jobs that run here at a time need more memory than is free."""
         if self.executor.here:
             refuse_what_does_not_fit(self.open_jobs, self.memory, self.workers)
+
+    def rehearse(self) -> None:
+        """Raise AgentError if an agent fails at what the jobs ask for that begin on this CPU."""
+        if self.executor.here and self.experiment.device == "cpu":
+            rehearse_agents(j for j in self.open_jobs if not self.store.folder_of(j).begun)
 
     def refuse_unrunnable(self) -> None:
         """Raise UserError if the open jobs cannot run as was asked, or gain nothing by it.

@@ -85,8 +85,7 @@ def time_agent(job: Job, sizes: Sizes) -> AgentTime:
 
     Raises AgentError where the agent fails at what a run will ask for.
     """
-    protocol, device = job.protocol, torch.device(job.device)
-    rehearse(partial(build_agent, job, *sizes), sizes[0], protocol.batch_size, device)
+    rehearse(partial(build_agent, job, *sizes), sizes[0], job.protocol, torch.device(job.device))
     agent, replay = ready_to_learn(job, sizes)
     return AgentTime(
         calls=time_calls(job, sizes, compiled=False),

@@ -35,6 +35,8 @@ from qsm_bench.training_episodes import TrainingEpisodes
 
 LOG_EVERY = 1_000
 """How many steps lie between rows of training.csv; metrics in a row are means over them."""
+AT_ONCE = 32
+"""The most updates whose batches and noise are drawn together: they are in memory together."""
 
 
 def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
@@ -57,6 +59,12 @@ def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
             "products between two hidden layers of agents.common.networks, and this agent has none"
         )
     return agent_as_checked
+
+
+def portions(updates: int) -> list[int]:
+    """Return how many of a step's updates are made at once, first to last."""
+    whole, rest = divmod(updates, AT_ONCE)
+    return [AT_ONCE] * whole + [rest] * (rest > 0)
 
 
 class Training:
@@ -130,7 +138,7 @@ class Training:
         if state:
             self._resume(state)
         else:
-            rehearse(build, sizes[0], job.protocol.batch_size, self.device)
+            rehearse(build, sizes[0], job.protocol, self.device)
             self._begin()
 
     def _environments(self, count: int) -> Environments:
@@ -235,14 +243,15 @@ class Training:
         return torch.where(self.status.learning.unsqueeze(-1), action, 0.0)
 
     def _update(self) -> None:
-        """Make the updates of a step: their batches are drawn together, and so is their noise."""
+        """Make the updates of a step: batches are drawn together, and so is noise."""
         protocol = self.job.protocol
-        batches = self.replay.sample_several(protocol.batch_size, protocol.updates_per_step)
-        for metrics in self.agent.update_several(batches):
-            for name, value in metrics.items():
-                if "loss" in name:
-                    self.status.finite &= value.isfinite()
-            self.metrics.add(metrics)
+        for count in portions(protocol.updates_per_step):
+            batches = self.replay.sample_several(protocol.batch_size, count)
+            for metrics in self.agent.update_several(batches):
+                for name, value in metrics.items():
+                    if "loss" in name:
+                        self.status.finite &= value.isfinite()
+                self.metrics.add(metrics)
 
     def _remember(self, observation: Tensor, action: Tensor, result: StepResult) -> None:
         """Store every seed's transition; what it overwrites is in the replay log by then."""

@@ -86,6 +86,7 @@ def train_cells(
         )
         prepared.refuse_unrunnable()
         prepared.refuse_what_does_not_fit()
+        prepared.rehearse()
         outcome = train(prepared, command, console, received)
         if received or outcome.unfinished or outcome.queued:
             return None

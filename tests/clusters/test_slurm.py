@@ -25,7 +25,7 @@ from qsm_bench.store import ExperimentStore
 from tests.clusters.slurm_cluster import slurm_cluster, why_not
 from tests.qsm_bench.jobs import SMALL, written
 
-TD3, BROKEN = f"td3[{SMALL}]", "tests.qsm_bench.plain_agents:Broken"
+TD3 = f"td3[{SMALL}]"
 SHORT = Protocol(steps=45, warmup_steps=8, batch_size=8, eval_every=20, eval_episodes=2)
 LONG = SHORT.but(steps=4_000, eval_every=400)
 SECRET = "a-secret-of-the-environment"

@@ -230,6 +230,26 @@ def test_an_agent_whose_module_raises_is_one_line(
     assert_refused(call(*run(agents="agent_that_raises:Agent")), "no license")
 
 
+AGENT_THAT_FAILS = """
+from tests.qsm_bench.plain_agents import Plain
+
+class Agent(Plain):
+    def {method}(self, *given, **named):
+        1 / 0
+"""
+
+
+@pytest.mark.parametrize("method", ["act", "update", "state_dict", "load_state_dict"])
+def test_an_agent_that_fails_at_what_a_run_asks_for_is_one_line_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    module = f"agent_that_fails_to_{method}"
+    (folder / f"{module}.py").write_text(AGENT_THAT_FAILS.format(method=method))
+    assert_refused(call(*run(agents=f"{module}:Agent")), f"{method}(")
+    assert not (folder / "results").exists()
+
+
 def test_a_label_too_long_for_a_folder_is_one_line_and_leaves_nothing(folder: Path) -> None:
     widths = ",".join(["256"] * 70)
     assert_refused(call(*run(agents=f"sac[hidden_sizes=[{widths}]]")))

@@ -16,6 +16,7 @@ from agents.protocol import Batch
 from agents.registry import AgentError
 from qsm_bench.contract import Checked, checked, rehearse
 from qsm_bench.job_folder import JobFolder
+from qsm_bench.protocol import Protocol
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import make_job, train, uncut, written
 from tests.qsm_bench.plain_agents import Plain, PlainConfig
@@ -31,8 +32,9 @@ def build(agent: type[Any]) -> Checked:
     return checked(bare, agent.name, SEEDS, ACT)
 
 
-def rehearsed(agent: type[Any]) -> None:
-    rehearse(partial(build, agent), OBS, BATCH, CPU)
+def rehearsed(agent: type[Any], updates_per_step: int = 1) -> None:
+    protocol = Protocol(batch_size=BATCH, updates_per_step=updates_per_step)
+    rehearse(partial(build, agent), OBS, protocol, CPU)
 
 
 def act_as(change: Callable[[Any], Any]) -> type[Plain]:
@@ -135,6 +137,19 @@ class GlobalNoise(Plain):
         return torch.rand(*observation.shape[:2], ACT)
 
 
+class OneStream(Plain):
+    """It evaluates with the noise of training."""
+
+    def act(self, observation: Any, *, explore: bool) -> Any:
+        return super().act(observation, explore=True)
+
+
+class LearnsFromEvaluations(Plain):
+    def act(self, observation: Any, *, explore: bool) -> Any:
+        self.weight = self.weight + (not explore)
+        return super().act(observation, explore=explore)
+
+
 class Refuses(Plain):
     def load_state_dict(self, state: Any) -> None:
         raise KeyError("weights")
@@ -213,6 +228,8 @@ BREACHES: list[tuple[type[Any], str]] = [
     (Forgets, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
     (ForgetsMomentum, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
     (GlobalNoise, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
+    (OneStream, r"act\(observation, explore=False\) changes how the agent learns and explores"),
+    (LearnsFromEvaluations, r"act\(observation, explore=False\) changes how the agent learns"),
     (Refuses, r"load_state_dict\(state_dict\(\)\) raised KeyError: 'weights'"),
     (NoRoom, r"\(config, observation_size, action_size, seeds, device\) raised TypeError"),
 ]
@@ -224,6 +241,29 @@ def test_a_breach_is_one_line_with_agent_method_and_remedy(agent: Any, message: 
         rehearsed(agent)
     assert str(breach.value).startswith("agent 'plain': ")
     assert "\n" not in str(breach.value)
+
+
+def several_as(change: Callable[[Any, Any], Any]) -> type[Plain]:
+    return showing(update_several=lambda self, batches: change(self, batches))
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        (
+            several_as(lambda a, b: None),
+            r"update_several returned None; it must return a list",
+        ),
+        (several_as(lambda a, b: [a.update(b[0])]), r"must return a list of 2 dicts of metrics"),
+        (several_as(lambda a, b: 1 / 0), r"update_several\(batches\) raised ZeroDivisionError"),
+        (several_as(lambda a, b: [{"loss": 1.0}] * 2), r"update_several returned metric 'loss' as"),
+        (GlobalNoise, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
+    ],
+)
+def test_several_updates_a_step_are_rehearsed(agent: Any, message: str) -> None:
+    rehearsed(Plain, updates_per_step=40)
+    with pytest.raises(AgentError, match=message):
+        rehearsed(agent, updates_per_step=40)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from agents.registry import built_in_agents
+from agents.registry import AgentError, built_in_agents
 from agents.speed.toolchain import why_not_compiled
 from qsm_bench import memory, plan
 from qsm_bench.errors import UserError
 from qsm_bench.timing import ready_to_learn, state_bytes
+from qsm_bench.training import AT_ONCE
 from tests.qsm_bench.jobs import make_job
+from tests.qsm_bench.plain_agents import Plain
 from tests.qsm_bench.update_memory import BATCH, SEEDS, SIZES, large_job
 
 KIB = 1024
@@ -68,6 +70,32 @@ def test_more_chains_or_a_larger_batch_take_more_memory_in_proportion() -> None:
     base, wide, large = needed(2, 64), needed(2002, 64), needed(2, 64_064)
     assert wide - base == pytest.approx(large - base, rel=0.1)
     assert wide - base > 2_000 * 64 * 64 * 4
+
+
+def test_only_updates_that_are_made_at_once_are_in_memory_together() -> None:
+    def needed(updates: int) -> int:
+        job = make_job("td3[hidden_sizes=[8]]", batch_size=100_000, updates_per_step=updates)
+        return plan.estimate_memory([job])[0].rest
+
+    one, half, whole, twice = map(needed, (1, AT_ONCE // 2, AT_ONCE, 2 * AT_ONCE))
+    assert one < half < whole == pytest.approx(twice, rel=0.01)
+    batch = 100_000 * (2 * 2 + 2 + 2) * 4  # observations, action, reward, discount
+    assert whole - half >= AT_ONCE // 2 * batch
+
+
+class Grouped(Plain):
+    """An agent whose update takes its batch in groups of eight."""
+
+    def metrics(self, batch: Any) -> Any:
+        return {"loss": batch.reward.unflatten(1, (-1, 8)).mean(dim=(1, 2))}
+
+
+def test_an_agent_that_cannot_take_a_small_batch_is_measured_at_its_own() -> None:
+    job = make_job(f"{__name__}:Grouped", batch_size=16_000)
+    batch = 16_000 * (2 * 2 + 2 + 2) * 4
+    assert plan._learning_bytes(job, 2, 2) >= plan.HEAP * batch
+    with pytest.raises(AgentError, match=r"update\(batch\) raised RuntimeError"):
+        plan._learning_bytes(make_job(f"{__name__}:Grouped", batch_size=12), 2, 2)
 
 
 LARGE = ("maxentdp_reference", "qvpo_reference")

@@ -1,13 +1,17 @@
 """The protocol: what is refused, where its fields stand, and that each of them does something."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qsm_bench.cli as cli
+import qsm_bench.training as training
 from envs import find_task, make, task_names
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
@@ -15,7 +19,7 @@ from qsm_bench.job_folder import JobFolder
 from qsm_bench.protocol import Protocol, option
 from qsm_bench.results import load_results
 from qsm_bench.store import ExperimentStore
-from qsm_bench.training import Training
+from qsm_bench.training import Training, portions
 from tests.qsm_bench.jobs import AGENTS, PROTOCOL, make_experiment, make_job, train, written
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "cartpole-swingup"
@@ -134,9 +138,29 @@ def test_several_updates_a_step_are_counted_and_resumed(tmp_path: Path, agent: s
     assert not train(job, tmp_path / "cut", stop_at=20)
     assert train(job, tmp_path / "cut")
     assert written(tmp_path / "cut") == written(tmp_path / "uncut")
-    training = Training(job, JobFolder(tmp_path / "cut"), checkpoint_every=10)
-    assert training.updates == 3 * (PROTOCOL.steps - PROTOCOL.warmup_steps) == job.protocol.updates
-    training.close()
+    ended = Training(job, JobFolder(tmp_path / "cut"), checkpoint_every=10)
+    assert ended.updates == 3 * (PROTOCOL.steps - PROTOCOL.warmup_steps) == job.protocol.updates
+    ended.close()
+
+
+@given(st.integers(1, 1_000))
+def test_the_updates_of_a_step_are_made_in_portions(updates: int) -> None:
+    made = portions(updates)
+    assert sum(made) == updates
+    assert len(made) == math.ceil(updates / training.AT_ONCE)
+    assert 0 < min(made) <= max(made) <= training.AT_ONCE
+
+
+@pytest.mark.parametrize("agent", [AGENTS[0], AGENTS[-1]])
+def test_how_many_updates_are_made_at_once_is_not_seen_in_what_is_learned(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, found = make_job(agent, updates_per_step=3), []
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr(training, "AT_ONCE", at_once)
+        assert train(job, tmp_path / str(at_once))
+        found.append(written(tmp_path / str(at_once)))
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("task", ["four-goals", "cartpole-balance", "Pendulum-v1"])
