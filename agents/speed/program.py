@@ -76,16 +76,20 @@ class Program:
 
 @contextmanager
 def _recorded_calls() -> Iterator[list[Call]]:
-    """Note the calls of any program's kernels within the block."""
-    from torch._inductor.output_code import CompiledFxGraph  # takes a while to load
-
+    """Note the calls of any program's kernels within the block; none if torch calls them anew."""
     calls: list[Call] = []
+    try:
+        from torch._inductor.output_code import CompiledFxGraph  # takes a while to load
+    except ImportError:
+        yield calls
+        return
     plain = CompiledFxGraph.__call__
 
     def noting(program: Any, arguments: list[Any]) -> Any:
         held = list(arguments)
         results = plain(program, arguments)
-        calls.append(Call(program.current_callable, held, list(results)))
+        if kernels := getattr(program, "current_callable", None):
+            calls.append(Call(kernels, held, list(results)))
         return results
 
     # A program from torch's cache is an object of this class just as one that is compiled now.

@@ -7,7 +7,7 @@ from typing import Any
 from qsm_bench.counting import count
 from qsm_bench.report.wording import listed
 from qsm_bench.results import Results
-from qsm_bench.stages import DECLARED_LATE, FALSE_ALARMS, Stages
+from qsm_bench.stages import ADDED, DECLARED_LATE, FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.stages import agents_in, next_stage, verdict_texts
 
@@ -31,7 +31,7 @@ def sentences(analysis: Analysis) -> list[str]:
 
 
 def warnings(analysis: Analysis) -> list[str]:
-    """Why verdicts or estimates can mislead: seeds that were added, or pairs that ended early."""
+    """Why verdicts or estimates can mislead: what was added, or pairs that ended early."""
     return [*_added(analysis.results), *_early(analysis)]
 
 
@@ -129,15 +129,13 @@ def _removed(results: Results, stages: Stages) -> list[str]:
 
 
 def _added(results: Results) -> list[str]:
-    asked = results.experiment.get("seeds_asked")
-    if not asked:
-        return []
-    first, *later = asked
     return [
-        f"Seeds were added after the first {first:,} ({first:,}, then "
-        f"{', then '.join(f'{number:,}' for number in later)}), and no stages were declared: if "
+        f"{what} were added after the first {asked[0]:,} "
+        f"({', then '.join(f'{number:,}' for number in asked)}), and no stages were declared: if "
         "they were added because of what a report said, a verdict among equal agents is more "
         f"likely than {FALSE_ALARMS:.0%}."
+        for key, what in ADDED.items()
+        if (asked := results.experiment.get(key))
     ]
 
 

@@ -41,7 +41,7 @@ from qsm_bench.statistics.significance import (
 from qsm_bench.statistics.stages import Look, looks, sentence, staged_pairs, verdict_texts
 from qsm_bench.store import ExperimentStore
 from qsm_bench.tables import CsvLog
-from tests.qsm_bench.jobs import written
+from tests.qsm_bench.jobs import make_experiment, written
 from tests.qsm_bench.processes import ForkedJob
 from tests.qsm_bench.synthetic import make_results
 from tests.qsm_bench.test_cli import assert_refused, call
@@ -785,6 +785,40 @@ def test_seeds_that_were_added_after_a_job_began_are_told(tmp_path: Path) -> Non
         store.file.write_text(json.dumps(store_content(store) | {"seeds_asked": wrong}))
         with pytest.raises(UserError, match="seeds_asked must be rising numbers"):
             store.read()
+
+
+def test_steps_that_were_added_after_a_job_began_are_told(tmp_path: Path) -> None:
+    store = ExperimentStore(tmp_path, "there")
+    for asked in ([1_000], [1_000, 2_000], [1_000, 2_000, 4_000]):
+        for _ in range(2):  # to ask again adds nothing
+            store.prepare(make_experiment(steps=asked[-1]), "a command")
+            assert store.read().get("steps_asked", [1_000]) == asked
+            assert "seeds_asked" not in store.read()
+        for folder in store.job_folders():
+            folder.write_manifest(begun(folder))
+    made = make_results()
+    results = replace(made, experiment=made.experiment | {"steps_asked": asked})
+    (told,) = staging.warnings(Analysis(results))
+    assert told.startswith("Steps were added after the first 1,000 (1,000, then 2,000, then 4,000)")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("steps_asked", [9], "steps_asked must be rising numbers"),
+        ("steps_asked", [9, 10**13], "steps_asked must be rising numbers"),
+        ("protocol", 3, "protocol must be an object with a number of steps"),
+        ("protocol", {"steps": "9"}, "protocol must be an object with a number of steps"),
+        ("compiled", "yes", "compiled must be true or false"),
+        ("declared_after_runs", 1, "declared_after_runs must be true or false"),
+    ],
+)
+def test_what_was_asked_for_is_checked(tmp_path: Path, key: str, value: Any, fault: str) -> None:
+    store = ExperimentStore(tmp_path, "there")
+    go(tmp_path, counts=None, seeds=range(3))
+    store.file.write_text(json.dumps(store_content(store) | {key: value}))
+    with pytest.raises(UserError, match=f"is damaged: {fault}"):
+        store.read()
 
 
 def store_content(store: ExperimentStore) -> Any:

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import output_code
 
 from agents.protocol import Batch
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import seed_by_seed
 from agents.speed.acceleration import accelerate
 from agents.speed.compiled_function import CompiledFunction, DirectCall
-from agents.speed.program import Call
+from agents.speed.program import Call, Program
 from agents.speed.seed_by_seed import SeedBySeed
 from agents.speed.toolchain import why_not_compiled
 from agents.td3 import TD3, TD3Config
@@ -194,6 +196,27 @@ def test_an_update_that_reads_other_tensors_each_time_is_not_called_directly() -
     assert drawn == list(range(1, 2 * COUNT + 1))
     update: Any = agent.pure_update
     assert list(update.direct.values()) == [None, None]
+
+
+def test_where_torch_calls_its_programs_by_other_names_nothing_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Renamed:
+        """A program as torch may have it one day, without its kernels at hand."""
+
+        def __call__(self, arguments: list[Any]) -> list[Any]:
+            return arguments
+
+    def update(agent: Any, *inputs: Any) -> Any:
+        return output_code.CompiledFxGraph.__call__(Renamed(), list(inputs))  # type: ignore[arg-type]
+
+    program = Program(cast(FunctionType, update), CPU)
+    program.program = update
+    monkeypatch.setattr(output_code, "CompiledFxGraph", Renamed)
+    assert program.record(None, 3) == ([3], [])
+    monkeypatch.delattr(output_code, "CompiledFxGraph")
+    program.program = lambda agent, *inputs: list(inputs)
+    assert program.record(None, 3) == ([3], [])
 
 
 INPUT, PARAMETER, METRIC = torch.ones(2, 3), torch.zeros(2, 4), torch.ones(2)
