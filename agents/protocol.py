@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     next_observation: Tensor
     """The observation n steps later, [S, B, obs]."""
     number: Tensor | None = None
-    """How-manieth transition of its seed each is, counted from 0: [S, B] int64.
+    """The number of each transition among those of its seed, counted from 0: [S, B] int64.
 
     No two transitions have the same one, so what an agent remembers of a transition by its number
     is never applied to another. None if a batch is not from a replay buffer, or is for a pure

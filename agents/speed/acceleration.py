@@ -2,11 +2,11 @@
 
 Both wrap ``agent.pure_update`` of an agent whose class says ``promises_pure_update = True``. It is
 a function of (parameters, batch, noise, switches) that draws no random numbers. All that it changes
-are tensors, in place, and no method of the agent puts others in their places. Python numbers that
-it reads are built into its program. Its batch and noise are tensors whose first axis is the seed's,
-in tuples, and its metrics are such tensors. What the agent holds beside its ``parts`` is the same
-for every seed. Neither way is needed for a correct result: compiled numbers are the plain ones up
-to the order of operations.
+are tensors, in place, and no method of the agent replaces one by another tensor. Python numbers
+that it reads are built into its program. Its batch and noise are tensors whose first axis is the
+seed's, in tuples, and its metrics are such tensors. What the agent holds beside its ``parts`` is
+the same for every seed. Neither way is needed for a correct result: compiled numbers are the plain
+ones up to the order of operations.
 
 Such an agent may have ``pure_training_action`` and ``pure_evaluation_action``, too, for a policy
 whose action takes many operations. They are functions of (parameters, observation, noise) that
