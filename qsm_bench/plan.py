@@ -12,12 +12,13 @@ from rich.filesize import decimal as format_bytes
 
 from agents.registry import AgentError
 from envs import Lockstep, Task, TaskError
-from qsm_bench.contract import rehearse, told
+from qsm_bench.contract import told
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import MIB
 from qsm_bench.memory import available_bytes, estimate_peak, measure_peak
-from qsm_bench.process import configure_process
+from qsm_bench.process import configure_process, one_thread
+from qsm_bench.rehearsal import rehearse
 from qsm_bench.timing import (
     AgentTime,
     CallTime,
@@ -29,7 +30,7 @@ from qsm_bench.timing import (
     time_calls,
     time_task,
 )
-from qsm_bench.training import build_agent, portions
+from qsm_bench.training import AT_ONCE, build_agent
 
 MEASURED_UPDATES = 2
 """Updates that are measured where it must be quick. Some agents update their actor in every second
@@ -195,8 +196,9 @@ def rehearse_agents(jobs: Iterable[Job]) -> None:
             environment = Lockstep(job.environment, 1)
             environment.close()
         sizes = environment.observation_size, environment.action_size
-        few = _on_cpu(job, job.seeds[:2])
-        rehearse(partial(build_agent, few, *sizes), sizes[0], job.protocol, torch.device("cpu"))
+        build = partial(build_agent, _on_cpu(job, seeds=2), *sizes)
+        with one_thread():
+            rehearse(build, sizes[0], job.protocol, torch.device("cpu"))
 
 
 def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], workers: int) -> None:
@@ -264,15 +266,15 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
             f"memory, and {format_bytes(free)} are free: give smaller hidden_sizes or fewer --seeds"
         )
     # All seeds need the same memory, so one is measured.
-    job = _alone(job)
+    job = _on_cpu(job, seeds=1)
     protocol = job.protocol
-    at_once = portions(protocol.updates_per_step)[0]
+    at_once = min(AT_ONCE, protocol.updates_per_step)
     state: int = 0
 
     def learn(batch_size: int) -> None:
         nonlocal state
         agent, replay = ready_to_learn(job, (observation_size, action_size))
-        with told(agent.label, "update(batch)" if at_once == 1 else "update_several(batches)"):
+        with told(agent.label, agent.call_of(at_once)):
             for _ in range(-(-MEASURED_UPDATES // at_once)):
                 agent.update_several(replay.sample_several(batch_size, at_once))
         with told(agent.label, "state_dict()"):
@@ -286,14 +288,9 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
     return state + HEAP * (peak - state) + 2 * state
 
 
-def _alone(job: Job) -> Job:
-    """The job of its first seed, on the CPU."""
-    return _on_cpu(job, job.seeds[:1])
-
-
-def _on_cpu(job: Job, seeds: tuple[int, ...]) -> Job:
-    """The job of these seeds, on the CPU."""
-    return job.model_copy(update={"device": "cpu", "seeds": seeds})
+def _on_cpu(job: Job, seeds: int) -> Job:
+    """The job of its first seeds, on the CPU."""
+    return job.model_copy(update={"device": "cpu", "seeds": job.seeds[:seeds]})
 
 
 def longest_first(jobs: Sequence[Job]) -> list[int]:
@@ -309,7 +306,7 @@ def longest_first(jobs: Sequence[Job]) -> list[int]:
             tasks[job.environment] = time_task(job.environment, 1)
         if job.agent not in updates:
             sizes = tasks[job.environment].sizes
-            time = time_calls(_alone(job), sizes, compiled=False, calls=MEASURED_UPDATES)
+            time = time_calls(_on_cpu(job, seeds=1), sizes, compiled=False, calls=MEASURED_UPDATES)
             updates[job.agent] = time.update
 
     def seconds(number: int) -> float:

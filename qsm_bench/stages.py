@@ -21,10 +21,6 @@ FALSE_ALARMS = 0.05
 DECLARED_LATE = "declared_after_runs"
 """In ``experiment.json``, next to a plan that was written when there were runs already."""
 
-ADDED = {"seeds_asked": "Seeds", "steps_asked": "Steps"}
-"""In ``experiment.json``, how many of these were asked for each time, where some were added after a
-job had begun."""
-
 MOST_SEEDS = 10_000
 """More are a slip of the hand, and a machine would only find out by failing."""
 

@@ -47,8 +47,7 @@ from qsm_bench.manifest import (
     refuse_later,
     refuse_other_protocol,
 )
-from qsm_bench.protocol import MOST_STEPS
-from qsm_bench.stages import ADDED, DECLARED_LATE, Stages, read_stages, text_of
+from qsm_bench.stages import DECLARED_LATE, Stages, read_stages, text_of
 
 EXPERIMENT_FILE = "experiment.json"
 """It stands in the folder of an experiment: what was asked for."""
@@ -254,16 +253,14 @@ class ExperimentStore:
             )
         elif fault := _groups_fault(asked["groups"]) or _stages_fault(asked):
             pass
-        elif wrong := [key for key in ADDED if not _are_rising(asked.get(key, [1, 2]))]:
-            fault = f"{wrong[0]} must be rising numbers, two at least"
+        elif not _are_rising(asked.get("seeds_asked", [1, 2])):
+            fault = "seeds_asked must be rising numbers of seeds, of two at least"
         elif not isinstance(asked.get("command", ""), str):
             fault = "command must be a text"
         elif wrong := [
             k for k in ("compiled", DECLARED_LATE) if type(asked.get(k, True)) is not bool
         ]:
             fault = f"{wrong[0]} must be true or false"
-        elif not _has_steps(asked.get("protocol", {"steps": 1})):
-            fault = "protocol must be an object with a number of steps"
         if fault:
             raise UserError(f"{self.file} is damaged: {fault}")
 
@@ -342,7 +339,7 @@ class ExperimentStore:
         asked = self.read() if os.path.lexists(self.file) else {"agents": [], "tasks": []}
         jobs = experiment.jobs if jobs is None else jobs
         wanted = [self.folder_of(job).path for job in jobs]
-        asked |= self._added(asked, experiment) | {
+        asked |= self._seeds_asked(asked, experiment) | {
             "format": FORMAT,
             "name": experiment.name,
             "agents": list(dict.fromkeys([*asked["agents"], *experiment.labels])),
@@ -374,18 +371,12 @@ class ExperimentStore:
             for job, path in zip(jobs, wanted, strict=True)
         ]
 
-    def _added(self, asked: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-        """How many seeds and steps were asked for each time, if some come after a job has begun."""
-        numbers = {
-            "seeds_asked": (sum(map(len, asked.get("groups", ()))), len(experiment.seeds)),
-            "steps_asked": (asked.get("protocol", {}).get("steps", 0), experiment.protocol.steps),
-        }
-        added = {
-            key: [*asked.get(key, [before]), now]
-            for key, (before, now) in numbers.items()
-            if 0 < before < now
-        }
-        return added if added and any(map(_has_run, self.job_folders())) else {}
+    def _seeds_asked(self, asked: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+        """How many seeds were asked for each time, if some are added after a job has begun."""
+        before, now = sum(map(len, asked.get("groups", ()))), len(experiment.seeds)
+        if not 0 < before < now or not any(map(_has_run, self.job_folders())):
+            return {}
+        return {"seeds_asked": [*asked.get("seeds_asked", [before]), now]}
 
     def remove(self, agent: str | None = None, task: str | None = None) -> list[Path]:
         """Delete the jobs of ``agent``, of ``task`` or of both; if neither is given, everything.
@@ -472,16 +463,12 @@ def _stages_fault(asked: dict[str, Any]) -> str | None:
     return None
 
 
-def _has_steps(protocol: Any) -> bool:
-    return isinstance(protocol, dict) and type(protocol.get("steps")) is int
-
-
 def _are_rising(numbers: Any) -> bool:
     """Whether these are two numbers or more, of which each is above the one before it."""
     return (
         isinstance(numbers, list)
         and len(numbers) > 1
-        and all(type(number) is int and 0 < number <= MOST_STEPS for number in numbers)
+        and all(type(number) is int and 0 < number <= READABLE_SEEDS for number in numbers)
         and all(a < b for a, b in pairwise(numbers))
     )
 

@@ -11,8 +11,9 @@ import torch
 
 from agents.speed.acceleration import accelerate
 from envs import Lockstep, Task
-from qsm_bench.contract import Checked, rehearse, told
+from qsm_bench.contract import Checked, told
 from qsm_bench.experiment import Job
+from qsm_bench.rehearsal import rehearse
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.training import build_agent
 

@@ -19,7 +19,7 @@ from agents.speed.acceleration import accelerate
 from envs import Environments, Lockstep, ParallelLockstep, StepResult, is_deterministic
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.checkpoint_state import gather, restore
-from qsm_bench.contract import Checked, checked, rehearse
+from qsm_bench.contract import Checked, checked
 from qsm_bench.diagnostics import measure, slice_critic, spread_states
 from qsm_bench.errors import UserError
 from qsm_bench.evaluation import Interrupted, evaluate
@@ -28,6 +28,7 @@ from qsm_bench.job_folder import JobFolder
 from qsm_bench.job_tables import JobTables
 from qsm_bench.machine import usable_cores
 from qsm_bench.metrics import Means
+from qsm_bench.rehearsal import rehearse
 from qsm_bench.replay import ReplayBuffer
 from qsm_bench.seed_status import SeedStatus
 from qsm_bench.settings import validated
@@ -63,8 +64,7 @@ def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
 
 def portions(updates: int) -> list[int]:
     """Return how many of a step's updates are made at once, first to last."""
-    whole, rest = divmod(updates, AT_ONCE)
-    return [AT_ONCE] * whole + [rest] * (rest > 0)
+    return [min(AT_ONCE, updates - made) for made in range(0, updates, AT_ONCE)]
 
 
 class Training:

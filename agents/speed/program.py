@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from agents.registry import AgentError
+from agents.speed.half_written import remove_half_written
 from agents.speed.program_cache import use_program_cache
 
 CPU_OPTIONS: dict[str, Any] = {
@@ -39,6 +40,7 @@ class Program:
 
     def __init__(self, function: FunctionType, device: torch.device) -> None:
         use_program_cache()
+        remove_half_written()
         self.can_be_recorded = device.type == "cpu"
         """Whether calls of its kernels can be; on a GPU, a CUDA graph of them is."""
         # torch keeps programs by code object, so agents of one class would share them.
@@ -63,10 +65,19 @@ class Program:
     def __call__(self, agent: Any, *inputs: Any) -> Any:
         """Call it. Raises AgentError if it cannot be compiled."""
         try:
-            return self.program(agent, *inputs)
+            return self._call(agent, *inputs)
         except Exception as error:
             _refuse_what_cannot_be_compiled(agent, error)
             raise
+
+    def _call(self, agent: Any, *inputs: Any) -> Any:
+        """Call it, once more if a compiler that was killed had left something that fails."""
+        try:
+            return self.program(agent, *inputs)
+        except Exception as error:
+            if not remove_half_written(error):
+                raise
+        return self.program(agent, *inputs)
 
     def record(self, agent: Any, *inputs: Any) -> tuple[Any, list[Call]]:
         """Call the program; return its result and how it called its kernels."""

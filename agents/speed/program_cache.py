@@ -6,9 +6,6 @@ folder's name is known to all users of the machine, who could put programs of th
 
 import hashlib
 import os
-import struct
-import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +13,6 @@ import torch
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """torch's own name for the folder; where a user has set it, it is left as it is."""
-STILL_WRITTEN = 5.0
-"""Seconds after its last change for which a library may be one that is being written."""
 
 
 def use_program_cache() -> None:
@@ -38,39 +33,6 @@ def use_program_cache() -> None:
     # Without this only the kernels would be kept, and each job would go through half the rest.
     with suppress(AttributeError):  # an older torch has no such setting
         torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-    remove_half_written(Path(os.environ.get(VARIABLE) or default_cache_dir()))
-
-
-def remove_half_written(folder: Path) -> None:
-    """Remove the libraries in the cache whose compiler was killed, so that they are made again.
-
-    torch takes each for whole. A process that loads one that is cut short may end by a signal.
-    """
-    for library in folder.rglob("*.so"):
-        with suppress(OSError):  # another process has removed it, too, or it is not this user's
-            while not is_whole(library):
-                if time.time() - library.stat().st_mtime > STILL_WRITTEN:
-                    library.unlink()
-                time.sleep(0.1)
-
-
-def is_whole(library: Path) -> bool:
-    """Tell whether a shared library has its end; where it is none of Linux's, if it has anything.
-
-    Raises OSError if it cannot be read.
-    """
-    with library.open("rb") as file:
-        header = file.read(64)
-        size = os.fstat(file.fileno()).st_size
-    if sys.platform != "linux":
-        return size > 0
-    if len(header) < 64 or not header.startswith(b"\x7fELF"):
-        return False
-    # A linker writes the table of the sections last (the ELF specification, fields e_shoff,
-    # e_shentsize and e_shnum of the header of 64 bits).
-    (table,) = struct.unpack_from("=Q", header, 0x28)
-    each, number = struct.unpack_from("=HH", header, 0x3A)
-    return bool(size >= table + each * number)
 
 
 def processor_kind() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from qsm_bench.counting import count
 from qsm_bench.report.wording import listed
 from qsm_bench.results import Results
-from qsm_bench.stages import ADDED, DECLARED_LATE, FALSE_ALARMS, Stages
+from qsm_bench.stages import DECLARED_LATE, FALSE_ALARMS, Stages
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.stages import agents_in, next_stage, verdict_texts
 
@@ -129,13 +129,18 @@ def _removed(results: Results, stages: Stages) -> list[str]:
 
 
 def _added(results: Results) -> list[str]:
+    seeds = results.experiment.get("seeds_asked")
+    lengths = sorted({steps for cell in results.cells for steps in cell.get("lengths", ())})
+    added = []
+    if seeds:
+        turns = ", then ".join(f"{number:,}" for number in seeds)
+        added.append(f"Seeds were added after the first {seeds[0]:,} ({turns})")
+    if lengths:
+        added.append(f"Runs were given more steps after {listed([f'{n:,}' for n in lengths])}")
     return [
-        f"{what} were added after the first {asked[0]:,} "
-        f"({', then '.join(f'{number:,}' for number in asked)}), and no stages were declared: if "
-        "they were added because of what a report said, a verdict among equal agents is more "
-        f"likely than {FALSE_ALARMS:.0%}."
-        for key, what in ADDED.items()
-        if (asked := results.experiment.get(key))
+        f"{what}, and no stages were declared: if that was because of what a report said, a "
+        f"verdict among equal agents is more likely than {FALSE_ALARMS:.0%}."
+        for what in added
     ]
 
 

@@ -14,9 +14,10 @@ import torch
 
 from agents.protocol import Batch
 from agents.registry import AgentError
-from qsm_bench.contract import Checked, checked, rehearse
+from qsm_bench.contract import Checked, checked
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.protocol import Protocol
+from qsm_bench.rehearsal import rehearse
 from qsm_bench.training import Training
 from tests.qsm_bench.jobs import make_job, train, uncut, written
 from tests.qsm_bench.plain_agents import Plain, PlainConfig
@@ -32,8 +33,8 @@ def build(agent: type[Any]) -> Checked:
     return checked(bare, agent.name, SEEDS, ACT)
 
 
-def rehearsed(agent: type[Any], updates_per_step: int = 1) -> None:
-    protocol = Protocol(batch_size=BATCH, updates_per_step=updates_per_step)
+def rehearsed(agent: type[Any], updates_per_step: int = 1, batch_size: int = BATCH) -> None:
+    protocol = Protocol(batch_size=batch_size, updates_per_step=updates_per_step)
     rehearse(partial(build, agent), OBS, protocol, CPU)
 
 
@@ -150,6 +151,24 @@ class LearnsFromEvaluations(Plain):
         return super().act(observation, explore=explore)
 
 
+class CountsNowhere(Plain):
+    """Its third exploration after it is built is another; no state has the number."""
+
+    explored = 0
+
+    def act(self, observation: Any, *, explore: bool) -> Any:
+        self.explored += explore
+        return super().act(observation, explore=explore) * (0.5 if self.explored >= 3 else 1.0)
+
+
+class NeedsEight(Plain):
+    """Its update takes batches in groups of eight, and of at least two groups."""
+
+    def metrics(self, batch: Batch) -> Any:
+        assert batch.reward.shape[1] >= 16
+        return {"loss": batch.reward.unflatten(1, (-1, 8)).mean(dim=(1, 2))}
+
+
 class Refuses(Plain):
     def load_state_dict(self, state: Any) -> None:
         raise KeyError("weights")
@@ -247,9 +266,20 @@ def several_as(change: Callable[[Any, Any], Any]) -> type[Plain]:
     return showing(update_several=lambda self, batches: change(self, batches))
 
 
+def test_what_only_a_longer_run_shows_is_not_blamed_on_an_evaluation() -> None:
+    rehearsed(CountsNowhere)
+
+
+def test_an_agent_that_cannot_take_a_small_batch_is_rehearsed_with_its_own() -> None:
+    rehearsed(NeedsEight, batch_size=32)
+    with pytest.raises(AgentError, match=r"update\(batch\) raised RuntimeError"):
+        rehearsed(NeedsEight, batch_size=20)
+
+
 @pytest.mark.parametrize(
     ("agent", "message"),
     [
+        (update_as(lambda a, b: 1 / 0), r"plain': update\(batch\) raised ZeroDivisionError"),
         (
             several_as(lambda a, b: None),
             r"update_several returned None; it must return a list",

@@ -776,8 +776,8 @@ def test_seeds_that_were_added_after_a_job_began_are_told(tmp_path: Path) -> Non
     for folder in store.job_folders():
         folder.write_manifest(begun(folder))
     for asked in ([3, 5], [3, 5, 9]):
-        for _ in range(2):  # to ask again adds nothing
-            results = go(tmp_path, counts=None, seeds=range(asked[-1]))
+        for count in (asked[-1], 2, 4, asked[-1]):  # to ask again, or for fewer, adds nothing
+            results = go(tmp_path, counts=None, seeds=range(count))
             assert store.read()["seeds_asked"] == asked
     text = text_of_report(results, tmp_path)
     assert "Seeds were added after the first 3 (3, then 5, then 9), and no stages were" in text
@@ -788,27 +788,19 @@ def test_seeds_that_were_added_after_a_job_began_are_told(tmp_path: Path) -> Non
 
 
 def test_steps_that_were_added_after_a_job_began_are_told(tmp_path: Path) -> None:
-    store = ExperimentStore(tmp_path, "there")
-    for asked in ([1_000], [1_000, 2_000], [1_000, 2_000, 4_000]):
-        for _ in range(2):  # to ask again adds nothing
-            store.prepare(make_experiment(steps=asked[-1]), "a command")
-            assert store.read().get("steps_asked", [1_000]) == asked
-            assert "seeds_asked" not in store.read()
-        for folder in store.job_folders():
-            folder.write_manifest(begun(folder))
+    for steps in (1_000, 2_000, 4_000):
+        store = ExperimentStore(tmp_path, "there")
+        (folder,) = store.prepare(make_experiment(steps=steps), "a command")
+        folder.write_manifest(begun(folder))
     made = make_results()
-    results = replace(made, experiment=made.experiment | {"steps_asked": asked})
-    (told,) = staging.warnings(Analysis(results))
-    assert told.startswith("Steps were added after the first 1,000 (1,000, then 2,000, then 4,000)")
+    cells = [cell | {"lengths": folder.read_manifest().lengths} for cell in made.cells]
+    (told,) = staging.warnings(Analysis(replace(made, cells=cells)))
+    assert told.startswith("Runs were given more steps after 1,000 and 2,000, and no stages")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("steps_asked", [9], "steps_asked must be rising numbers"),
-        ("steps_asked", [9, 10**13], "steps_asked must be rising numbers"),
-        ("protocol", 3, "protocol must be an object with a number of steps"),
-        ("protocol", {"steps": "9"}, "protocol must be an object with a number of steps"),
         ("compiled", "yes", "compiled must be true or false"),
         ("declared_after_runs", 1, "declared_after_runs must be true or false"),
     ],
