@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from agents.speed.program_cache import VARIABLE
@@ -31,7 +32,8 @@ def remove_half_written(error: Exception | None = None) -> bool:
         # torch keeps them here whatever folder the user has named.
         found += Path(default, "precompiled_headers").glob("*.gch")
     for file in found:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):  # another process has removed it, or the cache cannot be written
+            file.unlink()
     return bool(found)
 
 
