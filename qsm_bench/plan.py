@@ -11,13 +11,14 @@ import torch
 from rich.filesize import decimal as format_bytes
 
 from agents.registry import AgentError
+from agents.speed.threads import one_thread
 from envs import Lockstep, Task, TaskError
 from qsm_bench.contract import told
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Job
 from qsm_bench.files import MIB
 from qsm_bench.memory import available_bytes, estimate_peak, measure_peak
-from qsm_bench.process import configure_process, one_thread
+from qsm_bench.process import configure_process
 from qsm_bench.rehearsal import rehearse
 from qsm_bench.timing import (
     AgentTime,

@@ -4,8 +4,6 @@ It is set up for one thread, and for no needless work below torch.
 """
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -28,14 +26,3 @@ def configure_process() -> None:
     if mallopt:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread, as a job does: on several, some sums are not the same each time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,8 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.common.networks import Linear, rounded_product
 from agents.protocol import Agent, MatmulPrecision
+from agents.speed.threads import one_thread
 
 ROUNDS, CALLS = 30, 2
 """Of the probe: how often both products are timed in turn at most, and their number each time."""
@@ -66,7 +66,7 @@ def time_ratio(rows: int, sizes: Sequence[int]) -> float:
     ]
     plain = rounded = float("inf")
     end = time.perf_counter() + PROBED_SECONDS
-    with _one_thread():
+    with one_thread():
         for round_ in range(ROUNDS):
             if round_ and time.perf_counter() > end:
                 break
@@ -81,17 +81,6 @@ def _seconds(product: Product, layers: Sequence[tuple[Tensor, Tensor]]) -> float
         for x, w in layers:
             torch.autograd.grad(product(x, w).sum(), (x, w))
     return time.perf_counter() - began
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch have one thread within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def use(precision: MatmulPrecision) -> None:
