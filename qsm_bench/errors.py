@@ -59,10 +59,12 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_fault(error: "ValidationError") -> str:
-    """Return where the first fault of a file's content is, and what it is."""
+    """Return where the first fault of a file's content is, what is there, and what is wrong."""
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "all of it"
-    return f"{where}: {first['msg']}"
+    where = ".".join(map(str, first["loc"]))
+    shown = where and first["type"] not in ("missing", "extra_forbidden")
+    given = f" is {first['input']!r}" if shown else ""
+    return f"{where or 'all of it'}{given[:100]}: {first['msg']}"
 
 
 def one_line(text: str) -> str:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qsm_bench import protocol
 from qsm_bench.comparable import protocol_hash
-from qsm_bench.errors import UserError, did_you_mean
+from qsm_bench.errors import UserError, did_you_mean, first_fault
 from qsm_bench.files import MIB, parse_json, read, refuse_foreign
 from qsm_bench.job_folder import MANIFEST_FILE, TABLE_FILES
 from qsm_bench.merging import jobs_of
@@ -246,12 +246,7 @@ def _parse(place: Path, text: bytes) -> Record:
     try:
         record = Record.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        given = "" if first["type"] in ("missing", "extra_forbidden") else f" is {first['input']!r}"
-        raise UserError(
-            f"{place / RECORD_FILE} is damaged: {where}{given[:100]}: {first['msg']}"
-        ) from error
+        raise UserError(f"{place / RECORD_FILE} is damaged: {first_fault(error)}") from error
     except UserError as error:
         raise UserError(f"{place / RECORD_FILE} is damaged: protocol: {error}") from error
     strange = [path for path in record.files if not _is_of_a_record(path)]
