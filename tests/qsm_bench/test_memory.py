@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,10 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="th
 @on_linux
 @each_agent
 def test_the_memory_of_a_process_that_learns_is_known_and_below_4_gib(agent: str) -> None:
-    before, most = most_in_updates(agent)
-    known = before + SEEDS * plan._learning_bytes(large_job(agent), *SIZES)
     # The C library's heap is not the same in each process: of one update 1.4 to 2.8 GB were seen.
+    runs = [most_in_updates(agent) for _ in range(1 if agent in LARGE else 4)]
+    before, most = max(runs, key=itemgetter(1))
+    known = before + SEEDS * plan._learning_bytes(large_job(agent), *SIZES)
     assert most <= 1.25 * known
     middle = before + (known - before) * 2 / plan.HEAP
     if agent in LARGE:
