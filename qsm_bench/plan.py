@@ -192,14 +192,20 @@ def rehearse_agents(jobs: Iterable[Job]) -> None:
 
     Raises AgentError where it fails at what a run will ask for.
     """
-    for job in {job.agent: job for job in jobs}.values():
-        with chdir("."):  # a task may change the working directory
-            environment = Lockstep(job.environment, 1)
-            environment.close()
-        sizes = environment.observation_size, environment.action_size
-        build = partial(build_agent, _on_cpu(job, seeds=2), *sizes)
+    tried = {job.agent: job for job in jobs}.values()
+    sizes = {task: _sizes(task) for task in {job.environment for job in tried}}
+    for job in tried:
+        size = sizes[job.environment]
+        build = partial(build_agent, _on_cpu(job, seeds=2), *size)
         with one_thread():
-            rehearse(build, sizes[0], job.protocol, torch.device("cpu"))
+            rehearse(build, size[0], job.protocol, torch.device("cpu"))
+
+
+def _sizes(task: Task) -> Sizes:
+    with chdir("."):  # a task may change the working directory
+        environment = Lockstep(task, 1)
+        environment.close()
+    return environment.observation_size, environment.action_size
 
 
 def refuse_what_does_not_fit(jobs: Sequence[Job], needs: Sequence[Memory], workers: int) -> None:
