@@ -60,11 +60,12 @@ class Checked:
 
     def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
         """Update with each batch, in one call if the agent has one: see ``UpdatesSeveral``."""
-        if len(batches) == 1 or not isinstance(self.bare, UpdatesSeveral):
+        at_once = self._several(len(batches))
+        if at_once is None:
             return [self.update(batch) for batch in batches]
         given = (x for batch in batches for x in batch if x is not None)
         with self._unchanged("update_several", "batches", *given):
-            found = self.bare.update_several(batches)
+            found = at_once.update_several(batches)
         if not isinstance(found, list) or len(found) != len(batches):
             raise self.breach(
                 "update_several",
@@ -77,8 +78,11 @@ class Checked:
 
     def call_of(self, updates: int) -> str:
         """Say which method of the agent so many updates at once call."""
-        several = updates > 1 and isinstance(self.bare, UpdatesSeveral)
-        return "update_several(batches)" if several else "update(batch)"
+        return "update_several(batches)" if self._several(updates) else "update(batch)"
+
+    def _several(self, updates: int) -> UpdatesSeveral | None:
+        """Return the agent if it makes so many updates in one call."""
+        return self.bare if updates > 1 and isinstance(self.bare, UpdatesSeveral) else None
 
     def state_dict(self) -> StateDict:
         """Call the agent's method, and check what it returns: see ``Agent.state_dict``."""
