@@ -193,8 +193,15 @@ def test_a_run_on_a_cluster_that_is_stopped_goes_on_here(
 ) -> None:
     began = time.monotonic()
 
-    def stop(_: psutil.Process) -> None:
+    def stop(first: psutil.Process) -> None:
         nonlocal began
+        # The other node may be slower to start: the first job stands still until both train.
+        first.suspend()
+        deadline = time.monotonic() + 30 * crowding()
+        while sum(process_of(job) is not None for job in jobs_in(tmp_path)) < 2:
+            assert time.monotonic() < deadline, "the second job did not start"
+            time.sleep(0.02)
+        first.resume()
         began = time.monotonic()
         # Not SIGINT: a shell starts what runs in its background so that it ignores that.
         os.kill(os.getpid(), signal.SIGTERM)
