@@ -108,6 +108,14 @@ class LangevinConfig(AgentConfig):
     ] = 0.001
 
     @property
+    def without_effect(self) -> Mapping[str, str]:
+        unused = {"actor_learning_rate": "no actor is learned"}
+        if self.noise_levels == 1:
+            levels = ("largest_noise", "smallest_noise")
+            unused |= dict.fromkeys(levels, "it needs noise_levels of 2 or more")
+        return unused
+
+    @property
     def noise_stds(self) -> list[float]:
         """The deviations sigma_l of all levels, equally far apart in their logarithms."""
         last = max(self.noise_levels - 1, 1)

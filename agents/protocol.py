@@ -116,6 +116,14 @@ class AgentConfig:
     ] = 1
 
     @property
+    def without_effect(self) -> Mapping[str, str]:
+        """The settings that the others leave without effect, each with the reason.
+
+        To set one of them is refused: its runs would be those without it, under another label.
+        """
+        return {}
+
+    @property
     def networks(self) -> NetworkOptions:
         """What every network is made with."""
         return NetworkOptions(self.initialization, self.matmul_precision)

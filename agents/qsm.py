@@ -73,6 +73,12 @@ class QSMConfig(DiffusionConfig):
         float, Field(gt=0, description="Temperature of target_scale=normalized; unused else.")
     ] = 0.15
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        if self.target_scale == "normalized":
+            return {"alpha": "it needs target_scale=alpha or target_scale=noised"}
+        return {"temperature": "it needs target_scale=normalized"}
+
 
 class ActorNoise(NamedTuple):
     """The random numbers of one actor update."""

@@ -83,6 +83,14 @@ class QVPOConfig(DiffusionConfig):
         ),
     ] = 1_000_000
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        start, end = "uniform_weight", "uniform_weight_end"
+        decay = "uniform_decay_updates"
+        if not self.uniform_samples:
+            return dict.fromkeys((start, end, decay), "it needs uniform_samples of 1 or more")
+        return {} if self.uniform_decay_updates else {end: f"it needs {decay} of 1 or more"}
+
 
 class ActorNoise(NamedTuple):
     """The random numbers of one actor update. The rows of best and uniform actions are R."""

@@ -65,6 +65,16 @@ class TD3Config(AgentConfig):
         ),
     ] = True
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        unused = {"candidates_evaluate": "the policy has one action for each observation"}
+        if self.policy_delay == 1:
+            unused["delayed_targets"] = "it needs policy_delay of 2 or more"
+        if self.target_noise == 0:
+            smoothing = ("target_noise_clip", "clip_next_action")
+            unused |= dict.fromkeys(smoothing, "it needs target_noise above 0")
+        return unused
+
 
 class TD3(TwinCriticLearner[TD3Config]):
     """Twin delayed DDPG."""

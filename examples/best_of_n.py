@@ -10,7 +10,7 @@ No gradient of the critic is taken. In this folder the agent is ``best_of_n:Best
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -42,6 +42,10 @@ class BestOfNConfig(AgentConfig):
     spread: Annotated[
         float, Field(gt=0, description="Standard deviation of the candidates and of exploration.")
     ] = 0.3
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        return {"candidates_evaluate": "the policy has one action for each observation"}
 
 
 class BestOfN(Learner, Agent):

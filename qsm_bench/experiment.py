@@ -113,6 +113,11 @@ class AgentEntry:
         config = validated(self.registered.name, agent.config_class, settings)
         for key in self.overrides:
             self._refuse_infinite(key, getattr(config, key))
+            if key in config.without_effect:
+                raise UserError(
+                    f"setting {key} of {self.registered.name}: {self.overrides[key]!r} has no "
+                    f"effect: {config.without_effect[key]}"
+                )
         return config
 
     def label(self, config: AgentConfig) -> str:

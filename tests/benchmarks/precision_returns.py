@@ -12,6 +12,7 @@ difference.
 
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -103,16 +104,17 @@ def cartpole(folder: Path, names: list[str], workers: int) -> None:
     """Print the returns on cartpole-swingup, each way."""
     rows = []
     for name in names:
-        results = run_experiment(
-            f"{name},{name}[{ROUNDED}]",
-            tasks=TASK,
-            protocol=PROTOCOL,
-            name=f"precision-{name}",
-            seeds=SEEDS,
-            compiled="on",
-            executor=Local(workers=workers),
-            results=folder,
-        )
+        with redirect_stdout(sys.stderr):  # the progress of the jobs; the tables alone are printed
+            results = run_experiment(
+                f"{name},{name}[{ROUNDED}]",
+                tasks=TASK,
+                protocol=PROTOCOL,
+                name=f"precision-{name}",
+                seeds=SEEDS,
+                compiled="on",
+                executor=Local(workers=workers),
+                results=folder,
+            )
         runs = select_runs(results).runs.items()
         plain, rounded = (curves.returns[:, -1] for _, curves in sorted(runs, key=lambda r: r[0]))
         difference = stats.ttest_ind(rounded, plain, equal_var=False)

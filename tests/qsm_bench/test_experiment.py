@@ -33,7 +33,7 @@ def test_agents_are_read_and_labeled(text: str, labels: list[str]) -> None:
 
 
 def test_a_label_reads_back_as_the_same_agent() -> None:
-    for job in make_experiment("qsm[alpha=10,hidden_sizes=[8,8],target_scale=normalized],td3").jobs:
+    for job in make_experiment("qsm[alpha=10,hidden_sizes=[8,8],target_scale=noised],td3").jobs:
         assert make_job(job.agent) == job
 
 
