@@ -12,6 +12,7 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.record import LoadedRecord
 from qsm_bench.relabeling import part_of, relabeled
 from qsm_bench.results import Beside, ReferenceCurve, Results
+from qsm_bench.statistics.power import Rivals
 from qsm_bench.statistics.selection import agents_of, evaluated_steps
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def place_beside(results: Results, loaded: LoadedRecord) -> Results:
         if agent not in same
     }
     twice = [
-        f"{agent} ({loaded.record.name}) is left out: runs of it are those of {agent} here, number "
+        f"{agent} ({loaded.record.name}) is left out: runs of it are those of {own} here, number "
         "for number, and no run is counted twice."
-        for agent in same
+        for agent, own in same.items()
     ]
     if not labels:
         return replace(results, beside=Beside(loaded.asked, sentences=tuple(twice)))
@@ -96,18 +97,28 @@ def refuse_itself(folder: Path, loaded: LoadedRecord) -> None:
         raise UserError(f"{folder.name} is this record itself: give the report without --beside")
 
 
-def same_runs(own: Results, theirs: Results) -> list[str]:
-    """The agents of which both have a run with the same numbers: it is one run, not two.
+def same_runs(own: Results, theirs: Results) -> dict[str, str]:
+    """Their agents of which a run has the numbers of one of ours: it is one run, not two.
 
-    Runs whose returns are all the same number, such as 0 where nothing was learned, are not taken
-    for one.
+    Each is given with the agent here that has it: of the same label, or of another for the same
+    trainer and settings. Two trainers whose actions both stay at a bound have equal returns, too,
+    and are two. Runs whose returns are all the same number, such as 0 where nothing was learned,
+    are not taken for one.
     """
-    keys = ["agent", "task", "seed", "step", "episode"]
-    both = own.evaluations.merge(theirs.evaluations, on=keys, suffixes=("", "_there"))
-    both = both.assign(equal=both["return"] == both["return_there"])
-    runs = both.groupby(["agent", "task", "seed"])
+    keys = ["task", "seed", "step", "episode"]
+    both = theirs.evaluations.merge(own.evaluations, on=keys, suffixes=("", "_here"))
+    both = both.assign(equal=both["return"] == both["return_here"])
+    runs = both.groupby(["agent", "agent_here", "task", "seed"])
     same = runs["equal"].all() & (runs["return"].nunique() > 1)
-    return list(dict.fromkeys(str(key[0]) for key in same.index[same]))
+    trainers = [
+        {(cell["agent"], cell["task"]): (cell["agent_name"], cell["settings"]) for cell in cells}
+        for cells in (theirs.cells, own.cells)
+    ]
+    return {
+        there: here
+        for there, here, task, _ in same.index[same]
+        if there == here or trainers[0].get((there, task)) == trainers[1].get((here, task))
+    }
 
 
 def conditions_of(cells: Sequence[Mapping[str, Any]]) -> Conditions:
@@ -146,6 +157,13 @@ def find_differences(
     }
 
 
+def rivals_in(loaded: LoadedRecord, apart: Mapping[str, tuple[str, ...]]) -> Rivals | None:
+    """What of a record an experiment is compared with; None if nothing is."""
+    joined = sum(not reasons for reasons in apart.values())
+    agents = loaded.record.agents
+    return Rivals(len(agents), min(map(len, agents.values())), joined) if joined else None
+
+
 def differences_text(
     apart: Mapping[str, tuple[str, ...]], own: Conditions, loaded: LoadedRecord
 ) -> list[str]:
@@ -156,7 +174,8 @@ def differences_text(
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for task, reasons in apart.items():
         groups.setdefault((reasons, begins[task] <= ends[task]), []).append(task)
-    sentences = []
+    absent = [task for task in own if task not in theirs]
+    sentences = [f"{name} has no runs on {', '.join(absent)}."] if absent else []
     for (reasons, drawn), tasks in groups.items():
         if not reasons:
             sentences.append(f"The runs of {name} are compared on {', '.join(tasks)}.")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qsm_bench.record import LoadedRecord
     from qsm_bench.regression import Finding
     from qsm_bench.run import PreparedRun, Trained
+    from qsm_bench.statistics.power import Rivals
 
 app = typer.Typer(
     help="Compare trainers of diffusion-model policies in online reinforcement learning.",
@@ -186,24 +187,29 @@ def run(
         keep_replay=keep_replay,
         results=results,
     )
-    compared: list[str] = []
+    rivals: Rivals | None = None
     if record:
         from qsm_bench.beside import (
             conditions_asked,
             differences_text,
             find_differences,
             refuse_itself,
+            rivals_in,
         )
+        from qsm_bench.statistics.power import warning_beside
 
         refuse_itself(prepared.store.folder, record)
         asked = prepared.experiment
         apart = find_differences(conditions_asked(asked), record, staged=asked.stages is not None)
-        compared = [] if all(apart.values()) else list(record.record.agents)
+        rivals = rivals_in(record, apart)
         said = differences_text(apart, conditions_asked(asked), record)
+        if rivals and not dry_run:
+            too_few = warning_beside(len(asked.labels), len(asked.seeds), rivals)
+            said += [too_few] if too_few else []
         print(visible("\n".join(said), keep=NEWLINE))
     prepared.refuse_unrunnable()
     if dry_run:
-        _show_plan(prepared, compared)
+        _show_plan(prepared, rivals)
     prepared.refuse_what_does_not_fit()
     if dry_run:
         return
@@ -705,10 +711,10 @@ def _show_findings(console: Console, findings: "list[Finding]", seeds: int) -> N
     )
 
 
-def _show_plan(prepared: "PreparedRun", compared: Sequence[str]) -> None:
+def _show_plan(prepared: "PreparedRun", rivals: "Rivals | None") -> None:
     """Show what each job that is still to run will take, and all of them together.
 
-    The agents that will be ``compared`` are those of a record.
+    The ``rivals`` are the agents of a record that they will be compared with.
     """
     from datetime import datetime, timedelta
 
@@ -775,10 +781,10 @@ def _show_plan(prepared: "PreparedRun", compared: Sequence[str]) -> None:
         lines.append(_next_stage(stages, timed, workers))
         too_few = warning(len(stages.agents), len(stages.tasks), stages.counts, stages.shares)
         lines += [too_few] if too_few else []
-    if (agents := len(experiment.labels) + len(compared)) > 1:
-        counts = agents, len(experiment.seeds), len(experiment.tasks)
+    if len(experiment.labels) > 1 or rivals:
+        counts = len(experiment.labels), len(experiment.seeds), len(experiment.tasks)
         last_share = stages.shares[-1] if stages else FALSE_ALARMS
-        lines.append(sentence(*counts, last_share))
+        lines.append(sentence(*counts, last_share, rivals))
     for line in lines:
         say(line)
 

@@ -12,23 +12,24 @@ published makes the whole record damaged.
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 from zipfile import ZipFile
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsm_bench import protocol
 from qsm_bench.comparable import protocol_hash
 from qsm_bench.errors import UserError, did_you_mean, first_fault
 from qsm_bench.files import MIB, parse_json, read, refuse_foreign
 from qsm_bench.job_folder import MANIFEST_FILE, TABLE_FILES
-from qsm_bench.merging import jobs_of
+from qsm_bench.manifest import Manifest
+from qsm_bench.record_jobs import fault_of_jobs, span_of_jobs
 from qsm_bench.results import Results, load_results
 from qsm_bench.shipped import shipped
-from qsm_bench.store import EXPERIMENT_FILE, RECORD_FILE
+from qsm_bench.store import EXPERIMENT_FILE, RECORD_FILE, ExperimentStore
 
 FORMAT: Final = 1
 ABOUT_LIMIT, FILE_LIMIT, RECORD_LIMIT = 16 * MIB, 256 * MIB, 1024 * MIB
@@ -37,6 +38,8 @@ TO_PUBLISH = "`export NAME --to record` makes a record of an experiment"
 JOB_FILES = (MANIFEST_FILE, *TABLE_FILES)
 UNKNOWN = "unknown"
 """The commit of a run that was not trained from a checkout."""
+DIRTY = "-dirty"
+"""What a commit ends with if the checkout had changes that were not committed."""
 ENDED = ("finished", "failed")
 """How the jobs of a record stand: a run that failed stays in it as failed."""
 
@@ -49,7 +52,7 @@ class Record(BaseModel):
     format: Literal[1] = FORMAT
     name: str
     """The name of the experiment that it was."""
-    who: str
+    who: Annotated[str, Field(min_length=1)]
     """Who published it."""
     began: str
     ended: str
@@ -70,11 +73,12 @@ class Record(BaseModel):
         """What it is, in one line."""
         seeds = sorted({len(seeds) for seeds in self.agents.values()})
         one_task, one_seed = len(self.tasks) == 1, seeds == [1]
+        when = f", {self.began[:10]} to {self.ended[:10]}" if self.began and self.ended else ""
+        commits = (commit[:7] + DIRTY * commit.endswith(DIRTY) for commit in self.commits)
         return (
             f"{', '.join(self.agents)} on {len(self.tasks)} task{'s' * (not one_task)}, "
             f"{' or '.join(map(str, seeds))} seed{'s' * (not one_seed)}, {self.protocol.steps:,} "
-            f"steps; by {self.who}, {self.began[:10]} to {self.ended[:10]}, commit "
-            f"{', '.join(commit[:7] for commit in self.commits)}, protocol "
+            f"steps; by {self.who}{when}, commit {', '.join(commits)}, protocol "
             f"{self.protocol_hash[:12]}"
         )
 
@@ -101,7 +105,7 @@ def find_record(name: str, results: Path) -> Path:
     path = Path(name)
     if not name.strip():
         raise UserError(f"--beside {name!r}: name a record, or give the path of a folder or a zip")
-    if "/" in name or os.sep in name or path.suffix == ".zip":
+    if "/" in name or os.sep in name or name in (".", "..") or path.suffix == ".zip":
         return path.absolute()
     known = known_records(results)
     if name not in known:
@@ -117,9 +121,16 @@ def find_record(name: str, results: Path) -> Path:
 
 
 def known_records(results: Path) -> dict[str, Path]:
-    """The records that have a name here: those in a folder of results, and the program's own."""
-    places = [shipped("record"), *sorted(results.glob("*"))]
-    return {place.name: place for place in places if os.path.lexists(place / RECORD_FILE)}
+    """The records that are here: the program's own, and those in a folder of results.
+
+    Each has the name of its folder. One that has the name of the program's own has its path.
+    """
+    own = shipped("record")
+    known = {own.name: own} if os.path.lexists(own / RECORD_FILE) else {}
+    for place in sorted(results.glob("*")):
+        if os.path.lexists(place / RECORD_FILE) and place.resolve() != own.resolve():
+            known[str(place) if place.name in known else place.name] = place
+    return known
 
 
 def read_record(place: Path) -> Record:
@@ -145,13 +156,14 @@ def load_record(place: str | Path, asked: str | None = None) -> LoadedRecord:
             results = load_results(temporary, record.name)
             if results.damaged:
                 raise UserError(results.damaged[0].fault)
+            jobs = ExperimentStore(Path(temporary), record.name).job_folders()
+            _refuse_contradiction(record, results, [job.read_current() for job in jobs])
         except (UserError, OSError) as error:
             # What is wrong with the copy is wrong with the record; what to do about it is not.
             fault = str(error.strerror if isinstance(error, OSError) else error)
             fault = fault.replace(f"{folder}/", "").partition("; ")[0]
             fault = fault.removeprefix(f"{place} is damaged: ")
             raise UserError(f"record {place} is damaged: {fault}") from error
-    _refuse_contradiction(place, record, results)
     return LoadedRecord(place, record, results, asked)
 
 
@@ -245,10 +257,13 @@ def _parse(place: Path, text: bytes) -> Record:
         )
     try:
         record = Record.model_validate(content)
+        own_hash = protocol_hash(record.protocol)
     except ValidationError as error:
         raise UserError(f"{place / RECORD_FILE} is damaged: {first_fault(error)}") from error
     except UserError as error:
         raise UserError(f"{place / RECORD_FILE} is damaged: protocol: {error}") from error
+    if record.protocol_hash != own_hash:
+        raise UserError(f"{place / RECORD_FILE} is damaged: its protocol's hash is another")
     strange = [path for path in record.files if not _is_of_a_record(path)]
     if strange:
         raise UserError(f"{place / RECORD_FILE} is damaged: no record has a file {strange[0]!r}")
@@ -284,35 +299,32 @@ def _copy_checked(source: Source, record: Record, folder: Path) -> None:
         (folder / path).write_bytes(content)
 
 
-def _refuse_contradiction(place: Path, record: Record, results: Results) -> None:
+def _refuse_contradiction(record: Record, results: Results, jobs: Sequence[Manifest]) -> None:
     """Raise UserError if the runs are not those that ``record.json`` tells of."""
-    cells = {(cell["agent"], cell["task"]): cell for cell in results.cells}
+    found: dict[tuple[str, str], list[int]] = {}
+    for manifest in jobs:
+        found.setdefault((manifest.job.agent, manifest.job.task), []).extend(manifest.job.seeds)
     wanted = {(agent, task) for agent in record.agents for task in record.tasks}
-    fault = None
-    if record.protocol_hash != protocol_hash(record.protocol):
-        fault = "its protocol's hash is another"
+    for agent, task in sorted(wanted ^ found.keys()):
+        raise UserError(f"{agent} on {task} is in one of {RECORD_FILE} and the files alone")
     asked = results.experiment
     if (set(asked["agents"]), set(asked["tasks"])) != (set(record.agents), set(record.tasks)):
-        fault = f"{EXPERIMENT_FILE} has other agents or tasks than {RECORD_FILE} says"
-    for agent, task in sorted(wanted ^ cells.keys()):
-        fault = f"{agent} on {task} is in one of {RECORD_FILE} and the files alone"
-    for (agent, task), cell in cells.items():
-        if fault:
-            break
-        if sorted(cell["seeds"]) != sorted(record.agents[agent]):
-            fault = f"{agent} on {task} has other seeds than {RECORD_FILE} says"
-        elif _hash_of(cell) != record.protocol_hash:
-            fault = f"{agent} on {task} has another protocol than {RECORD_FILE} says"
-        elif cell["protocol"]["steps"] != record.protocol.steps:
-            fault = f"{agent} on {task} has other steps than {RECORD_FILE} says"
-        elif any(job["status"] not in ENDED for job in jobs_of(cell)):
-            fault = f"{agent} on {task} has not ended"
-    commits = {s["commit"] or UNKNOWN for cell in cells.values() for s in cell["stretches"]}
-    if not fault and commits != {*record.commits}:
-        fault = f"its runs are of other commits than {RECORD_FILE} says"
-    if fault:
-        raise UserError(f"record {place} is damaged: {fault}")
-
-
-def _hash_of(cell: Mapping[str, Any]) -> str:
-    return protocol_hash(protocol.Protocol(**cell["protocol"]))
+        raise UserError(f"{EXPERIMENT_FILE} has other agents or tasks than {RECORD_FILE} says")
+    for (agent, task), seeds in found.items():
+        if sorted(seeds) != sorted(record.agents[agent]):
+            raise UserError(f"{agent} on {task} has other seeds than {RECORD_FILE} says")
+    for manifest in jobs:
+        job = manifest.job
+        where = f"{job.agent} on {job.task}"
+        if protocol_hash(job.protocol) != record.protocol_hash:
+            raise UserError(f"{where} has another protocol than {RECORD_FILE} says")
+        if job.protocol.steps != record.protocol.steps:
+            raise UserError(f"{where} has other steps than {RECORD_FILE} says")
+        if manifest.status not in ENDED:
+            raise UserError(f"{where} has not ended")
+    if fault := fault_of_jobs(jobs, results.evaluations):
+        raise UserError(fault)
+    if {s.commit or UNKNOWN for manifest in jobs for s in manifest.stretches} != {*record.commits}:
+        raise UserError(f"its runs are of other commits than {RECORD_FILE} says")
+    if span_of_jobs(jobs) != (record.began, record.ended):
+        raise UserError(f"its runs began or ended at other times than {RECORD_FILE} says")

@@ -21,6 +21,7 @@ from qsm_bench.manifest import FORMAT, Manifest
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
 from qsm_bench.record import ENDED, UNKNOWN, Record
+from qsm_bench.record_jobs import fault_of_jobs, span_of_jobs
 from qsm_bench.results import Results
 from qsm_bench.statistics.selection import agents_of, tasks_of
 from qsm_bench.store import EXPERIMENT_FILE, RECORD_FILE, ExperimentStore
@@ -36,12 +37,27 @@ def outputs(results: Results, who: str) -> list[Output]:
         raise UserError(f"{results.name} cannot be a record yet: {why}")
     protocol = _common_protocol([c for c in results.cells if c["agent"] in agents])
     store = ExperimentStore(results.root, results.name)
+    folders = [folder for folder in store.job_folders() if folder.agent in agents]
+    jobs = [folder.read_manifest() for folder in folders]
+    if fault := fault_of_jobs(jobs, results.evaluations):
+        raise UserError(f"{results.name} cannot be a record: {fault}")
     files = {EXPERIMENT_FILE: _experiment(results.experiment, agents)}
-    for folder in store.job_folders():
-        if folder.agent in agents:
-            inside = folder.path.relative_to(store.folder).as_posix()
-            files |= {f"{inside}/{name}": content for name, content in _files(folder)}
-    record = _record(results, agents, files, protocol, who)
+    for folder in folders:
+        inside = folder.path.relative_to(store.folder).as_posix()
+        files |= {f"{inside}/{name}": content for name, content in _files(folder)}
+    began, ended = span_of_jobs(jobs)
+    record = Record(
+        name=results.name,
+        who=who,
+        began=began,
+        ended=ended,
+        commits=tuple(dict.fromkeys(s.commit or UNKNOWN for job in jobs for s in job.stretches)),
+        agents=agents,
+        tasks=tuple(tasks_of(results)),
+        protocol=protocol,
+        protocol_hash=protocol_hash(protocol),
+        files={path: hashlib.sha256(content).hexdigest() for path, content in files.items()},
+    )
     files[RECORD_FILE] = _json(record.model_dump(mode="json"))
     return [_output(path, content) for path, content in files.items()]
 
@@ -81,29 +97,6 @@ def _common_protocol(cells: Sequence[Mapping[str, Any]]) -> Protocol:
                 f"{cells[0]['task']} and {another} for {cell['agent']} on {cell['task']}"
             )
     return first
-
-
-def _record(
-    results: Results,
-    agents: Mapping[str, tuple[int, ...]],
-    files: Mapping[str, bytes],
-    protocol: Protocol,
-    who: str,
-) -> Record:
-    cells = [cell for cell in results.cells if cell["agent"] in agents]
-    stretches = [stretch for cell in cells for stretch in cell["stretches"]]
-    return Record(
-        name=results.name,
-        who=who,
-        began=min((s["started"] for s in stretches if s["started"]), default=""),
-        ended=max((s["ended"] for s in stretches if s["ended"]), default=""),
-        commits=tuple(dict.fromkeys(s["commit"] or UNKNOWN for s in stretches)),
-        agents=dict(agents),
-        tasks=tuple(tasks_of(results)),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        files={path: hashlib.sha256(content).hexdigest() for path, content in files.items()},
-    )
 
 
 def _experiment(asked: Mapping[str, Any], agents: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,7 @@
 """What an experiment can show, before it is run: how large a difference it would detect."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import sqrt
 from statistics import NormalDist
@@ -23,47 +24,84 @@ STEPS = 12
 """Halvings of the interval in which the difference is searched."""
 
 
+@dataclass(frozen=True)
+class Rivals:
+    """The agents of a record that those of a plan are compared with."""
+
+    agents: int
+    seeds: int
+    """Of the agent that has the fewest."""
+    tasks: int
+    """Those on which they are compared."""
+
+
 @cache
 def improvement_detected(
-    seeds: int, tasks: int, pairs: int, level: float = FALSE_ALARMS
+    seeds: int, tasks: int, pairs: int, level: float = FALSE_ALARMS, others: int | None = None
 ) -> float | None:
     """The true probability of improvement at which two agents get a verdict with ``POWER``.
 
-    Both have ``seeds`` runs on each of ``tasks`` tasks, and ``pairs`` pairs of agents are compared,
-    of which the first verdict is the hardest (Holm's procedure at ``level``). Returns are simulated
-    as normal, with equal deviations and the same difference on every task; the test looks at ranks
-    only, so their scale does not matter. Of more runs than ``is_exact`` allows, the probability
-    that is seen is taken as normal, too. None if no outcome of so few runs gives a verdict.
+    One has ``seeds`` runs on each of ``tasks`` tasks, the other as many or ``others``, and
+    ``pairs`` pairs of agents are compared, of which the first verdict is the hardest (Holm's
+    procedure at ``level``). Returns are simulated as normal, with equal deviations and the same
+    difference on every task; the test looks at ranks only, so their scale does not matter. Of more
+    runs than ``is_exact`` allows, the probability that is seen is taken as normal, too. None if no
+    outcome of so few runs gives a verdict.
     """
-    needed = detectable_improvement(seeds, seeds, tasks, level / pairs)
+    others = others or seeds
+    needed = detectable_improvement(seeds, others, tasks, level / pairs)
     if np.isnan(needed):
         return None
-    if not is_exact(seeds, seeds):
-        deviation = sqrt((2 * seeds + 1) / (12 * seeds**2 * tasks))
+    if not is_exact(seeds, others):
+        deviation = sqrt((seeds + others + 1) / (12 * seeds * others * tasks))
         return needed + NormalDist().inv_cdf(POWER) * deviation
-    noise = np.random.default_rng(0).standard_normal((2, SIMULATIONS, tasks, seeds))
+    rng = np.random.default_rng(0)
+    better, worse = (rng.standard_normal((SIMULATIONS, tasks, n)) for n in (seeds, others))
     low, high = 0.0, 10.0  # in standard deviations; at 10 no run of the worse agent is ahead
     for _ in range(STEPS):
         shift = (low + high) / 2
-        if (_observed(noise, shift) >= needed - 1e-12).mean() < POWER:
+        if (_observed(better + shift, worse) >= needed - 1e-12).mean() < POWER:
             low = shift
         else:
             high = shift
     return NormalDist().cdf(high / sqrt(2))
 
 
-def sentence(agents: int, seeds: int, tasks: int, level: float = FALSE_ALARMS) -> str:
-    """What the plan at hand can show with tests at ``level``, and what twice the seeds could."""
-    pairs = agents * (agents - 1) // 2
-    now, more = (improvement_detected(n, tasks, pairs, level) for n in (seeds, 2 * seeds))
+def sentence(
+    agents: int, seeds: int, tasks: int, level: float = FALSE_ALARMS, rivals: Rivals | None = None
+) -> str:
+    """What the plan at hand can show with tests at ``level``, and what twice the seeds could.
+
+    Beside a record it is what it can show of an agent of the plan and one of its ``rivals``.
+    """
+    them, of_yours, others = _two_of(agents), "", None
     plan = f"With {count(seeds, 'seed')} on {count(tasks, 'task')}"
+    if rivals:
+        agents, tasks, others = agents + rivals.agents, rivals.tasks, rivals.seeds
+        them, of_yours = "an agent of yours and one of the record's", " of yours"
+        plan = (
+            f"With {count(seeds, 'seed')} of yours and {others} of the record's on "
+            f"{count(tasks, 'task')}"
+        )
+    pairs = agents * (agents - 1) // 2
+    now, more = (improvement_detected(n, tasks, pairs, level, others) for n in (seeds, 2 * seeds))
     found = "are told apart in 4 of 5 experiments if the true probability of improvement is"
+    twice = f"with {2 * seeds} seeds{of_yours}"
     if now is not None:
-        detected = f"{plan}, {_two_of(agents)} {found} {now:.2f} or more"
-        return f"{detected}; with {2 * seeds} seeds: {more:.2f}."
+        return f"{plan}, {them} {found} {now:.2f} or more; {twice}: {more:.2f}."
+    nothing = f"{plan} no outcome can tell {them} apart"
     if more is not None:
-        return f"{_nothing(plan, agents)}; with {2 * seeds} seeds, they {found} {more:.2f} or more."
-    return f"{_nothing(plan, agents)}, and none can with {2 * seeds} seeds."
+        return f"{nothing}; {twice}, they {found} {more:.2f} or more."
+    return f"{nothing}, and none can {twice}."
+
+
+def warning_beside(agents: int, seeds: int, rivals: Rivals) -> str | None:
+    """Say so if no outcome can tell an agent of the plan and one of its rivals apart."""
+    total = agents + rivals.agents
+    level = FALSE_ALARMS / (total * (total - 1) // 2)
+    if smallest_p(seeds, rivals.seeds, rivals.tasks) <= level:
+        return None
+    return sentence(agents, seeds, rivals.tasks, rivals=rivals)
 
 
 def warning(agents: int, tasks: int, counts: Sequence[int], shares: Sequence[float]) -> str | None:
@@ -92,19 +130,17 @@ def warning(agents: int, tasks: int, counts: Sequence[int], shares: Sequence[flo
     )
 
 
-def _nothing(plan: str, agents: int) -> str:
-    return f"{plan} no outcome can tell {_two_of(agents)} apart"
-
-
 def _two_of(agents: int) -> str:
     return "the two agents" if agents == 2 else f"two of the {agents} agents"
 
 
-def _observed(noise: FloatArray, shift: float) -> FloatArray:
-    """The probability of improvement that each simulated experiment shows, [simulations]."""
-    better, worse = noise[0] + shift, noise[1]
-    total = np.zeros(noise.shape[1])
-    for run in range(noise.shape[3]):  # one run against all others at a time: little memory
+def _observed(better: FloatArray, worse: FloatArray) -> FloatArray:
+    """The probability of improvement that each simulated experiment shows.
+
+    Of returns [simulations, tasks, seeds] each, with as many seeds or others: [simulations].
+    """
+    total = np.zeros(len(better))
+    for run in range(better.shape[2]):  # one run against all others at a time: little memory
         total += (better[:, :, run, np.newaxis] > worse).mean(axis=(1, 2))
-    shown: FloatArray = total / noise.shape[3]
+    shown: FloatArray = total / better.shape[2]
     return shown

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from qsm_bench.statistics import power
-from qsm_bench.statistics.power import POWER, improvement_detected, sentence, warning
+from qsm_bench.statistics.power import (
+    POWER,
+    Rivals,
+    improvement_detected,
+    sentence,
+    warning,
+    warning_beside,
+)
 from qsm_bench.statistics.significance import FALSE_ALARMS, permutation_test
 
 
@@ -43,6 +50,35 @@ def test_so_few_runs_tell_nothing() -> None:
     assert "with 6 seeds, they are told apart in 4 of 5 experiments if" in sentence(3, 3, 1)
     assert sentence(2, 1, 1).endswith("and none can with 2 seeds.")
     assert "with 10 seeds: 0." in sentence(3, 5, 6)
+
+
+@pytest.mark.parametrize(("seeds", "others", "tasks"), [(20, 5, 6), (20, 2, 2), (5, 9, 3)])
+def test_beside_a_record_its_own_number_of_seeds_counts(
+    seeds: int, others: int, tasks: int
+) -> None:
+    probability = improvement_detected(seeds, tasks, 6, others=others)
+    assert probability is not None
+    shift = sqrt(2) * NormalDist().inv_cdf(probability)
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(400):
+        better, worse = (rng.standard_normal((n, tasks)) for n in (seeds, others))
+        p, _ = permutation_test(better + shift, worse)
+        found += p <= FALSE_ALARMS / 6
+    assert abs(found / 400 - POWER) < 5 * sqrt(POWER * (1 - POWER) / 400)
+    said = sentence(1, seeds, 9, rivals=Rivals(3, others, tasks))
+    assert said.startswith(
+        f"With {seeds} seeds of yours and {others} of the record's on {tasks} tasks, an agent of "
+        f"yours and one of the record's are told apart in 4 of 5 experiments if the true "
+        f"probability of improvement is {probability:.2f} or more; with {2 * seeds} seeds of yours"
+    )
+
+
+def test_a_record_of_one_seed_on_one_task_tells_nothing() -> None:
+    rivals = Rivals(2, 1, 1)
+    assert warning_beside(1, 5, Rivals(3, 5, 6)) is None
+    line = "With 10 seeds of yours and 1 of the record's on 1 task no outcome can tell an agent of "
+    assert (warning_beside(1, 10, rivals) or "").startswith(line)
 
 
 def test_of_many_seeds_the_difference_is_that_of_the_simulation() -> None:

@@ -1,5 +1,6 @@
 """Records: published, read back, checked, and put beside an experiment."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -33,7 +34,8 @@ from qsm_bench.protocol import Protocol
 from qsm_bench.record import find_record, known_records, load_record, read_record
 from qsm_bench.report import write_report
 from qsm_bench.results import Results, load_results
-from qsm_bench.statistics.selection import select_runs
+from qsm_bench.shipped import shipped
+from qsm_bench.statistics.selection import agents_of, select_runs
 from qsm_bench.statistics.significance import compare_all_pairs
 from qsm_bench.store import ExperimentStore
 from qsm_bench.stretches import Stretch
@@ -235,6 +237,13 @@ STRANGE: list[tuple[dict[str, object], str]] = [
     ({"protocol": {"steps": 5}}, "record.json is damaged: protocol"),
     ({"protocol": PROTOCOL.but(batch_size=9).model_dump(mode="json")}, "hash"),
     ({"who": 3}, "who is 3: "),
+    ({"who": ""}, "who is '': "),
+    ({"began": "yesterday"}, "began or ended at other times"),
+    ({"protocol": PROTOCOL.but(settings={"discount": 0.9}).model_dump(mode="json")}, "hash"),
+    (
+        {"protocol": {**PROTOCOL.model_dump(mode="json"), "settings": {"x": 1}}},
+        "record.json is damaged: protocol: every agent has no setting 'x'",
+    ),
     ({"protocol": PROTOCOL.but(steps=99).model_dump(mode="json")}, "sac on .* has other steps"),
     ({"commits": ["deadbeef"]}, "its runs are of other commits"),
     ({"tasks": [*TASKS, TASKS[0]]}, "a task twice"),
@@ -262,6 +271,82 @@ def write_zip_of_version(file: Path, version: int) -> None:
     content = bytearray(file.read_bytes())
     content[content.index(b"PK\x01\x02") + 6] = version
     file.write_bytes(content)
+
+
+def forge(published: Path, pattern: str, forged: Callable[[str], str]) -> None:
+    """Change one file of a record, and let ``record.json`` say that it was published so."""
+    file = sorted(published.rglob(pattern))[-1]
+    file.write_text(forged(file.read_text()))
+    about = json.loads((published / "record.json").read_text())
+    name = file.relative_to(published).as_posix()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    change(published, files={**about["files"], name: digest})
+
+
+def in_job(**changes: Any) -> Callable[[str], str]:
+    """Change fields of the job in a manifest."""
+
+    def forged(text: str) -> str:
+        content = json.loads(text)
+        return json.dumps({**content, "job": {**content["job"], **changes}})
+
+    return forged
+
+
+@pytest.mark.parametrize(
+    ("pattern", "forged", "fault"),
+    [
+        ("manifest.json", in_job(gymnasium_id="other-v0"), "its gymnasium_id is not that of"),
+        ("manifest.json", in_job(score_range=[-9, 0]), "its score_range is not that of"),
+        ("manifest.json", in_job(settings={"discount": 0.5}), "its settings is not that of"),
+        ("manifest.json", in_job(agent_name="qsm"), "its agent_name is not that of"),
+        (
+            "manifest.json",
+            in_job(protocol=PROTOCOL.but(batch_size=9).model_dump(mode="json")),
+            "has another protocol than record.json says",
+        ),
+        (
+            "manifest.json",
+            lambda text: json.dumps({**json.loads(text), "step": 1}),
+            "finished, at step 1 of",
+        ),
+    ],
+)
+def test_every_job_of_a_record_is_held_against_the_others(
+    published: Path, pattern: str, forged: Callable[[str], str], fault: str
+) -> None:
+    """The last job of the last agent is as good a place for a forgery as the first."""
+    forge(published, pattern, forged)
+    with pytest.raises(UserError, match=fault) as error:
+        load_record(published)
+    assert str(error.value).startswith(f"record {published} is damaged: ")
+
+
+def test_a_finished_run_of_a_record_has_all_its_evaluations(published: Path) -> None:
+    """Or who publishes it could choose the step at which everybody is compared."""
+    forge(published, "evaluations.csv", lambda text: text[: text[:-1].rindex("\n") + 1])
+    for manifest in published.rglob("manifest.json"):  # the job's own checksum is forged, too
+        name = manifest.relative_to(published).as_posix()
+        forge(published, name, lambda text: json.dumps({**json.loads(text), "checksums": {}}))
+    with pytest.raises(UserError, match=r"finished, with \d+ of \d+ evaluated episodes"):
+        load_record(published)
+
+
+def test_uncommitted_changes_are_told(tmp_path: Path) -> None:
+    results = experiment_on_disk(tmp_path, "base")
+    for folder in ExperimentStore(tmp_path, "base").job_folders():
+        manifest = folder.read_manifest()
+        stretch = Stretch(commit="0123456789ab-dirty")
+        folder.write_manifest(manifest.model_copy(update={"stretches": (stretch,)}))
+    place = export(load_results(tmp_path, results.name), "record", tmp_path / "out", who="us")
+    assert "by us, commit 0123456-dirty, protocol" in load_record(place).record.summary
+
+
+def test_the_programs_own_record_keeps_its_name(published: Path, tmp_path: Path) -> None:
+    published.rename(tmp_path / "record")
+    known = known_records(tmp_path)
+    assert known["record"] == shipped("record")
+    assert known[str(tmp_path / "record")] == tmp_path / "record"
 
 
 def test_an_agent_that_has_no_runs_is_refused(published: Path) -> None:
@@ -478,6 +563,30 @@ def test_one_run_is_never_two(published: Path, tmp_path: Path) -> None:
     )
 
 
+def test_one_run_is_never_two_whatever_it_is_called(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", agents="sac[discount=0.99]")
+    placed = place_beside(own, load_record(published))
+    assert agents_of(placed) == ["sac[discount=0.99]", "td3 (base)"]
+    assert any(
+        "sac (base) is left out: runs of it are those of sac[discount=0.99] here" in said
+        for said in placed.beside.sentences
+    )
+
+
+def test_two_trainers_of_equal_returns_are_two(published: Path, tmp_path: Path) -> None:
+    """Policies that stay at a bound of the action box do the same, whoever trained them."""
+    own = experiment_on_disk(tmp_path, "mine", agents="sac[discount=0.9]")  # made up as sac's are
+    theirs = load_record(published).results
+    assert same_runs(own, theirs) == {}
+    assert same_runs(experiment_on_disk(tmp_path, "same", agents="sac"), theirs) == {"sac": "sac"}
+
+
+def test_tasks_that_the_record_lacks_are_named(published: Path, tmp_path: Path) -> None:
+    own = experiment_on_disk(tmp_path, "mine", tasks=(*TASKS, "bimodal-bandit"), shift=1.0)
+    placed = place_beside(own, load_record(published))
+    assert "base has no runs on bimodal-bandit." in placed.beside.sentences
+
+
 def test_a_record_of_your_own_runs_alone_leaves_your_report_as_it_is(
     published: Path, tmp_path: Path
 ) -> None:
@@ -523,7 +632,7 @@ def test_where_nothing_is_learned_equal_returns_are_no_sign_of_one_run(
     own, loaded = experiment_on_disk(tmp_path, "mine", shift=1.0), load_record(published)
     for results in (own, loaded.results):
         results.evaluations.loc[results.evaluations["task"] == TASKS[0], "return"] = 0.0
-    assert same_runs(own, loaded.results) == []
+    assert same_runs(own, loaded.results) == {}
     assert len(select_runs(place_beside(own, loaded)).agents) == 4
 
 
