@@ -83,4 +83,6 @@ def _first_fault(name: str, settings: Mapping[str, Any], error: ValidationError)
         # Of settings that do not fit together, which the configuration itself explains.
         return f"settings of {name}: {message}"
     key = str(first["loc"][0])
+    if first["type"] == "tuple_type":
+        message = "write a list, such as [256,256]"
     return f"setting {key} of {name}: {settings[key]!r} is not right: {message}"

@@ -16,6 +16,7 @@ from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, 
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.ranking import Ranking, open_groups
 from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison, agents_of, failed_jobs
+from qsm_bench.statistics.settling import no_estimate
 from qsm_bench.statistics.significance import FALSE_ALARMS, names_better
 
 FEW_SEEDS, FEW_TASKS = 5, 3
@@ -51,7 +52,7 @@ def sentences(analysis: Analysis) -> list[str]:
         return [f"No agent has a run to compare: {SEE_MISSING}."]
     absent = _absent(analysis)
     if len(agents) == 1:
-        return [*absent, f"Only {agents[0]} has runs: there are no pairs to compare."]
+        return [*absent, f"Only {agents[0]} has runs to compare: there are no pairs."]
     if pairs.empty:
         return [
             *absent,
@@ -76,9 +77,10 @@ def sentences(analysis: Analysis) -> list[str]:
 
 
 def _absent(analysis: Analysis) -> list[str]:
-    """Name the experiment's own agents that have no run to compare, beside those that have."""
+    """Name the agents that have no run to compare, and are no curves either."""
     results, there = analysis.results, analysis.comparison.agents
-    absent = [a for a in agents_of(results) if a not in there and a not in results.elsewhere]
+    curves = {curve.name for curve in results.curves_elsewhere}
+    absent = [a for a in agents_of(results) if a not in there and a not in curves]
     if not absent:
         return []
     have = "has" if len(absent) == 1 else "have"
@@ -139,11 +141,9 @@ def _open(analysis: Analysis, when: str) -> str:
             if len(groups) == 1 and len(groups[0]) == agents
             else f"{len(needs)} of {pairs} pairs of agents cannot be told apart"
         )
-        return f"{apart}{when}: {_range_needed(needs, most)}, {SEE_SETTLING}."
+        return f"{apart}{when}: {_range_needed(needs, most)}."
     also = "".join(f"; nor can {group}" for group in others)
-    return (
-        f"{first} cannot be told apart{when}{also}: {_range_needed(needs, most)}, {SEE_SETTLING}."
-    )
+    return f"{first} cannot be told apart{when}{also}: {_range_needed(needs, most)}."
 
 
 def _not_compared(analysis: Analysis) -> str:
@@ -166,8 +166,8 @@ def _needed(need: "pd.Series[Any]", most: int) -> str:
     of = f" of {need[growing[0]]}" if len(growing) == 1 else ""
     if not most:
         return NO_STAGE
-    if need["probability"] == 0.5:
-        return "their runs show no difference"
+    if reason := no_estimate(need):
+        return reason
     if pd.isna(need["needed"]):
         return (
             f"even with {most} seeds{of} instead of {now} a difference like the one seen "
@@ -187,6 +187,9 @@ def _range_needed(needs: pd.DataFrame, most: int) -> str:
         return "all were measured elsewhere, and get no more seeds here"
     if not most:
         return NO_STAGE
+    reasons = [no_estimate(row) for row in growing.to_dict("records")]
+    if all(reasons):
+        return str(reasons[0])
     now = span(
         seeds
         for side in sides
@@ -198,13 +201,13 @@ def _range_needed(needs: pd.DataFrame, most: int) -> str:
     own = sorted({agent for agent, grows in agents if grows})
     named = listed(own) if len(own) <= MOST_NAMED else count(len(own), "agent")
     of = "" if all(grows for _, grows in agents) else f" of {named}"
-    known = growing["needed"].dropna().astype(int)
-    if known.empty:
-        return f"more than {most} seeds{of} instead of {now} would be needed"
-    needed = span(known)
-    if len(known) < len(growing):
+    estimated = growing[[reason is None for reason in reasons]]
+    known = estimated["needed"].dropna().astype(int)
+    where = " where it can be told" * any(reasons)
+    needed = span(known) if len(known) else f"more than {most}"
+    if 0 < len(known) < len(estimated):
         needed = f"{known.min()} to more than {most}"
-    return f"{needed} seeds{of} instead of {now} would be needed"
+    return f"{needed} seeds{of} instead of {now} would be needed{where}, {SEE_SETTLING}"
 
 
 def _named(agents: Sequence[str]) -> str:
@@ -312,14 +315,20 @@ def _warnings(analysis: Analysis) -> list[str]:
             f"{count(lost, 'run')} failed in the environment and {'is' if lost == 1 else 'are'} "
             f"not in the statistics: {SEE_MISSING}."
         )
-    seeds = min((len(runs.seeds) for runs in comparison.runs.values()), default=0)
+    fewest: dict[str, int] = {}
+    for (agent, _), runs in comparison.runs.items():
+        fewest[agent] = min(len(runs.seeds), fewest.get(agent, len(runs.seeds)))
+    seeds = min(fewest.values(), default=0)
+    few = [agent for agent in comparison.agents if fewest[agent] == seeds]
+    of = f" of {listed(few[:MOST_NAMED])}" if 0 < len(few) < len(fewest) else ""
     if seeds == 1:
-        warnings.append("Only 1 seed: nothing shows how much results depend on the seed.")
+        warnings.append(f"Only 1 seed{of}: nothing shows how much results depend on the seed.")
     elif 1 < seeds < FEW_SEEDS:
-        told = analysis.pairs.empty or analysis.pairs["attainable"].any()
+        told = not analysis.pairs.empty and analysis.pairs["attainable"].any()
         only = ", and only large differences can be distinguished from chance" if told else ""
         warnings.append(
-            f"Only {count(seeds, 'seed')}: with so few, bootstrap intervals are too narrow{only}."
+            f"Only {count(seeds, 'seed')}{of}: with so few, bootstrap intervals are too narrow"
+            f"{only}."
         )
     tasks = len(comparison.tasks)
     if 0 < tasks < FEW_TASKS:

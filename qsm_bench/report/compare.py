@@ -64,8 +64,10 @@ class Change:
         shared = [a for a in agents_of(self.first) if a in agents_of(self.second)]
         for kind, names in (("agent", shared), ("task", self.tasks)):
             if not names:
+                theirs = [agents_of(each) for each in (self.first, self.second)]
+                has = f" ({listed(theirs[0])}; {listed(theirs[1])})" if kind == "agent" else ""
                 raise UserError(
-                    f"{listed(self.names)} have no {kind} in common: nothing to compare"
+                    f"{listed(self.names)} have no {kind} in common{has}: nothing to compare"
                 )
         return shared
 

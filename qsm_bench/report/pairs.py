@@ -12,6 +12,7 @@ from qsm_bench.report.document import Block, Fold, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
 from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number
 from qsm_bench.statistics.analysis import Analysis
+from qsm_bench.statistics.settling import no_estimate
 from qsm_bench.statistics.significance import FALSE_ALARMS, in_order, names_better
 
 SETTLE_TITLE = "What would settle it"
@@ -81,6 +82,8 @@ def _needed(row: "dict[Any, Any]", most: int) -> str:
         return "both were measured elsewhere"
     if not most:
         return "none to come"
+    if reason := no_estimate(row):
+        return reason
     seeds = f"more than {most}" if np.isnan(row["needed"]) else f"{row['needed']:.0f}"
     return f"{seeds} of {growing[0]}" if len(growing) == 1 else seeds
 

@@ -53,7 +53,7 @@ def caption(analysis: Analysis) -> str:
 
 
 def _plan(results: Results, stages: Stages) -> str:
-    shares = listed([f"{100 * share:.3g} %" for share in stages.shares])
+    shares = listed([f"{100 * share:.3g}%" for share in stages.shares])
     when = (
         "written when there were runs already, so nothing shows that they were declared before"
         if results.experiment.get(DECLARED_LATE)
@@ -91,7 +91,8 @@ def _stopped(analysis: Analysis, stages: Stages) -> list[str]:
         ended = [agent for agent in going if agent not in look.open_agents]
         if ended:
             seeds = count(stages.counts[look.number], "seed")
-            found.append(f"{listed(ended)} stopped after {seeds}: no pair of theirs was open.")
+            them = "it" if len(ended) == 1 else "them"
+            found.append(f"{listed(ended)} stopped after {seeds}: no pair with {them} was open.")
         going = look.open_agents
     return found
 
@@ -103,10 +104,10 @@ def not_ended(analysis: Analysis) -> list[str]:
     if stages is None or number is None:
         return []
     seeds = count(stages.counts[number], "seed")
-    return [
-        f"Stage {number + 1}, {seeds}, has not ended: its seeds are used, and it is tested, when "
-        "all its jobs have finished."
-    ]
+    until = "its seeds are used, and it is tested,"
+    if number == 0:
+        until = "what is shown of its seeds is for a look, and it is tested,"
+    return [f"Stage {number + 1}, {seeds}, has not ended: {until} when all its jobs have finished."]
 
 
 def _not_planned(analysis: Analysis, stages: Stages) -> list[str]:
@@ -130,7 +131,8 @@ def _removed(results: Results, stages: Stages) -> list[str]:
 
 def _added(results: Results) -> list[str]:
     seeds = results.experiment.get("seeds_asked")
-    lengths = sorted({steps for cell in results.cells for steps in cell.get("lengths", ())})
+    own = [cell for cell in results.cells if cell["agent"] not in results.elsewhere]
+    lengths = sorted({steps for cell in own for steps in cell.get("lengths", ())})
     added = []
     if seeds:
         turns = ", then ".join(f"{number:,}" for number in seeds)

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,8 @@ def settling(
         seeds_first, seeds_second: the number of seeds of each agent on each task.
         grows_first, grows_second: False for an agent that was measured elsewhere.
         needed: the number of seeds of each agent that grows; NaN if it is larger than
-            ``most_tried``, or no stage to come has enough, or no agent grows.
+            ``most_tried``, or no stage to come has enough, or no agent grows, or one of them has
+            a single run.
         seconds: what the added seeds cost; NaN if it is not known.
     """
     tested = pairs["p"].notna()
@@ -77,7 +79,7 @@ def _row(
     tasks = comparison.shared_tasks(first, second)
     x, y = (comparison.final_returns(agent, tasks) for agent in (first, second))
     grows = (first not in elsewhere, second not in elsewhere)
-    needed = seeds_for(x, y, grows)
+    needed = seeds_for(x, y, grows) if min(len(x), len(y)) > 1 else None
     if needed is None:
         return *grows, np.nan, np.nan
     cost = sum(
@@ -87,6 +89,15 @@ def _row(
         for task in tasks
     )
     return *grows, needed, cost
+
+
+def no_estimate(need: "Mapping[Any, Any] | pd.Series[Any]") -> str | None:
+    """Why the runs tell nothing of the seeds that a row of ``settling`` needs; None if they do."""
+    if min(need["seeds_first"], need["seeds_second"]) == 1:
+        return "one seed shows no spread, so how many would do is not known"
+    if need["probability"] == 0.5:
+        return "their runs show no difference"
+    return None
 
 
 def most_tried(pairs: pd.DataFrame) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsm_bench.report.answer import sentences
+from qsm_bench.report.answer import _warnings, sentences
+from qsm_bench.report.document import Table
+from qsm_bench.report.pairs import settling
 from qsm_bench.results import Results
 from qsm_bench.statistics import estimates
 from qsm_bench.statistics.analysis import Analysis
@@ -138,6 +141,36 @@ def test_where_there_is_no_difference_no_number_of_seeds_would_show_it() -> None
     assert sentences(analysis)[-1].endswith(
         "cannot be told apart at 5,000 steps: their runs show no difference."
     )
+
+
+def test_of_several_pairs_without_a_difference_none_is_promised_any_seeds() -> None:
+    alike = Analysis(make_results(("one", "two", "three"), "ab", 5, 1, 1, lambda *_: 7.0))
+    assert sentences(alike)[-1].endswith("their runs show no difference.")
+
+    def returns(agent: str, _: str, seed: int, __: int) -> float:
+        return float(seed) + (agent == "three") * 1.5
+
+    some = Analysis(make_results(("one", "two", "three"), "ab", 5, 1, 1, returns))
+    assert "seeds instead of 5 would be needed where it can be told" in sentences(some)[-1]
+
+
+def test_one_seed_is_no_estimate_of_the_seeds_needed() -> None:
+    analysis = Analysis(results({"qsm": 0, "sac": 9}, "a", 1))
+    assert analysis.settling["needed"].isna().all()
+    shown = settling(analysis).blocks[0]
+    assert isinstance(shown, Table)
+    (cell,) = shown.cells["seeds needed"]
+    assert cell == "one seed shows no spread, so how many would do is not known"
+
+
+def test_few_seeds_are_those_of_the_agents_that_have_them() -> None:
+    made = results({"qsm": 0, "sac": 9}, "a", 6)
+    (qsm, _) = made.cells
+    made.cells[0] = {**qsm, "seeds": qsm["seeds"][:1]}
+    rows = made.evaluations
+    keep = (rows["agent"] != qsm["agent"]) | (rows["seed"] == qsm["seeds"][0])
+    (line,) = [w for w in _warnings(Analysis(replace(made, evaluations=rows[keep]))) if "seed" in w]
+    assert line == "Only 1 seed of qsm: nothing shows how much results depend on the seed."
 
 
 def test_with_many_seeds_more_are_tried() -> None:

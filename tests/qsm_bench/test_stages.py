@@ -714,10 +714,10 @@ def text_of_report(results: Results, folder: Path) -> str:
 def test_the_report_says_what_was_declared_and_when_each_verdict_fell(tmp_path: Path) -> None:
     text = text_of_report(go(tmp_path), tmp_path)
     for said in (
-        "5 and 10 seeds, tested at 2.5 % and 2.5 %, together 5%",
+        "5 and 10 seeds, tested at 2.5% and 2.5%, together 5%",
         "Stage 1, 5 seeds: td3 is better than sac; td3 is better than qsm. 1 pair is open.",
         "Stage 2, 10 seeds: no verdict. 1 pair is open.",
-        "td3 stopped after 5 seeds: no pair of theirs was open.",
+        "td3 stopped after 5 seeds: no pair with it was open.",
         "better | 5 seeds |",
         "cannot tell | open |",
         "Some pairs were decided before the last stage",
