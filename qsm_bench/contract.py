@@ -67,10 +67,11 @@ class Checked:
         with self._unchanged("update_several", "batches", *given):
             found = at_once.update_several(batches)
         if not isinstance(found, list) or len(found) != len(batches):
+            what = f"a list of {len(found)}" if isinstance(found, list) else _kind(found)
             raise self.breach(
                 "update_several",
-                f"returned {_kind(found)}; it must return a list of {len(batches)} dicts of "
-                "metrics, one for each batch",
+                f"returned {what}; it must return a list of {len(batches)} dicts of metrics, one "
+                "for each batch",
             )
         for of_one in found:
             self._check_metrics("update_several", of_one, batches[0].reward.device)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from qsm_bench.errors import one_line, user_errors
 
@@ -91,11 +92,20 @@ def _tell(error: Exception) -> int:
     return BAD_INPUT
 
 
+def _with_value(text: str, cause: object) -> str:
+    """The message on an option, with the value that was typed where typer leaves it out."""
+    if not isinstance(cause, ValidationError):
+        return text
+    first = cause.errors()[0]
+    said = first["msg"]
+    return text.replace(said, f"{first['input']!r}: {said[0].lower()}{said[1:]}")
+
+
 def _users(error: Exception) -> str | None:
     """What to say of an error that the user can mend; None of a bug."""
     # typer exports no base of its option parser's errors; they have this method in common.
     if hasattr(error, "format_message"):
-        return str(error.format_message())
+        return _with_value(str(error.format_message()), error.__cause__)
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
         return reason if error.filename is None else f"{error.filename}: {reason}"

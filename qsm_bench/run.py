@@ -186,20 +186,32 @@ class PreparedRun:
             self._refuse_slower_products()
 
     def _refuse_slower_products(self) -> None:
-        for kind in sorted({job.settings["matmul_precision"] for job in self.open_jobs}):
-            if reason := precision.lacks(kind, self.experiment.device):
-                raise UserError(f"--matmul-precision {kind}: {reason}: use float32")
+        kinds = {job.settings["matmul_precision"]: job.agent_name for job in self.open_jobs}
+        refused = [
+            (kind, agent, precision.lacks(kind, self.experiment.device))
+            for kind, agent in kinds.items()
+        ]
         rows = self.experiment.protocol.batch_size
-        for sizes in sorted(self._networks_to_round()):
-            if reason := precision.slows_down(rows, sizes):
-                raise UserError(f"--matmul-precision bfloat16: {reason}: use float32")
+        if not any(reason for _, _, reason in refused):
+            refused = [
+                ("bfloat16", agent, precision.slows_down(rows, sizes))
+                for sizes, agent in sorted(self._networks_to_round().items())
+            ]
+        for kind, agent, reason in refused:
+            if reason:
+                raise UserError(
+                    f"setting matmul_precision of {agent}: {kind!r}: {reason}: use float32"
+                )
 
-    def _networks_to_round(self) -> set[tuple[int, ...]]:
-        """The hidden sizes of the jobs that begin on this machine's CPU in bfloat16."""
+    def _networks_to_round(self) -> dict[tuple[int, ...], str]:
+        """The hidden sizes of the jobs that begin on this machine's CPU in bfloat16.
+
+        Each with an agent that has them.
+        """
         if self.experiment.device != "cpu" or not self.executor.here:
-            return set()
+            return {}
         return {
-            tuple(job.settings["hidden_sizes"])
+            tuple(job.settings["hidden_sizes"]): job.agent_name
             for job in self.open_jobs
             if job.settings["matmul_precision"] == "bfloat16"
             and not self.store.folder_of(job).begun

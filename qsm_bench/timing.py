@@ -15,7 +15,7 @@ from qsm_bench.contract import Checked, told
 from qsm_bench.experiment import Job
 from qsm_bench.rehearsal import rehearse
 from qsm_bench.replay import ReplayBuffer
-from qsm_bench.training import build_agent
+from qsm_bench.training import build_agent, portions
 
 ENVIRONMENT_STEPS, CALLS = 50, 10
 """How many steps of an environment, and how many calls of an agent, are timed by default."""
@@ -98,8 +98,9 @@ def time_agent(job: Job, sizes: Sizes) -> AgentTime:
 def time_calls(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) -> CallTime:
     """Time ``calls`` calls of each kind of the job's agent, after as many to begin with.
 
-    An agent may have updates of several kinds in turn, which are compiled one by one. Raises
-    AgentError for a call that fails.
+    Several updates of a step are made together, as in a run, so their calls are fewer. An agent may
+    have updates of several kinds in turn, which are compiled one by one. Raises AgentError for a
+    call that fails.
     """
     agent, replay = ready_to_learn(job, sizes)
     seeds, device = len(job.seeds), torch.device(job.device)
@@ -107,9 +108,11 @@ def time_calls(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) ->
     observation = torch.zeros(seeds, sizes[0])
     reward, ended = torch.zeros(seeds), torch.zeros(seeds, dtype=torch.bool)
 
+    updates = next(portions(job.protocol.updates_per_step))
+
     def update() -> None:
-        with told(agent.label, "update(batch)"):
-            agent.update(replay.sample(job.protocol.batch_size))
+        with told(agent.label, agent.call_of(updates)):
+            agent.update_several(replay.sample_several(job.protocol.batch_size, updates))
 
     def act() -> None:
         seen = observation.to(device)
@@ -125,11 +128,13 @@ def time_calls(job: Job, sizes: Sizes, *, compiled: bool, calls: int = CALLS) ->
             agent.act(seen.to(device), explore=False).cpu()
 
     # Updates come first: the replay buffer has the run's last transition until there is another.
-    first, usual = [], []
-    for kind in (update, act, evaluate):
-        first.append(_seconds(kind, calls, device))
-        usual.append(_seconds(kind, calls, device))
-    return CallTime(max(0.0, calls * (sum(first) - sum(usual))), *usual)
+    first, usual = 0.0, []
+    for kind, made in ((update, updates), (act, 1), (evaluate, 1)):
+        times = -(-calls // made)
+        begun, later = (_seconds(kind, times, device) for _ in range(2))
+        first += times * (begun - later)
+        usual.append(later / made)
+    return CallTime(max(0.0, first), *usual)
 
 
 def ready_to_learn(job: Job, sizes: Sizes) -> tuple[Checked, ReplayBuffer]:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -62,9 +62,10 @@ def build_agent(job: Job, observation_size: int, action_size: int) -> Checked:
     return agent_as_checked
 
 
-def portions(updates: int) -> list[int]:
-    """Return how many of a step's updates are made at once, first to last."""
-    return [min(AT_ONCE, updates - made) for made in range(0, updates, AT_ONCE)]
+def portions(updates: int) -> Iterator[int]:
+    """Yield how many of a step's updates are made at once, first to last."""
+    for made in range(0, updates, AT_ONCE):
+        yield min(AT_ONCE, updates - made)
 
 
 class Training:

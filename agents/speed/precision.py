@@ -4,8 +4,9 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import FunctionType, ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from agents.speed.threads import one_thread
 
 ROUNDS, CALLS = 30, 2
 """Of the probe: how often both products are timed in turn at most, and their number each time."""
-PROBED_SECONDS, PROBED_SIZE = 1.0, 1024
+PROBED_SECONDS, PROBED_SIZE = 0.8, 512
 """No round begins later, and no larger batch or layer is timed: there the ratio changes little."""
 AMPERE = (8, 0)
 """The first compute capability of a GPU with bfloat16 and tf32 products."""
@@ -67,8 +68,10 @@ def time_ratio(rows: int, sizes: Sequence[int]) -> float:
     plain = rounded = float("inf")
     end = time.perf_counter() + PROBED_SECONDS
     with one_thread():
+        for product in (torch.bmm, rounded_product):  # the first calls take longer
+            _seconds(product, layers)
         for round_ in range(ROUNDS):
-            if round_ and time.perf_counter() > end:
+            if round_ > 1 and time.perf_counter() > end:
                 break
             plain = min(plain, _seconds(torch.bmm, layers))
             rounded = min(rounded, _seconds(rounded_product, layers))
@@ -93,6 +96,22 @@ def use(precision: MatmulPrecision) -> None:
 
 def rounds(agent: Agent) -> bool:
     """Tell whether any layer of the agent rounds its factors to bfloat16."""
-    networks = [part for part in vars(agent).values() if isinstance(part, nn.Module)]
-    layers = (layer for network in networks for layer in network.modules())
+    layers = (layer for network in _networks_in(agent, set()) for layer in network.modules())
     return any(isinstance(layer, Linear) and layer.rounded for layer in layers)
+
+
+def _networks_in(value: object, seen: set[int]) -> Iterator[nn.Module]:
+    """The networks among an object's attributes, in its containers, and in objects it holds."""
+    if id(value) in seen or isinstance(value, type | FunctionType | ModuleType | Tensor):
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    inside = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, Mapping):
+        inside += value.values()
+    elif isinstance(value, list | tuple | set):
+        inside += value
+    for entry in inside:
+        yield from _networks_in(entry, seen)

@@ -1,5 +1,6 @@
 """A pure function of an agent as one compiled program, which can record calls of its kernels."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
@@ -20,8 +21,21 @@ CPU_OPTIONS: dict[str, Any] = {
 }
 """The options with which torch compiles for a CPU; for a GPU they are torch's own."""
 
+HEADERS = "cpp_cache_precompile_headers"
+"""torch's setting for header files that are compiled once for all kernels."""
+
 Kernels = Callable[[list[Any]], Sequence[Any]]
 """What torch makes of a program. It empties the list of arguments that it is given."""
+
+
+def cpu_options() -> dict[str, Any]:
+    """The options with which torch compiles for this machine's CPU."""
+    from torch._inductor import config  # takes a while to load
+
+    # torch names compiled headers by a checksum of this command.
+    if hasattr(config, HEADERS) and not shutil.which("openssl"):
+        return CPU_OPTIONS | {HEADERS: False}
+    return CPU_OPTIONS
 
 
 class Call(NamedTuple):
@@ -52,7 +66,7 @@ class Program:
             function.__closure__,
         )
         own.__kwdefaults__ = function.__kwdefaults__
-        options = CPU_OPTIONS if device.type == "cpu" else {}
+        options = cpu_options() if device.type == "cpu" else {}
         # The gradients and the optimizer are part of the program.
         torch._dynamo.config.trace_autograd_ops = True
         self.program = torch.compile(
@@ -117,11 +131,21 @@ def _refuse_what_cannot_be_compiled(agent: Any, error: Exception) -> None:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     if isinstance(error, TorchDynamoException):
-        reason = str(error).strip().partition("\n")[0]
         raise AgentError(
-            f"agent {agent.name!r} cannot be compiled: {reason[:300]} (what torch compiles is kept "
-            f"in {cache_dir()}); with --compile off, under another --name, it is trained as it is"
+            f"agent {agent.name!r} cannot be compiled: {_reason(str(error))[:400]} (what torch "
+            f"compiles is kept in {cache_dir()}: delete that folder if a file in it is damaged, "
+            "make room if the disk is full); with --compile off, under another --name, it is "
+            "trained as it is"
         ) from error
+
+
+def _reason(text: str) -> str:
+    """What a compiler said, in one line: its first, and the one that has the cause."""
+    first, *others = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    if first.endswith("raised:") and others:
+        first, *others = others
+    causes = [line for line in others if "error:" in line or "No space left" in line]
+    return ": ".join([first, *causes[:1]])
 
 
 def _guards_inputs(guards: Sequence[Any]) -> list[bool]:

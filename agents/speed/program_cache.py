@@ -24,15 +24,37 @@ def use_program_cache() -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes a while to load
 
     # Once torch's compiler is loaded it has set the variable itself, for child processes, too.
-    if os.environ.get(VARIABLE) in (None, default_cache_dir()):
+    named = os.environ.get(VARIABLE)
+    if named == "":  # torch would take the working directory
+        del os.environ[VARIABLE]
+    if not named or named == default_cache_dir():
         cache = _cache_of_user()
         folder = cache and cache / "qsm_bench" / f"programs-{processor_kind()}"
         if folder and _is_private(folder):
             os.environ[VARIABLE] = str(folder)
+    else:
+        _refuse_unusable(Path(named))
     # A gradient that a network states itself is part of the program's name, like all else in it.
     # Without this only the kernels would be kept, and each job would go through half the rest.
     with suppress(AttributeError):  # an older torch has no such setting
         torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+
+
+def _refuse_unusable(folder: Path) -> None:
+    """Raise AgentError if nothing can be kept in the folder that a user has named."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        reason = None if os.access(folder, os.W_OK) else "it cannot be written to"
+    if reason:
+        from agents.registry import AgentError  # which imports what imports this
+
+        raise AgentError(
+            f"{VARIABLE}={folder}: compiled programs cannot be kept there: {reason}: name a folder "
+            "that you can write to, or leave the variable out"
+        )
 
 
 def processor_kind() -> str:

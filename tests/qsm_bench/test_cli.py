@@ -704,6 +704,6 @@ gymnasium.register("BuiltOnce-v0", BuiltOnce, max_episode_steps=5)
 def test_the_precision_of_products_is_a_setting_of_every_agent(tmp_path: Path) -> None:
     refused = call(*run("--matmul-precision=tf32", f"--results={tmp_path}"))
     assert refused.status == 2
-    assert "--matmul-precision tf32: only GPUs have tf32" in refused.err
+    assert "setting matmul_precision of sac: 'tf32': only GPUs have tf32" in refused.err
     assert len(refused.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())

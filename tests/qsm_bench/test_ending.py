@@ -159,6 +159,14 @@ def test_a_number_that_is_none_or_cannot_be_meant_is_refused(
     assert_refused(call(command, *rest, f"{name}={text}"), name)
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many"])
+@pytest.mark.parametrize("option", ["--steps", "--updates-per-step", "--batch-size", "--workers"])
+def test_a_number_that_is_not_right_is_shown(laid_out: Path, option: str, text: str) -> None:
+    refused = call("run", "--agents=sac", "--tasks=four-goals", f"{option}={text}")
+    assert_refused(refused, option)
+    assert repr(text) in refused.err
+
+
 @pytest.mark.parametrize("text", ["", " ", "\0"])
 @pytest.mark.parametrize(
     "command",

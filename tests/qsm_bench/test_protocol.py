@@ -145,7 +145,7 @@ def test_several_updates_a_step_are_counted_and_resumed(tmp_path: Path, agent: s
 
 @given(st.integers(1, 1_000))
 def test_the_updates_of_a_step_are_made_in_portions(updates: int) -> None:
-    made = portions(updates)
+    made = list(portions(updates))
     assert sum(made) == updates
     assert len(made) == math.ceil(updates / training.AT_ONCE)
     assert 0 < min(made) <= max(made) <= training.AT_ONCE

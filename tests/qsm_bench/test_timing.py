@@ -7,6 +7,7 @@ import pytest
 
 from envs import Task
 from qsm_bench import plan, timing
+from qsm_bench.contract import Checked
 from tests.envs.made_up import MadeUp, registered
 from tests.qsm_bench.jobs import make_job
 
@@ -21,6 +22,22 @@ def test_acting_and_updates_are_timed_as_in_training(compiled: bool) -> None:
     assert device.type == job.device
     assert options == {"seeds": 3, "compiled": compiled}
     assert agent.updates.value == 2 * timing.CALLS
+
+
+def test_several_updates_of_a_step_are_timed_as_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An agent may make them in a call that takes much less than so many calls."""
+    job = make_job(updates_per_step=20)
+    clock = iter([0.0, 100.0, 100.0, 140.0, *map(float, range(1000, 1008))])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    with (
+        patch.object(timing, "accelerate"),
+        patch.object(Checked, "update_several", autospec=True) as several,
+    ):
+        time = timing.time_calls(job, (2, 2), compiled=False)
+    assert [len(call.args[1]) for call in several.call_args_list] == [20, 20]
+    assert (time.update, time.start) == (2.0, 60.0)
 
 
 def test_what_the_first_calls_take_beyond_the_usual_is_the_start(

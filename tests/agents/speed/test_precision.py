@@ -3,12 +3,16 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from agents.protocol import MatmulPrecision
+from agents.common.networks import Linear
+from agents.common.streams import SeedStreams
+from agents.protocol import MatmulPrecision, NetworkOptions
 from agents.registry import BUILT_IN, find_agent
 from agents.speed import precision
 from qsm_bench.comparable import protocol_hash
@@ -46,7 +50,7 @@ def test_the_probe_of_the_largest_networks_ends_soon(monkeypatch: pytest.MonkeyP
     assert precision.time_ratio(10**12, (10**7, 10**7)) == 1.0
     assert len(timed) < 10
     ((x, w),) = timed[0]
-    assert x.shape == w.shape == (1, 1024, 1024)
+    assert x.shape == w.shape == (1, 512, 512)
 
 
 def test_tf32_is_refused_on_a_processor() -> None:
@@ -137,6 +141,33 @@ def test_an_agent_that_would_round_nothing_is_refused(
     with pytest.raises(UserError, match="changes nothing"):
         run(tmp_path, "sac[hidden_sizes=[8],matmul_precision=bfloat16]")
     assert not list(tmp_path.iterdir())
+
+
+class Helper:
+    def __init__(self, network: Linear) -> None:
+        self.kept = {"networks": [network]}
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_a_network_is_found_wherever_an_agent_keeps_it(rounded: bool) -> None:
+    options = NetworkOptions(matmul_precision="bfloat16" if rounded else "float32")
+    layer = Linear(8, 8, SeedStreams((0,), "weights", CPU), options, between_hidden=True)
+    for kept in (layer, [layer], {"actor": (layer,)}, Helper(layer)):
+        agent: Any = SimpleNamespace(kept=kept, itself=None)
+        agent.itself = agent
+        assert precision.rounds(agent) == rounded
+
+
+def test_the_first_calls_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first product of a kind may take many times as long as later ones."""
+    called: list[object] = []
+
+    def seconds(product: object, _: object) -> float:
+        called.append(product)
+        return 1.0 if called.count(product) > 1 else 1e3 if product is torch.bmm else 1e6
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert precision.time_ratio(8, (8, 8)) == 1.0
 
 
 def test_what_has_begun_goes_on_where_rounding_is_slower_now(

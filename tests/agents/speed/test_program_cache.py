@@ -1,6 +1,7 @@
 """The cache of compiled programs: whose it is, and that a second job finds what the first left."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from agents.registry import AgentError
+from agents.speed import program as program_module
 from agents.speed.program import Program
 from agents.speed.program_cache import VARIABLE, processor_kind, use_program_cache
 from agents.speed.toolchain import why_not_compiled
@@ -63,11 +65,70 @@ def test_programs_are_kept_in_the_users_own_cache_which_nobody_else_can_write(ho
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.usefixtures("home")
-def test_a_folder_that_the_user_has_named_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "/chosen")
+def test_a_folder_that_the_user_has_named_is_left_as_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(home / "chosen"))
     use_program_cache()
-    assert os.environ[VARIABLE] == "/chosen"
+    assert os.environ[VARIABLE] == str(home / "chosen")
+
+
+def test_an_empty_name_is_no_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would fill the working directory."""
+    monkeypatch.setenv(VARIABLE, "")
+    use_program_cache()
+    assert Path(os.environ[VARIABLE]).is_relative_to(home / "qsm_bench")
+
+
+def test_a_folder_in_which_nothing_can_be_kept_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "file").touch()
+    monkeypatch.setenv(VARIABLE, str(home / "file"))
+    with pytest.raises(AgentError, match=f"^{VARIABLE}={home}/file: .* cannot be kept there: "):
+        use_program_cache()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("backend='inductor' raised:\nRuntimeError: broken\n\nmore", "RuntimeError: broken"),
+        (
+            "C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.cpp:1: fatal error: no room",
+            "C++ compile error: x.cpp:1: fatal error: no room",
+        ),
+        (
+            "C++ compile error\nOutput:\ncannot write: No space left on device",
+            "C++ compile error: cannot write: No space left on device",
+        ),
+        ("", ""),
+    ],
+)
+def test_what_a_compiler_said_is_told_with_its_cause(text: str, reason: str) -> None:
+    assert program_module._reason(text) == reason
+
+
+@needs_compiler
+def test_headers_are_compiled_once_only_where_torch_can_name_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch calls openssl for that, which a machine may lack."""
+    assert program_module.cpu_options() == program_module.CPU_OPTIONS
+    (home / "bin").mkdir()
+    (home / "bin" / "g++").symlink_to(str(shutil.which("g++")))
+    for tool in ("as", "ld", "cat", "sh"):
+        (home / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    monkeypatch.setenv("PATH", str(home / "bin"))
+    assert program_module.cpu_options()[program_module.HEADERS] is False
+
+    class Doubling:
+        name = "doubling"
+
+        def pure_update(self, batch: torch.Tensor) -> torch.Tensor:
+            return batch * 2.0
+
+    doubled = Program(vars(Doubling)["pure_update"], torch.device("cpu"))
+    assert doubled(Doubling(), torch.ones(5)).tolist() == [2.0] * 5
 
 
 def test_a_folder_that_others_can_write_is_not_used(home: Path) -> None:
@@ -97,6 +158,7 @@ def test_a_user_without_a_home_has_torchs_own_folder(
 JOB = """
 import sys, torch
 from torch._dynamo.utils import counters
+from agents.speed import program as program_module
 from agents.speed.program import Program
 
 class Times(torch.autograd.Function):
