@@ -27,6 +27,7 @@ docs: $(VENV)/installed
 wheel: $(VENV)/installed
 	rm -rf build/dist build/plain
 	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python tests/packaging/sizes.py build/dist/*.whl
 	$(PYTHON) -m venv build/plain
 	env -u PYTHONPATH build/plain/bin/pip install --quiet --constraint constraints.txt build/dist/*.whl
 	build/plain/bin/python tests/packaging/main_job.py

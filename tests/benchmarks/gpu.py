@@ -4,14 +4,16 @@
 
 Two things are measured. Updates of every trainer, for 1, 10 and 64 seeds: how many a second, and
 how much of the time the GPU works and does not wait to be told what to do; those of five trainers
-in bfloat16 and tf32, too. Then these five trainers' training steps: of one job after the other, and
-of all five jobs at once, which share GPU and cores as ``--jobs-per-gpu 5`` lets them. From these
-follows how long a suite would take. The page is written after every row, and a row that cannot be
+in bfloat16 and tf32, too. Then these five trainers' training steps and evaluations: of one job
+after the other, and of all five jobs at once, which share GPU and cores as ``--jobs-per-gpu 5``
+lets them: each works until the last of them has been timed. From these follows how long a suite
+would take. The page is written after every row, and a row that cannot be
 measured says why.
 """
 
 import math
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,8 @@ from tests.benchmarks.performance import HEADER, table_row, versions_in_words
 from tests.benchmarks.workload import ACTION, BATCH, OBSERVATION, new_agent, row
 
 REFUSED = 2
+BUSY = "busy"
+"""Asks a job to go on working when it has answered, so that the others are timed beside it."""
 TASK, SUITE, SUITE_STEPS, SUITE_SEEDS = "walker-walk", "dmc_easy_medium", 100_000, 5
 FIVE = "qsm", "diffusion_ql", "diffusion_pg", "sac", "td3"
 """The trainers of the project's own record."""
@@ -86,6 +90,7 @@ class Sizes:
     rounds: int = 10
     warmup: int = 500
     steps: int = 500
+    eval_episodes: int = 10
 
     @property
     def compiled(self) -> bool:
@@ -104,6 +109,7 @@ SMALL = Sizes(
     rounds=2,
     warmup=4,
     steps=3,
+    eval_episodes=1,
 )
 
 
@@ -256,12 +262,12 @@ def steps_rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
             job.prepare()
         alone = {name: job.ask().answer() for name, job in jobs.items()}
         for job in jobs.values():
-            job.ask()
+            job.ask(BUSY)
         together = {name: job.answer() for name, job in jobs.items()}
     finally:
         for job in jobs.values():
             job.close()
-    for name, (seconds, of_environments) in alone.items():
+    for name, (seconds, of_environments, _) in alone.items():
         at_once = together[name][0]
         yield row(
             f"{name}, S = {SUITE_SEEDS}, a job with {cores} cores for its environments",
@@ -275,12 +281,16 @@ def steps_rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
             seconds / at_once,
             "times the pace alone",
         )
-    tasks = len(find_suite(SUITE).tasks)
-    busy = sum(tasks * SUITE_STEPS * seconds for seconds, _ in together.values())
+    suite = find_suite(SUITE)
+    tasks, evaluations = len(suite.tasks), SUITE_STEPS // suite.protocol.eval_every
+    busy = sum(
+        tasks * (SUITE_STEPS * seconds + evaluations * evaluation)
+        for seconds, _, evaluation in together.values()
+    )
     minutes = busy / len(jobs) / 60
     yield row(
         f"{SUITE}, {SUITE_STEPS:,} steps, {SUITE_SEEDS} seeds: {tasks * len(jobs)} jobs of these "
-        f"{len(jobs)} trainers, {len(jobs)} at a time at that pace, without start and evaluations",
+        f"{len(jobs)} trainers, {len(jobs)} at a time at that pace; start is not counted",
         f"{minutes:.0f} minutes",
         minutes / SUITE_GOAL,
         f"times {SUITE_GOAL} minutes",
@@ -304,20 +314,22 @@ class Job:
         """Wait until it has compiled its updates."""
         self.ask().answer()
 
-    def ask(self) -> "Job":
-        """Let it take its steps."""
+    def ask(self, how: str = "alone") -> "Job":
+        """Let it work; if ``BUSY``, beyond its answer."""
         assert self.process.stdin
-        print("steps", file=self.process.stdin, flush=True)
+        print(how, file=self.process.stdin, flush=True)
         return self
 
-    def answer(self) -> tuple[float, float]:
-        """Return the seconds of a step, and those of it that were waits for the environments."""
+    def answer(self) -> tuple[float, float, float]:
+        """Return the seconds of a step, those of it that were waits for the environments, and the
+        seconds of an evaluation.
+        """
         assert self.process.stdout
         answer = self.process.stdout.readline()
         if not answer:
             raise EOFError(f"{self.process.args!r} ended")
-        step, environments = map(float, answer.split())
-        return step, environments
+        step, environments, evaluation = map(float, answer.split())
+        return step, environments, evaluation
 
     def close(self) -> None:
         """End the process."""
@@ -325,7 +337,11 @@ class Job:
 
 
 def serve(name: str, sizes: Sizes, cores: int) -> None:
-    """Take a job's steps for each line of standard input, and print what they took."""
+    """Work on a job for each line of standard input, and print what that took.
+
+    That is some steps and an evaluation. After the line ``BUSY`` more steps follow, until there is
+    another line, or the end.
+    """
     with tempfile.TemporaryDirectory() as folder:
         training = prepared(
             name,
@@ -338,6 +354,7 @@ def serve(name: str, sizes: Sizes, cores: int) -> None:
             compiled=sizes.compiled,
             cores=cores,
             batch_size=sizes.batch,
+            eval_episodes=sizes.eval_episodes,
             settings={"hidden_sizes": [sizes.hidden, sizes.hidden]},
         )
         spent = 0.0
@@ -353,11 +370,16 @@ def serve(name: str, sizes: Sizes, cores: int) -> None:
                 spent += time.perf_counter() - began
 
         training.environments.finish = timed  # type: ignore[method-assign]
-        for _line in sys.stdin:
+        for line in iter(sys.stdin.readline, ""):
             spent = 0.0
             seconds = take_steps(training, sizes.steps)
             wait(training.device)
-            print(seconds / sizes.steps, spent / sizes.steps, flush=True)
+            waited, began = spent, time.perf_counter()
+            training._evaluate(lambda: None)
+            evaluation = time.perf_counter() - began
+            print(seconds / sizes.steps, waited / sizes.steps, evaluation, flush=True)
+            while line.strip() == BUSY and not select.select([sys.stdin], [], [], 0)[0]:
+                take_steps(training, 1)
         training.close()
 
 

@@ -36,6 +36,7 @@ def prepared(
     device: str = "cpu",
     compiled: bool = False,
     cores: int | None = None,
+    eval_episodes: int = 1,
     **protocol: Any,
 ) -> Training:
     """Return a training that is through its warm-up and has made its first updates."""
@@ -45,7 +46,11 @@ def prepared(
         tasks=(task,),
         groups=(tuple(range(first_seed, first_seed + seeds)),),
         protocol=Protocol(
-            steps=100_000, warmup_steps=warmup, eval_every=100_000, eval_episodes=1, **protocol
+            steps=100_000,
+            warmup_steps=warmup,
+            eval_every=100_000,
+            eval_episodes=eval_episodes,
+            **protocol,
         ),
         device=device,
         compiled=compiled,

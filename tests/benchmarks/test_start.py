@@ -17,6 +17,9 @@ UPDATES = 10
 
 @pytest.mark.parametrize("width", [64, 256])
 def test_start(benchmark: Any, tmp_path: Path, width: int) -> None:
+    machine = tmp_path / "machine"
+    machine.mkdir()
+
     def run(name: str, compiled: str) -> None:
         command = (
             f"-m qsm_bench run --agents qsm --tasks four-goals --seeds 1 --name {name}"
@@ -25,7 +28,8 @@ def test_start(benchmark: Any, tmp_path: Path, width: int) -> None:
         )
         subprocess.run(
             [sys.executable, *command.split(), "--results", tmp_path],
-            env={**os.environ, VARIABLE: str(tmp_path / "programs")},
+            # torch keeps compiled headers in the temporary directory, whatever is named.
+            env=os.environ | {VARIABLE: str(machine / "programs"), "TMPDIR": str(machine)},
             capture_output=True,
             check=True,
         )
