@@ -413,6 +413,8 @@ def test_a_seed_whose_environment_fails_is_shown_and_the_others_go_on_bit_for_bi
     if processes:
         context = multiprocessing.get_context("fork")  # which inherits the fault
         monkeypatch.setattr("envs.parallel.multiprocessing.get_context", lambda how: context)
+        # Forked processes hold each other's pipes open, so they do not end by themselves.
+        monkeypatch.setattr("envs.parallel.CLOSE_SECONDS", 0.1)
         monkeypatch.setattr(
             Training,
             "_environments",
