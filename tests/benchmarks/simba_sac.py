@@ -15,18 +15,16 @@ trains it as github.com/SonyResearch/simba does (configs/agent/sac.yaml, configs
 Its order of updates within a step, the actor before the critic, is not copied.
 """
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from agents.common.networks import MLP
 from agents.protocol import NamedSettings
-from agents.sac import SAC, SACConfig
+from agents.sac import SAC
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 
@@ -38,28 +36,16 @@ class SimbaSAC(SAC):
     promises_pure_update = True
     presets: ClassVar[NamedSettings] = {}
 
-    def __init__(
-        self,
-        config: SACConfig,
-        observation_size: int,
-        action_size: int,
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        super().__init__(config, observation_size, action_size, seeds, device)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        _, _, _, seeds, _ = given
         draws = [torch.Generator().manual_seed(seed) for seed in seeds]
         begin_orthogonal(self.critic.mlp, draws)
         begin_orthogonal(self.actor, draws)
-        self.target_critic.load_state_dict(copy.deepcopy(self.critic.state_dict()))
+        self.target_critic.load_state_dict(self.critic.state_dict())
 
-    def policy(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample a = tanh(u), u Gaussian, with its log-density: [S, B, act] and [S, B]."""
-        mean, x = self.actor(observation).chunk(2, dim=-1)
-        log_std = LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) / 2 * (1 + x.tanh())
-        u = mean + log_std.exp() * noise
-        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_slope = 2 * (math.log(2) - u - functional.softplus(-2 * u))
-        return u.tanh(), (log_normal - log_slope).sum(dim=-1)
+    def log_std(self, head: Tensor) -> Tensor:
+        return LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) / 2 * (1 + head.tanh())
 
 
 @torch.no_grad()
