@@ -60,7 +60,7 @@ class Checked:
 
     def update_several(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
         """Update with each batch, in one call if the agent has one: see ``UpdatesSeveral``."""
-        at_once = self._several(len(batches))
+        at_once = self.several(len(batches))
         if at_once is None:
             return [self.update(batch) for batch in batches]
         given = (x for batch in batches for x in batch if x is not None)
@@ -79,9 +79,9 @@ class Checked:
 
     def call_of(self, updates: int) -> str:
         """Say which method of the agent so many updates at once call."""
-        return "update_several(batches)" if self._several(updates) else "update(batch)"
+        return "update_several(batches)" if self.several(updates) else "update(batch)"
 
-    def _several(self, updates: int) -> UpdatesSeveral | None:
+    def several(self, updates: int) -> UpdatesSeveral | None:
         """Return the agent if it makes so many updates in one call."""
         return self.bare if updates > 1 and isinstance(self.bare, UpdatesSeveral) else None
 

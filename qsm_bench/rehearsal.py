@@ -18,6 +18,8 @@ SMALL = 8
 """The size of a batch that most agents can take, and learn from in no time."""
 SEVERAL = 2
 """Updates of a step that are rehearsed at most."""
+ROUNDING = 1e-3
+"""How far several updates in one call may lie from as many calls, in parts and in size."""
 FURTHER_CALLS = 2
 """Calls for updates after loading: only the second shows what the optimizer remembers."""
 
@@ -29,7 +31,8 @@ def rehearse(
 
     One agent acts, learns and is saved, and goes on. A second is loaded with its state: on a CPU it
     must go on bit for bit, or a run that is interrupted would not be what it was. A third is loaded
-    and evaluated before it goes on, which must change nothing in what it learns.
+    and evaluated before it goes on, which must change nothing in what it learns. Where a step has
+    several updates in one call, a fourth makes them one at a time, and must learn the same.
 
     Batches are small, so this takes seconds where the run's own would take minutes. They are the
     run's own for an agent that cannot take small ones.
@@ -83,6 +86,14 @@ class _Rehearsal:
                 "changes how the agent learns and explores from then on; evaluating must not "
                 "change training: draw its random numbers from a stream of their own",
             )
+        if evaluated.several(self.updates):
+            in_turn = self._go_on(self._loaded(state), at_once=False)
+            if not _same([*learned, policy], in_turn, ROUNDING):
+                raise evaluated.breach(
+                    evaluated.call_of(self.updates),
+                    "does not do what as many calls of update do; except for rounding it must "
+                    "learn the same, from the same random numbers, and return the same metrics",
+                )
 
     def _begin(self, agent: Checked) -> StateDict:
         """Let the agent act, learn and be looked at, and return a copy of its state."""
@@ -100,10 +111,10 @@ class _Rehearsal:
             agent.load_state_dict(deepcopy(state))
         return agent
 
-    def _go_on(self, agent: Checked) -> list[Any]:
+    def _go_on(self, agent: Checked, *, at_once: bool = True) -> list[Any]:
         """Return what the agent learns and how it explores from here on, and its policy."""
         self.stream.load_state_dict(self.drawn)
-        learned = [self._learn(agent) for _ in range(FURTHER_CALLS)]
+        learned = [self._learn(agent, at_once=at_once) for _ in range(FURTHER_CALLS)]
         return [*learned, self._act(agent, 1, explore=True), self._act(agent, 2, explore=False)]
 
     def _act(self, agent: Checked, count: int, *, explore: bool) -> Tensor:
@@ -115,8 +126,11 @@ class _Rehearsal:
             raise agent.breach("act", "changed its observation in place; it must work on a copy")
         return action
 
-    def _learn(self, agent: Checked) -> list[dict[str, Tensor]]:
+    def _learn(self, agent: Checked, *, at_once: bool = True) -> list[dict[str, Tensor]]:
         batches = [self._draw_batch(agent.action_size) for _ in range(self.updates)]
+        if not at_once:
+            with told(agent.label, agent.call_of(1)):
+                return [agent.update(batch) for batch in batches]
         with told(agent.label, agent.call_of(self.updates)):
             return agent.update_several(batches)
 
@@ -156,12 +170,18 @@ class _Rehearsal:
             )
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two states or results are equal bit for bit, NaN with NaN."""
+def _same(one: Any, other: Any, rounding: float = 0.0) -> bool:
+    """Whether two states or results are equal, NaN with NaN: bit for bit, or but for rounding."""
     if isinstance(one, Tensor):
-        return one.shape == other.shape and one.allclose(other, rtol=0, atol=0, equal_nan=True)
+        return one.shape == other.shape and one.allclose(
+            other, rtol=rounding, atol=rounding, equal_nan=True
+        )
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(
+            _same(one[key], other[key], rounding) for key in one
+        )
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(
+            _same(*pair, rounding) for pair in zip(one, other, strict=True)
+        )
     return bool(one == other or (one != one and other != other))

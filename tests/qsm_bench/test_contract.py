@@ -266,6 +266,10 @@ def several_as(change: Callable[[Any, Any], Any]) -> type[Plain]:
     return showing(update_several=lambda self, batches: change(self, batches))
 
 
+def scaled(factor: float, agent: Any, batches: Any) -> Any:
+    return [{"weight": factor * agent.update(each)["weight"]} for each in batches]
+
+
 def test_what_only_a_longer_run_shows_is_not_blamed_on_an_evaluation() -> None:
     rehearsed(CountsNowhere)
 
@@ -288,10 +292,23 @@ def test_an_agent_that_cannot_take_a_small_batch_is_rehearsed_with_its_own() -> 
         (several_as(lambda a, b: 1 / 0), r"update_several\(batches\) raised ZeroDivisionError"),
         (several_as(lambda a, b: [{"loss": 1.0}] * 2), r"update_several returned metric 'loss' as"),
         (GlobalNoise, r"load_state_dict\(state_dict\(\)\) does not make a new agent go on"),
+        (
+            several_as(lambda a, b: [a.update(b[0])] * 2),
+            r"update_several\(batches\) does not do what as many calls of update do",
+        ),
+        (
+            several_as(lambda a, b: [a.update(each) for each in reversed(b)]),
+            r"update_several\(batches\) does not do what as many calls of update do",
+        ),
+        (
+            several_as(partial(scaled, 2.0)),
+            r"update_several\(batches\) does not do what as many calls of update do",
+        ),
     ],
 )
 def test_several_updates_a_step_are_rehearsed(agent: Any, message: str) -> None:
     rehearsed(Plain, updates_per_step=40)
+    rehearsed(several_as(partial(scaled, 1 + 1e-6)), updates_per_step=40)
     with pytest.raises(AgentError, match=message):
         rehearsed(agent, updates_per_step=40)
 
