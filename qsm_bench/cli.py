@@ -14,12 +14,13 @@ from qsm_bench.counting import count
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.executors import EXECUTORS, make_executor
+from qsm_bench.groups import MOST_SEEDS
 from qsm_bench.listing import LISTS
 from qsm_bench.machine import usable_cores, visible_gpus
 from qsm_bench.options import placement_options, run_options
 from qsm_bench.protocol import MOST_EPISODES, MOST_STEPS
 from qsm_bench.signals import raise_signals, remember_signals
-from qsm_bench.stages import FALSE_ALARMS, MOST_SEEDS, Stages, parse_counts, text_of
+from qsm_bench.stages import FALSE_ALARMS, Stages, parse_counts, text_of
 from qsm_bench.visible import visible
 
 if TYPE_CHECKING:

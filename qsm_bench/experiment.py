@@ -16,7 +16,7 @@ from agents.protocol import AgentConfig
 from agents.registry import RegisteredAgent, find_agent
 from envs import Task, find_task
 from qsm_bench.errors import UserError, did_you_mean
-from qsm_bench.groups import Groups
+from qsm_bench.groups import Groups, listed_seeds
 from qsm_bench.protocol import Protocol
 from qsm_bench.settings import as_json, validated
 from qsm_bench.stages import Stages
@@ -163,7 +163,7 @@ class Experiment:
                 f"experiment name {self.name!r}: use up to 100 letters, digits, '.', '_', '+' "
                 "and '-', beginning with a letter or digit (--name)"
             )
-        self._refuse_seeds()
+        listed_seeds(self.seeds)
         validated("every agent", AgentConfig, self.protocol.settings)
         first_task = self.jobs[: len(self.agents) * len(self.groups)]
         columns = [job.agent for job in first_task[:: len(self.groups)]]
@@ -182,14 +182,6 @@ class Experiment:
                 )
             if twice:
                 raise UserError(f"{what} {twice[0]!r} is named twice: name each once")
-
-    def _refuse_seeds(self) -> None:
-        seeds = self.seeds
-        if not seeds:
-            raise UserError("an experiment without seeds trains nothing: give one at least")
-        for seed in seeds:
-            if type(seed) is not int or not 0 <= seed < 2**63:
-                raise UserError(f"seed {seed!r} is not right: a seed is a whole number from 0 on")
 
     @property
     def seeds(self) -> list[int]:

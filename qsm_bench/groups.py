@@ -1,13 +1,40 @@
 """Groups of seeds: a job trains one group of a cell's seeds in lockstep."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise
+from numbers import Integral
 from zlib import crc32
+
+from qsm_bench.errors import UserError
 
 Groups = tuple[tuple[int, ...], ...]
 
+MOST_SEEDS = 10_000
+"""More are a slip of the hand, and a machine would only find out by failing."""
+
 LONGEST_NAME = 60
 """Characters of a group's folder; more seeds than fit are named by a checksum."""
+
+
+def listed_seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds, as Python's own whole numbers.
+
+    Raises UserError for what is no seed, for one that stands twice, and for none or too many.
+    """
+    listed = list(islice(seeds, MOST_SEEDS + 1))
+    if not listed:
+        raise UserError("an experiment without seeds trains nothing: give one at least")
+    if len(listed) > MOST_SEEDS:
+        raise UserError(f"seeds: these are more than {MOST_SEEDS:,}: give fewer")
+    for seed in listed:
+        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise UserError(f"seed {seed!r} is not right: give a whole number from 0 to 2^63 - 1")
+    for seed, times in Counter(map(int, listed)).items():
+        if times > 1:
+            raise UserError(f"seed {seed!r} is named twice: name each once")
+    return [int(seed) for seed in listed]
 
 
 def group_seeds(seeds: Iterable[int], per_job: int, earlier: Groups = ()) -> Groups:
@@ -41,9 +68,15 @@ def choose_seeds_per_job(
 
 def seeds_text(seeds: Sequence[int]) -> str:
     """Seeds as a reader sees them: "3", "0-4", "0, 2, 5"."""
-    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+    if len(seeds) > 1 and all(after == seed + 1 for seed, after in pairwise(seeds)):
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))
+
+
+def job_name(agent: str, task: str, seeds: Sequence[int] = ()) -> str:
+    """A job as a reader sees it: "sac on cheetah-run, seed 3"; a cell without seeds."""
+    noun = "seed" if len(seeds) == 1 else "seeds"
+    return f"{agent} on {task}" + (f", {noun} {seeds_text(seeds)}" if seeds else "")
 
 
 def folder_name(seeds: Sequence[int]) -> str:

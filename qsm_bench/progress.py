@@ -22,7 +22,7 @@ from qsm_bench.counting import count
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
 from qsm_bench.executors.slurm_queue import queued_tasks
-from qsm_bench.groups import seeds_text
+from qsm_bench.groups import job_name, seeds_text
 from qsm_bench.heartbeat import liveness, process_name, time_of
 from qsm_bench.job_folder import GONE, JobFolder
 from qsm_bench.manifest import SeedFailure
@@ -48,7 +48,7 @@ class JobState:
 
     agent: str
     task: str
-    seeds: str
+    seeds: tuple[int, ...]
     """The seeds of the job, if its agent has other jobs on the task; empty if not."""
     status: str
     step: int
@@ -82,7 +82,7 @@ class JobState:
     @property
     def name(self) -> str:
         """What the job trains."""
-        return f"{self.agent} on {self.task}" + (f", seeds {self.seeds}" if self.seeds else "")
+        return job_name(self.agent, self.task, self.seeds)
 
     @property
     def line(self) -> str:
@@ -110,7 +110,7 @@ def read_states(folders: Sequence[JobFolder], *, tables: bool = False) -> list[J
     for folder in folders:
         state = job_state(folder, tables=tables)
         if jobs[folder.agent, folder.task] > 1:
-            state = replace(state, seeds=seeds_text(folder.seeds or ()))
+            state = replace(state, seeds=tuple(folder.seeds or ()))
         if folder in queued and state.status in ("pending", "interrupted"):
             task, how = queued[folder]
             state = replace(state, status="queued", reason=f"SLURM has it as {task}, {how}")
@@ -138,7 +138,7 @@ def job_state(folder: JobFolder, *, tables: bool = False) -> JobState:
     return JobState(
         agent=visible(manifest.job.agent),
         task=visible(manifest.job.task),
-        seeds="",
+        seeds=(),
         status=manifest.status,
         step=int(number("step") or 0) if running else manifest.step,
         steps=manifest.job.protocol.steps,
@@ -163,7 +163,7 @@ def _damaged(folder: JobFolder, fault: str) -> JobState:
     return JobState(
         agent=visible(folder.agent or folder.path.parent.name),
         task=visible(folder.task or folder.path.name),
-        seeds="",
+        seeds=(),
         status="damaged",
         step=0,
         steps=0,
@@ -244,7 +244,7 @@ def states_table(states: Sequence[JobState], *, bars: bool) -> Table:
         table.add_row(
             Text(state.agent),
             Text(state.task),
-            *([state.seeds] if seeds else []),
+            *([seeds_text(state.seeds)] if seeds else []),
             Text(state.status, style="bold red" if state.status in ("failed", "damaged") else ""),
             *([ProgressBar(total=state.steps, completed=state.step, width=BAR)] if bars else []),
             f"{state.step:,}/{state.steps:,}",

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from qsm_bench.experiment import Job
+from qsm_bench.groups import job_name
 from qsm_bench.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ def fault_of_jobs(manifests: Sequence[Manifest], evaluations: "pd.DataFrame") ->
     rows = evaluations.groupby(["agent", "task", "seed"]).size().to_dict()
     for manifest in manifests:
         job = manifest.job
-        here = f"{job.agent} on {job.task}, seeds {', '.join(map(str, job.seeds))}"
+        here = job_name(job.agent, job.task, job.seeds)
         for first, names in (
             (agents.setdefault((job.agent, job.task), job), ("agent_name", "settings")),
             (tasks.setdefault(job.task, job), ("gymnasium_id", "score_range")),
         ):
             for name in names:
                 if getattr(first, name) != getattr(job, name):
-                    other = f"{first.agent}, seeds {', '.join(map(str, first.seeds))}"
-                    return f"{here}: its {name} is not that of {other}"
+                    other = job_name(first.agent, first.task, first.seeds)
+                    return f"{here}: {name!r} is not that of {other}"
         if manifest.status != "finished":
             continue
         steps = job.protocol.evaluated_steps(manifest.lengths)

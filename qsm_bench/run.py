@@ -4,8 +4,7 @@ import os
 import signal
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,17 +13,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import InstanceOf, PositiveInt
 from rich.console import Console
 from rich.filesize import decimal as format_bytes
 
 from agents.speed import precision
 from agents.speed.toolchain import why_not_compiled
 from envs import close, make
+from qsm_bench.arguments import refusing_wrong_types
 from qsm_bench.counting import count
 from qsm_bench.errors import UserError, as_user_error
 from qsm_bench.executors import Executor, Local, Outcome, Work
 from qsm_bench.experiment import Experiment, Job, parse_agents, parse_settings
-from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds
+from qsm_bench.groups import Groups, choose_seeds_per_job, group_seeds, listed_seeds
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.plan import (
     Memory,
@@ -56,21 +57,22 @@ Say = Callable[[str], None]
 
 
 @as_user_error()
+@refusing_wrong_types
 def run_experiment(
     agents: str,
     *,
     suite: str | None = None,
     tasks: str | None = None,
-    protocol: Protocol | None = None,
+    protocol: InstanceOf[Protocol] | None = None,
     name: str | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: Iterable[int] | None = None,
     stages: Sequence[int] | None = None,
-    seeds_per_job: int | Literal["auto"] = "auto",
+    seeds_per_job: PositiveInt | Literal["auto"] = "auto",
     settings: Sequence[str] = (),
     device: str = "auto",
     compiled: Compile = "auto",
-    executor: Executor | None = None,
-    checkpoint_every: int | None = None,
+    executor: InstanceOf[Executor] | None = None,
+    checkpoint_every: PositiveInt | None = None,
     keep_replay: bool | None = None,
     results: str | Path = "results",
 ) -> Results:
@@ -259,7 +261,7 @@ def prepare(
     *,
     protocol: Protocol | None,
     name: str | None,
-    seeds: Sequence[int] | None,
+    seeds: Iterable[int] | None,
     stages: Sequence[int] | None,
     seeds_per_job: int | str,
     settings: Sequence[str],
@@ -283,9 +285,9 @@ def prepare(
     compiling, not_compiled = _compiled(compiled, protocol.updates, device, store)
     workers = executor.at_once(device)
     cells = len(entries) * len(suite.tasks)
-    seeds, counts = _seeds_and_counts(suite, seeds, stages, store)
+    all_seeds, counts = _seeds_and_counts(suite, seeds, stages, store)
     groups = _groups(
-        seeds,
+        all_seeds,
         counts,
         seeds_per_job,
         lambda new: choose_seeds_per_job(new, cells, workers, device=device, compiled=compiling),
@@ -301,7 +303,7 @@ def prepare(
         compiled=compiling,
     )
     if counts:
-        plan = Stages.declare(seeds, counts, experiment.labels, suite.tasks, protocol.steps)
+        plan = Stages.declare(all_seeds, counts, experiment.labels, suite.tasks, protocol.steps)
         experiment = replace(experiment, stages=plan)
     store.refuse_other_stages(experiment)
     if counts and len(experiment.labels) < 2:
@@ -518,7 +520,7 @@ def _longest_first(folders: Sequence[JobFolder], workers: int) -> list[JobFolder
 
 def _seeds_and_counts(
     suite: Suite,
-    seeds: Sequence[int] | None,
+    seeds: Iterable[int] | None,
     stages: Sequence[int] | None,
     store: ExperimentStore,
 ) -> tuple[Sequence[int], Sequence[int]]:
@@ -529,10 +531,11 @@ def _seeds_and_counts(
     """
     if stages is None and seeds is None and (declared := store.stages):
         return declared.all_seeds, declared.counts
+    given = None if seeds is None else listed_seeds(seeds)
     if stages is None:
-        return suite.seeds if seeds is None else seeds, ()
-    refuse_counts(stages, None if seeds is None else len(seeds))
-    return range(stages[-1]) if seeds is None else seeds, stages
+        return given or suite.seeds, ()
+    refuse_counts(stages, None if given is None else len(given))
+    return given or range(stages[-1]), stages
 
 
 def _looks(store: ExperimentStore, stages: Stages) -> list[Look]:
@@ -567,11 +570,8 @@ def _groups(
 ) -> Groups:
     """Put new seeds into groups behind the ``earlier`` ones; no group has seeds of two stages.
 
-    Raises UserError for what is no number of seeds, or a seed that stands twice.
+    Raises UserError for what is no number of seeds.
     """
-    for seed, times in Counter(seeds).items():
-        if times > 1:
-            raise UserError(f"seed {seed!r} is named twice: name each once")
     groups = earlier
     for begin, end in pairwise([0, *(counts or [len(seeds)])]):
         part = seeds[begin:end]

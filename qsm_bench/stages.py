@@ -13,16 +13,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qsm_bench.errors import UserError, first_fault
-from qsm_bench.groups import seeds_text
+from qsm_bench.groups import MOST_SEEDS, seeds_text
 
 FALSE_ALARMS = 0.05
 """The largest share of experiments on equal agents in which any verdict names a better one."""
 
 DECLARED_LATE = "declared_after_runs"
 """In ``experiment.json``, next to a plan that was written when there were runs already."""
-
-MOST_SEEDS = 10_000
-"""More are a slip of the hand, and a machine would only find out by failing."""
 
 
 class Stages(BaseModel):

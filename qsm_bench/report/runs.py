@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from qsm_bench.counting import count
-from qsm_bench.groups import seeds_text
+from qsm_bench.groups import job_name, seeds_text
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
 from qsm_bench.report import figures, staging
@@ -385,16 +385,14 @@ def what_is_missing(analysis: Analysis) -> Section:
 def damaged_jobs(results: Results) -> list[str]:
     """A sentence for each damaged job."""
     return [
-        f"{job.agent} on {job.task}, seeds {seeds_text(job.seeds)}: damaged and left out: "
-        f"{job.fault}."
+        f"{job_name(job.agent, job.task, job.seeds)}: damaged and left out: {job.fault}."
         for job in results.damaged
     ]
 
 
 def _job_name(cell: Mapping[str, Any], job: Mapping[str, Any]) -> str:
     """A cell's name, with the seeds of one of its jobs if it has several."""
-    seeds = "" if job is cell else f", seeds {seeds_text(job['seeds'])}"
-    return f"{cell['agent']} on {cell['task']}{seeds}"
+    return job_name(cell["agent"], cell["task"], () if job is cell else job["seeds"])
 
 
 def _shown(value: Any) -> str:

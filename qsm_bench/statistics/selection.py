@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsm_bench.errors import UserError
-from qsm_bench.groups import seeds_text
+from qsm_bench.groups import job_name
 from qsm_bench.merging import jobs_of
 from qsm_bench.protocol import Protocol
 from qsm_bench.results import Results
@@ -219,13 +219,13 @@ def _select_runs(
         damaged = [d for d in results.damaged if (d.agent, d.task) == (agent, task)]
         failed = [] if cell is None else failed_jobs(cell)
         for part in damaged:
-            seeds_left_out = f", seeds {seeds_text(part.seeds)}" if cell else ""
-            reasons.append(f"{agent} on {task}{seeds_left_out}: it is damaged.")
+            name = job_name(agent, task, part.seeds if cell else ())
+            reasons.append(f"{name}: it is damaged.")
         for job in failed:
-            seeds_left_out = f", seeds {seeds_text(job['seeds'])}" if job is not cell else ""
+            name = job_name(agent, task, job["seeds"] if job is not cell else ())
             why = f" ({job['reason']})" if job["reason"] else ""
             step = f"failed at step {job['step']:,}"
-            reasons.append(f"{agent} on {task}{seeds_left_out}: {step}{why}.")
+            reasons.append(f"{name}: {step}{why}.")
         if cell is None:
             if not damaged and agent not in results.beside.agents:
                 reasons.append(f"{agent} on {task}: it was not run.")

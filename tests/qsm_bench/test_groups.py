@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from qsm_bench import UserError, load_policy, load_results, run_experiment, write_report
 from qsm_bench.executors import Local, processes
-from qsm_bench.groups import choose_seeds_per_job, folder_name, group_seeds, seeds_text
+from qsm_bench.groups import (
+    choose_seeds_per_job,
+    folder_name,
+    group_seeds,
+    job_name,
+    seeds_text,
+)
 from qsm_bench.progress import read_states
 from qsm_bench.results import Results
 from qsm_bench.statistics.selection import select_runs
@@ -41,9 +47,16 @@ def test_groups_of_different_seeds_have_different_folders(a: list[int], b: list[
     assert (folder_name(a) == folder_name(b)) == (a == b)
     assert len(folder_name(a)) < 90
     assert "/" not in folder_name(a)
+
+
+def test_seeds_and_jobs_are_named_as_a_reader_would() -> None:
     assert seeds_text([3]) == "3"
     assert seeds_text([3, 4, 5]) == "3-5"
     assert seeds_text([3, 5]) == "3, 5"
+    assert seeds_text([0, 10**15]) == f"0, {10**15}"  # no list of all between
+    assert job_name("sac", "four-goals") == "sac on four-goals"
+    assert job_name("sac", "four-goals", [3]) == "sac on four-goals, seed 3"
+    assert job_name("sac", "four-goals", [3, 4]) == "sac on four-goals, seeds 3-4"
 
 
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 64))

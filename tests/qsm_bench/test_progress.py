@@ -287,7 +287,7 @@ def test_names_and_steps_are_whole_on_a_terminal_of_any_width(width: int) -> Non
         JobState(
             agent=f"qsm[alpha={alpha}]",
             task="cartpole-swingup",
-            seeds="",
+            seeds=(),
             status="running",
             step=123_456,
             steps=1_000_000,

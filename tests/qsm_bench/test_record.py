@@ -296,10 +296,10 @@ def in_job(**changes: Any) -> Callable[[str], str]:
 @pytest.mark.parametrize(
     ("pattern", "forged", "fault"),
     [
-        ("manifest.json", in_job(gymnasium_id="other-v0"), "its gymnasium_id is not that of"),
-        ("manifest.json", in_job(score_range=[-9, 0]), "its score_range is not that of"),
-        ("manifest.json", in_job(settings={"discount": 0.5}), "its settings is not that of"),
-        ("manifest.json", in_job(agent_name="qsm"), "its agent_name is not that of"),
+        ("manifest.json", in_job(gymnasium_id="other-v0"), "'gymnasium_id' is not that of"),
+        ("manifest.json", in_job(score_range=[-9, 0]), "'score_range' is not that of"),
+        ("manifest.json", in_job(settings={"discount": 0.5}), "'settings' is not that of"),
+        ("manifest.json", in_job(agent_name="qsm"), "'agent_name' is not that of"),
         (
             "manifest.json",
             in_job(protocol=PROTOCOL.but(batch_size=9).model_dump(mode="json")),
