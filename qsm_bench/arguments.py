@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
+from numbers import Integral
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -16,12 +17,13 @@ Returned = TypeVar("Returned")
 def refusing_wrong_types(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """Decorate ``function``: it raises UserError for an argument not of its annotated type."""
     signature = inspect.signature(function)
+    # At the first call: some types are imported later than the function is defined.
+    hints = cache(lambda: get_type_hints(function, include_extras=True))
 
     @wraps(function)
     def call(*given: Given.args, **named: Given.kwargs) -> Returned:
-        hints = get_type_hints(function, include_extras=True)
         for name, value in signature.bind(*given, **named).arguments.items():
-            if fault := _fault(value, hints[name]):
+            if fault := _fault(value, hints()[name]):
                 raise UserError(f"{name}={value!r:.100} is not right: {fault}")
         return function(*given, **named)
 
@@ -30,6 +32,9 @@ def refusing_wrong_types(function: Callable[Given, Returned]) -> Callable[Given,
 
 def _fault(value: Any, kind: Any) -> str | None:
     """What keeps a value from being of a type; None if nothing does. What is lazy is not read."""
+    if isinstance(kind, type):
+        right = isinstance(value, Integral if kind is int else kind)  # NumPy's numbers, too
+        return None if right else f"it must be of type {kind.__name__}"
     try:
         TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
             value, strict=True

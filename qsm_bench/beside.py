@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsm_bench.arguments import refusing_wrong_types
 from qsm_bench.comparable import protocol_differences
 from qsm_bench.errors import UserError
 from qsm_bench.experiment import Experiment
@@ -25,6 +26,7 @@ STAGED = "the stages of this experiment were declared for its own agents"
 STAGED_THERE = "there, agents stopped at stages, because of their results"
 
 
+@refusing_wrong_types
 def place_beside(results: Results, loaded: LoadedRecord) -> Results:
     """Put the agents of a record beside those of an experiment, each as "NAME (record)".
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agents.registry import AgentError
 from envs import make
+from qsm_bench.arguments import refusing_wrong_types
 from qsm_bench.checkpoint import Checkpoint
 from qsm_bench.contract import Checked
 from qsm_bench.errors import UserError, as_user_error
@@ -76,6 +77,7 @@ class Policy:
 
 
 @as_user_error()
+@refusing_wrong_types
 def load_policy(
     results: Results, agent: str, task: str, seed: int, *, modules: Collection[str] = ()
 ) -> Policy:

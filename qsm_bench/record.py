@@ -21,6 +21,7 @@ from zipfile import ZipFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsm_bench import protocol
+from qsm_bench.arguments import refusing_wrong_types
 from qsm_bench.comparable import protocol_hash
 from qsm_bench.errors import UserError, did_you_mean, first_fault
 from qsm_bench.files import MIB, parse_json, read, refuse_foreign
@@ -139,6 +140,7 @@ def read_record(place: Path) -> Record:
         return _parse(place, source.read(RECORD_FILE, ABOUT_LIMIT))
 
 
+@refusing_wrong_types
 def load_record(place: str | Path, asked: str | None = None) -> LoadedRecord:
     """Read a record, from a folder or a zip; ``asked`` is what it goes by, if not by its place.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from qsm_bench.arguments import refusing_wrong_types
 from qsm_bench.errors import UserError
 from qsm_bench.external import External, ExternalCurve, load_external
 from qsm_bench.files import read
@@ -123,6 +124,7 @@ class JobResults:
     notes: tuple[str, ...]
 
 
+@refusing_wrong_types
 def load_results(root: str | Path, name: str) -> Results:
     """Read an experiment, finished or not. Raises UserError if there is none of that name."""
     root = Path(root).absolute()

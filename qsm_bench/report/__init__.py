@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from qsm_bench.arguments import refusing_wrong_types
 from qsm_bench.counting import count
 from qsm_bench.published import Published, published_scores
 from qsm_bench.report import answer, pairs, runs, scores
@@ -20,6 +21,7 @@ TERMS = (
 )
 
 
+@refusing_wrong_types
 def write_report(results: Results, folder: str | Path, published: Published | None = None) -> Path:
     """Write index.html, report.md, figures/ and data/ into ``folder``, replacing an older report.
 
