@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from qsm_bench.errors import UserError
+from qsm_bench.errors import UserError, one_line
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
@@ -24,7 +24,7 @@ def refusing_wrong_types(function: Callable[Given, Returned]) -> Callable[Given,
     def call(*given: Given.args, **named: Given.kwargs) -> Returned:
         for name, value in signature.bind(*given, **named).arguments.items():
             if fault := _fault(value, hints()[name]):
-                raise UserError(f"{name}={value!r:.100} is not right: {fault}")
+                raise UserError(f"{name}={one_line(repr(value))[:100]} is not right: {fault}")
         return function(*given, **named)
 
     return call

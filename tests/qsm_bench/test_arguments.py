@@ -56,6 +56,12 @@ def test_what_is_right_comes_through_as_it_is() -> None:
         (("a", 1, 0), {}, "size=0 is not right: Input should be greater than 0"),
         (("a",), {"size": "2"}, "size='2' is not right: Input should be a valid integer"),
         (("a",), {"rows": 5}, "rows=5 is not right: Input should be iterable"),
+        (
+            (np.zeros((3, 3)),),
+            {},
+            "name=array([[0., 0., 0.], [0., 0., 0.], [0., 0., 0.]]) is not "
+            "right: it must be of type str",
+        ),
         (("a" * 500, None), {}, "count=None is not right: it must be of type int"),
     ],
 )
