@@ -41,6 +41,8 @@ UNKNOWN = "unknown"
 """The commit of a run that was not trained from a checkout."""
 DIRTY = "-dirty"
 """What a commit ends with if the checkout had changes that were not committed."""
+LONGEST_WHO = 200
+"""Characters of the name of who publishes a record."""
 ENDED = ("finished", "failed")
 """How the jobs of a record stand: a run that failed stays in it as failed."""
 
@@ -53,7 +55,7 @@ class Record(BaseModel):
     format: Literal[1] = FORMAT
     name: str
     """The name of the experiment that it was."""
-    who: Annotated[str, Field(min_length=1)]
+    who: Annotated[str, Field(min_length=1, max_length=LONGEST_WHO)]
     """Who published it."""
     began: str
     ended: str
@@ -249,7 +251,9 @@ def _open(place: Path) -> Source:
 def _parse(place: Path, text: bytes) -> Record:
     """Read ``record.json``. Raises UserError if it is damaged or of a later version."""
     content = parse_json(place / RECORD_FILE, text)
-    written = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise UserError(f"{place / RECORD_FILE} is damaged: it is no JSON object")
+    written = content.get("format")
     if type(written) is not int:
         raise UserError(f"{place / RECORD_FILE} is damaged: format is {written!r}")
     if written > FORMAT:

@@ -11,6 +11,7 @@ from typing import cast
 from qsm_bench.errors import UserError, did_you_mean
 from qsm_bench.exporters.folder import Output, update
 from qsm_bench.progress import FOLLOW_SECONDS, at_work
+from qsm_bench.record import LONGEST_WHO
 from qsm_bench.results import Results, load_results
 from qsm_bench.store import ExperimentStore
 
@@ -30,8 +31,10 @@ def export(
     nobody publishes, or a folder that holds something else.
     """
     outputs = outputs_in(to)
-    if who is not None and not who.strip():
-        raise UserError(f"--who {who!r}: give the name of who publishes it")
+    if who is not None and not (who.strip() and len(who) <= LONGEST_WHO):
+        raise UserError(
+            f"--who {who!r:.60}: give the name of who publishes it, up to {LONGEST_WHO} characters"
+        )
     if (to == "record") != (who is not None):
         needed = "needs --who, the name of who publishes it" if who is None else "has no --who"
         raise UserError(f"--to {to} {needed}")

@@ -186,6 +186,9 @@ def test_only_agents_that_have_ended_everywhere_are_in_it(tmp_path: Path) -> Non
 
 def test_a_record_has_who_publishes_it_and_nothing_else_has(tmp_path: Path) -> None:
     results = experiment_on_disk(tmp_path, "base")
+    for nobody in ("", " ", "x" * 201):
+        with pytest.raises(UserError, match="give the name of who publishes it"):
+            export(results, "record", tmp_path / "record", who=nobody)
     with pytest.raises(UserError, match="needs --who"):
         export(results, "record", tmp_path / "out")
     with pytest.raises(UserError, match="has no --who"):
@@ -238,6 +241,7 @@ STRANGE: list[tuple[dict[str, object], str]] = [
     ({"protocol": PROTOCOL.but(batch_size=9).model_dump(mode="json")}, "hash"),
     ({"who": 3}, "who is 3: "),
     ({"who": ""}, "who is '': "),
+    ({"who": "x" * 201}, "who is .*: String should have at most 200 characters"),
     ({"began": "yesterday"}, "began or ended at other times"),
     ({"protocol": PROTOCOL.but(settings={"discount": 0.9}).model_dump(mode="json")}, "hash"),
     (
@@ -262,6 +266,13 @@ def test_a_record_that_says_what_its_files_do_not_is_refused(
     with pytest.raises(UserError, match=fault) as error:
         load_record(published)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"record"'])
+def test_a_record_of_another_kind_of_json_is_refused(published: Path, content: str) -> None:
+    (published / "record.json").write_text(content)
+    with pytest.raises(UserError, match=r"record.json is damaged: it is no JSON object$"):
+        load_record(published)
 
 
 def write_zip_of_version(file: Path, version: int) -> None:
