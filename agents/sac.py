@@ -138,17 +138,13 @@ class SAC(TwinCriticLearner[SACConfig]):
 
     def policy(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Sample a = tanh(u), u Gaussian, with its log-density: [S, B, act] and [S, B]."""
-        mean, head = self.actor(observation).chunk(2, dim=-1)
-        log_std = self.log_std(head)
+        mean, log_std = self.actor(observation).chunk(2, dim=-1)
+        log_std = log_std.clamp(self.config.log_std_min, self.config.log_std_max)
         u = mean + log_std.exp() * noise
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh(u)^2), in a form that stays exact for large |u|.
         log_slope = 2 * (math.log(2) - u - functional.softplus(-2 * u))
         return u.tanh(), (log_normal - log_slope).sum(dim=-1)
-
-    def log_std(self, head: Tensor) -> Tensor:
-        """Return the Gaussian's log standard deviation, of the actor's second head: [S, B, act]."""
-        return head.clamp(self.config.log_std_min, self.config.log_std_max)
 
     @torch.no_grad()
     def act(self, observation: Tensor, *, explore: bool) -> Tensor:

@@ -74,7 +74,8 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
             "cost",
             "Wall-clock time of each cell's jobs, added up. The seeds of a job share one thread or "
             "device. Rates are those of one job, over all its seeds, and count training time "
-            "only.",
+            "only. Whatever else ran on the machine is in these times: they are no measurement of "
+            "speed.",
             cells,
             data,
         )
@@ -85,10 +86,11 @@ def cost(analysis: Analysis, drawing: Drawing) -> Section:
             Text(
                 f"The runs of {listed(recorded)} were trained elsewhere, at "
                 "another time and maybe on another machine: their times cannot be compared with "
-                "those of the other agents."
+                "those of the other agents, and are not in the next figure."
             )
         )
     curves = return_against_time(analysis)
+    curves = curves[~curves["agent"].isin(recorded)]
     if not curves.empty:
         blocks.append(
             drawing.picture(

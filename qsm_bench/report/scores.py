@@ -245,7 +245,7 @@ def _published(analysis: Analysis, published: Published) -> list[Block]:
         Bullets(
             [
                 f"{source.label} ({source.url}, {source.files} at {source.commit[:7]}): a step is "
-                f"{source.step}. Its protocol: {source.protocol}. Differences from ours: "
+                f"{source.step}. Its protocol: {source.protocol}. Differences from our defaults: "
                 f"{source.differs}."
                 for source in published.sources.values()
             ]
@@ -310,8 +310,6 @@ def limits(analysis: Analysis) -> Section:
         "says by how much). Verdicts do not depend on them.",
         f"Tasks: {listed(tasks_of(results))}. The intervals treat them as fixed, not as a sample "
         "of all tasks.",
-        "Other jobs ran on the same machine while times were measured: only large differences in "
-        "time mean anything.",
     ]
     held = {cell["task"]: cell["action_repeat"] for cell in results.cells}
     sentences += [

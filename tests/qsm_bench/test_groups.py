@@ -1,5 +1,6 @@
 """Groups of seeds: each is a job, and results read as if there were none."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -220,7 +221,7 @@ def test_states_name_the_seeds_where_a_job_has_several_jobs(grouped: Results) ->
 
 @pytest.mark.parametrize("wrong", [0, -1, "many", "1.5"])
 def test_a_number_of_seeds_that_is_none_is_refused(tmp_path: Path, wrong: int) -> None:
-    with pytest.raises(UserError, match="--seeds-per-job"):
+    with pytest.raises(UserError, match=f"^seeds_per_job={re.escape(repr(wrong))} is not right: "):
         run(tmp_path, per_job=wrong)
 
 

@@ -563,6 +563,9 @@ def test_the_seeds_needed_are_those_of_agents_that_can_get_some(
     agents = "sac[hidden_sizes=[8]] and td3[hidden_sizes=[8]]"
     assert f"more than 50 seeds of {agents} instead of 3 would be needed" in text
     assert "both were measured elsewhere" in text
+    times = (tmp_path / "report/data/return-against-time.csv").read_text()
+    assert "td3[hidden_sizes=[8]]" in times
+    assert "(base)" not in times  # from another machine
 
 
 def test_one_run_is_never_two(published: Path, tmp_path: Path) -> None:
