@@ -66,6 +66,7 @@ def test_the_page_of_the_record_quotes_its_reports(tmp_path: Path) -> None:
     rows = re.findall(r"^\|.*\|$", (DOCS / "record.md").read_text(), re.M)
     write_report(load_results(ROOT / "results", "simba-conditions"), tmp_path / "report")
     reports = (ROOT / "reports" / "record", tmp_path / "report")
+    assert len(rows) > 2
     of_record, of_simba = ((folder / "report.md").read_text().splitlines() for folder in reports)
     assert [row for row in rows if row not in of_record + of_simba] == []
     assert [row for row in rows if "SimBa" in row and row in of_simba]
