@@ -40,5 +40,6 @@ def _fault(value: Any, kind: Any) -> str | None:
             value, strict=True
         )
     except ValidationError as error:
-        return error.errors()[0]["msg"]
+        # Of a type with alternatives each has its own fault, and any of them would be right.
+        return " or ".join(dict.fromkeys(fault["msg"] for fault in error.errors()))
     return None

@@ -103,7 +103,8 @@ def same_runs(own: Results, theirs: Results) -> dict[str, str]:
     """Their agents of which a run has the numbers of one of ours: it is one run, not two.
 
     Each is given with the agent here that has it: of the same label, or of another for the same
-    trainer and settings. Two trainers whose actions both stay at a bound have equal returns, too,
+    trainer, whose settings are equal as far as both have them (older runs lack those that a trainer
+    got later). Two trainers whose actions both stay at a bound have equal returns, too,
     and are two. Runs whose returns are all the same number, such as 0 where nothing was learned,
     are not taken for one.
     """
@@ -112,15 +113,23 @@ def same_runs(own: Results, theirs: Results) -> dict[str, str]:
     both = both.assign(equal=both["return"] == both["return_here"])
     runs = both.groupby(["agent", "agent_here", "task", "seed"])
     same = runs["equal"].all() & (runs["return"].nunique() > 1)
-    trainers = [
-        {(cell["agent"], cell["task"]): (cell["agent_name"], cell["settings"]) for cell in cells}
+    trained, trained_here = (
+        {(cell["agent"], cell["task"]): cell for cell in cells}
         for cells in (theirs.cells, own.cells)
-    ]
+    )
     return {
         there: here
         for there, here, task, _ in same.index[same]
-        if there == here or trainers[0].get((there, task)) == trainers[1].get((here, task))
+        if there == here or _alike(trained[there, task], trained_here[here, task])
     }
+
+
+def _alike(cell: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two cells are of one trainer, and no setting that both have differs."""
+    settings, others = cell["settings"], other["settings"]
+    return cell["agent_name"] == other["agent_name"] and all(
+        settings[name] == others[name] for name in settings.keys() & others.keys()
+    )
 
 
 def conditions_of(cells: Sequence[Mapping[str, Any]]) -> Conditions:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from qsm_bench.counting import count
+from qsm_bench.counting import count, duration
 from qsm_bench.ending import ending
 from qsm_bench.errors import UserError, did_you_mean, naming
 from qsm_bench.executors import EXECUTORS, make_executor
@@ -724,7 +724,7 @@ def _show_plan(prepared: "PreparedRun", rivals: "Rivals | None") -> None:
 
     from qsm_bench.groups import seeds_text
     from qsm_bench.plan import calibrate, makespan
-    from qsm_bench.progress import duration, line_printer
+    from qsm_bench.progress import line_printer
     from qsm_bench.statistics.power import sentence, warning
 
     console = _console()
@@ -793,7 +793,6 @@ def _show_plan(prepared: "PreparedRun", rivals: "Rivals | None") -> None:
 def _next_stage(stages: Stages, jobs: Sequence[tuple[Sequence[int], float]], workers: int) -> str:
     """What the next stage takes by itself, of jobs with their seeds and seconds."""
     from qsm_bench.plan import makespan
-    from qsm_bench.progress import duration
 
     number = next(
         number

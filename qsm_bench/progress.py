@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qsm_bench.counting import count
+from qsm_bench.counting import count, duration
 from qsm_bench.ending import silence_output
 from qsm_bench.errors import UserError
 from qsm_bench.executors.slurm_queue import queued_tasks
@@ -198,16 +198,6 @@ def _failed_seeds(progress: dict[str, Any]) -> dict[int, SeedFailure]:
         return TypeAdapter(dict[int, SeedFailure]).validate_python(progress["failed_seeds"])
     except (LookupError, ValidationError):
         return {}
-
-
-def duration(seconds: float) -> str:
-    """Write seconds in words: 45 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def states_view(states: Sequence[JobState], width: int) -> RenderableType:

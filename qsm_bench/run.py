@@ -308,8 +308,8 @@ def prepare(
     store.refuse_other_stages(experiment)
     if counts and len(experiment.labels) < 2:
         raise UserError(
-            f"--seeds {','.join(map(str, counts))}: stages compare agents, and --agents has only "
-            f"one: give --seeds {counts[-1]}, or a second agent"
+            f"--seeds {','.join(map(str, counts))}: stages compare the agents of --agents, not "
+            f"those of a record, and there is only one: give --seeds {counts[-1]}, or another agent"
         )
     for job in {job.task: job for job in experiment.jobs}.values():
         close(make(job.environment))  # one that cannot be trained on is refused here

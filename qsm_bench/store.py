@@ -47,6 +47,7 @@ from qsm_bench.manifest import (
     refuse_later,
     refuse_other_protocol,
 )
+from qsm_bench.shipped import shipped
 from qsm_bench.stages import DECLARED_LATE, Stages, read_stages, text_of
 
 EXPERIMENT_FILE = "experiment.json"
@@ -197,6 +198,11 @@ class ExperimentStore:
         if not os.path.lexists(self.file):
             known = experiment_names(self.folder.parent)
             hint = did_you_mean(self.name, known) if known else "none has been run yet"
+            if os.path.lexists(shipped(self.name) / "record.json"):
+                hint = (
+                    f"{self.name} is a record that comes with the program; it is put beside an "
+                    f"experiment of yours: report NAME --beside {self.name}"
+                )
             raise UserError(f"no experiment {self.name!r} in {self.folder.parent}: {hint}")
         try:
             asked: dict[str, Any] = read_json(self.file)

@@ -74,7 +74,7 @@ def test_each_result_shown_is_the_published_reports(page: str) -> None:
 
 
 def test_the_answer_of_the_record_is_its_reports() -> None:
-    (answer,) = re.findall(r"The report's answer: \"(.*)\"", README)
+    (answer,) = re.findall(r"The report's answer:\n\n> (.*)\n", README)
     assert f"- {answer}\n" in (ROOT / "reports/record/report.md").read_text()
 
 

@@ -1,7 +1,6 @@
 """The first screen: which agent is better, and which cannot be told apart."""
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from qsm_bench.report.pairs import SETTLE_TITLE
 from qsm_bench.report.runs import MISSING_TITLE
 from qsm_bench.report.wording import BOOTSTRAP, NONE, interval, listed, number, span
 from qsm_bench.statistics.analysis import Analysis
-from qsm_bench.statistics.ranking import Ranking, open_groups
+from qsm_bench.statistics.ranking import Groups, Ranking, open_groups
 from qsm_bench.statistics.selection import AREA_UNDER_CURVE, Comparison, agents_of, failed_jobs
 from qsm_bench.statistics.settling import no_estimate
 from qsm_bench.statistics.significance import FALSE_ALARMS, names_better
@@ -26,7 +25,7 @@ MOST_NAMED = 4
 
 SEE_MISSING = f'see "{MISSING_TITLE}"'
 SEE_SETTLING = f'see "{SETTLE_TITLE}"'
-NO_STAGE = "the last stage has ended"
+NO_STAGE = "no seeds are to come, since the last stage has ended"
 
 
 def answer(said: Sequence[str], analysis: Analysis, drawing: Drawing) -> Section:
@@ -53,6 +52,8 @@ def sentences(analysis: Analysis) -> list[str]:
     absent = _absent(analysis)
     if len(agents) == 1:
         return [*absent, f"Only {agents[0]} has runs to compare: there are no pairs."]
+    if not analysis.comparison.pairs:
+        return [*absent, "The agents of a record are not compared with each other."]
     if pairs.empty:
         return [
             *absent,
@@ -64,11 +65,17 @@ def sentences(analysis: Analysis) -> list[str]:
         seeds = span([*pairs["seeds_better"], *pairs["seeds_worse"]])
         runs = f"{seeds} seed{'s' * (seeds != '1')} on {_tasks(pairs)}"
         which = "the two agents" if len(agents) == 2 else "any two agents"
+        if analysis.comparison.recorded:
+            which = "an agent of yours and another one"
         ended = analysis.stages_to_come == []
         return [
             *absent,
             f"So few runs ({runs}) could not have told {which} apart, whatever their returns. "
-            + ("The last stage has ended." if ended else f"What would: {SEE_SETTLING}."),
+            + (
+                "No seeds are to come, since the last stage has ended."
+                if ended
+                else f"What would: {SEE_SETTLING}."
+            ),
         ]
     better = _better(analysis)
     when = "" if better else f" {_when(analysis.comparison)}"
@@ -130,27 +137,51 @@ def _open(analysis: Analysis, when: str) -> str:
     needs, most = analysis.settling, analysis.most_seeds
     if needs.empty:
         return ""
+    needed = _needed(needs.iloc[0], most) if len(needs) == 1 else _range_needed(needs, most)
     groups = open_groups(analysis.ranking.agents, analysis.pairs)
-    first, *others = [listed(group) for group in groups]
-    if len(groups) == 1 and len(groups[0]) == 2:
-        return f"{first} cannot be told apart{when}: {_needed(needs.iloc[0], most)}."
-    if len(groups) > MOST_NAMED or max(map(len, groups)) > MOST_NAMED:
+    own = _own_groups(groups, analysis.comparison.recorded)
+    if len(own) > MOST_NAMED or max(map(len, own)) > MOST_NAMED:
         pairs, agents = len(analysis.pairs), len(analysis.comparison.agents)
         apart = (
             f"No two of the {agents} agents can be told apart"
             if len(groups) == 1 and len(groups[0]) == agents
             else f"{len(needs)} of {pairs} pairs of agents cannot be told apart"
         )
-        return f"{apart}{when}: {_range_needed(needs, most)}."
-    also = "".join(f"; nor can {group}" for group in others)
-    return f"{first} cannot be told apart{when}{also}: {_range_needed(needs, most)}."
+        return f"{apart}{when}: {needed}."
+    (first, apart_from), *others = own.items()
+    also = "".join(f"; nor can {listed(group)}{_from(group, them)}" for group, them in others)
+    said = f"{listed(first)} cannot be told apart{_from(first, apart_from)}{when}{also}"
+    return f"{said}: {needed}."
+
+
+def _own_groups(groups: Groups, recorded: Collection[str]) -> dict[tuple[str, ...], list[str]]:
+    """The agents of each group that are of no record, and those of a record that are not told apart
+    from any of them. Two of a record are in no group together, since no such pair is tested.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for group in groups:
+        own = tuple(agent for agent in group if agent not in recorded)
+        found.setdefault(own, []).extend(agent for agent in group if agent in recorded)
+    return found
+
+
+def _from(own: Sequence[str], recorded: Sequence[str]) -> str:
+    """From which agents of a record those of a group cannot be told apart; empty if from none."""
+    if not recorded:
+        return ""
+    theirs = (
+        listed(recorded) if len(recorded) <= MOST_NAMED else f"{len(recorded)} agents of the record"
+    )
+    return f" from {theirs}" if len(own) == 1 else f" from each other, nor from {theirs}"
 
 
 def _not_compared(analysis: Analysis) -> str:
     """Count the pairs without a common task. What is in no stage's plan is said elsewhere."""
-    agents = analysis.comparison.agents
-    planned = [a for a in agents if analysis.stages is None or a in analysis.stages.agents]
-    missing = sum(not analysis.comparison.shared_tasks(*p) for p in combinations(planned, 2))
+    comparison, stages = analysis.comparison, analysis.stages
+    planned = set(comparison.agents if stages is None else stages.agents)
+    missing = sum(
+        not comparison.shared_tasks(*pair) for pair in comparison.pairs if planned.issuperset(pair)
+    )
     if not missing:
         return ""
     have = "has" if missing == 1 else "have"
@@ -207,7 +238,10 @@ def _range_needed(needs: pd.DataFrame, most: int) -> str:
     needed = span(known) if len(known) else f"more than {most}"
     if 0 < len(known) < len(estimated):
         needed = f"{known.min()} to more than {most}"
-    return f"{needed} seeds{of} instead of {now} would be needed{where}, {SEE_SETTLING}"
+    return (
+        f"{needed} seeds{of} instead of {now} would be needed{where} to see differences like these "
+        f"4 times in 5, {SEE_SETTLING}"
+    )
 
 
 def _named(agents: Sequence[str]) -> str:
@@ -264,6 +298,8 @@ def _ranking(ranked: Ranking, comparison: Comparison, drawing: Drawing) -> tuple
 def _about(ranked: Ranking, comparison: Comparison, apart: str) -> str:
     """The caption: what the values are, what tells agents apart, and what a line stands for."""
     told = "Who is told apart depends on exact permutation tests"
+    if comparison.recorded:
+        told += " of pairs with an agent that is not the record's"
     if ranked.measure.startswith("IQM"):
         used, all_tasks = int(ranked.table["tasks"].max()), len(comparison.tasks)
         of = "" if used == all_tasks else f" of {all_tasks}"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qsm_bench.counting import count
+from qsm_bench.counting import count, duration
 from qsm_bench.report import figures, staging
 from qsm_bench.report.document import Block, Fold, Section, Table, Text
 from qsm_bench.report.drawing import Drawing
@@ -38,7 +38,7 @@ def settling(analysis: Analysis) -> Section:
             ),
             "seeds now": _both(row["seeds_first"], row["seeds_second"]),
             "seeds needed": _needed(row, most),
-            "added cost here (hours)": number(row["seconds"] / 3600, 2),
+            "added cost here": NONE if np.isnan(row["seconds"]) else duration(row["seconds"]),
         }
         for row in table.to_dict("records")
     )
@@ -47,10 +47,10 @@ def settling(analysis: Analysis) -> Section:
         [
             Table(
                 "settling",
-                "Seeds of each agent with which the pair would get a verdict in 4 of 5 "
-                "experiments, if runs were distributed as those at hand: simulated by drawing runs "
-                f"of each task anew. {_tried(analysis)} Cost: training and "
-                "evaluation of the added seeds of both agents, on one core or device as used here. "
+                "Seeds needed: those of each agent, or of the one that is named, with which the "
+                "pair would get a verdict in 4 of 5 experiments, if runs were distributed as those "
+                f"at hand: simulated by drawing runs of each task anew. {_tried(analysis)} Cost: "
+                "training and evaluation of the added seeds, on one core or device as used here. "
                 "Seeds added for one pair serve the agent's other pairs, too.",
                 cells,
                 table,
@@ -119,10 +119,10 @@ def pairs(analysis: Analysis, drawing: Drawing) -> Section:
         ),
         Table(
             "pairs",
-            f"Every pair. {BOOTSTRAP} p: exact permutation test of the hypothesis that the two "
-            "agents are equal, with Holm's adjustment over all pairs. Verdicts depend on p only. "
-            f"If all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name a better "
-            "one."
+            f"{_which(analysis)} {BOOTSTRAP} p: exact permutation test of the hypothesis that the "
+            "two agents are equal, with Holm's adjustment over these pairs. Verdicts depend on p "
+            f"only. If all agents are equal, at most {FALSE_ALARMS:.0%} of experiments name a "
+            "better one."
             + (
                 " Needed: the probabilities that would have been enough for a verdict with so "
                 "many runs."
@@ -136,6 +136,13 @@ def pairs(analysis: Analysis, drawing: Drawing) -> Section:
     ]
     title = f"{count(len(table), 'pair')} of agents, {count(found, 'verdict')}"
     return Section("Pairs", [Fold(title, blocks)])
+
+
+def _which(analysis: Analysis) -> str:
+    """Which pairs there are."""
+    if analysis.comparison.recorded:
+        return "Every pair but those of two agents of the record."
+    return "Every pair."
 
 
 def _pair_cells(table: pd.DataFrame) -> pd.DataFrame:

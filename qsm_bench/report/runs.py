@@ -227,7 +227,8 @@ def what_ran(results: Results) -> Section:
     for name, caption, part in (
         (
             "settings-different",
-            f"Settings that differ between agents; {NONE}: the agent does not have it.",
+            f"Settings that differ between agents; {NONE}: the agent does not have it, or it "
+            "was added after the agent was trained.",
             different,
         ),
         ("settings-same", "Settings that all agents share.", same),

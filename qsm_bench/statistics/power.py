@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import sqrt
+from math import comb, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -33,6 +33,10 @@ class Rivals:
     """Of the agent that has the fewest."""
     tasks: int
     """Those on which they are compared."""
+
+    def pairs(self, agents: int) -> int:
+        """The number of pairs of ``agents`` others and of each of them with each of these."""
+        return comb(agents, 2) + agents * self.agents
 
 
 @cache
@@ -74,16 +78,15 @@ def sentence(
 
     Beside a record it is what it can show of an agent of the plan and one of its ``rivals``.
     """
-    them, of_yours, others = _two_of(agents), "", None
+    them, of_yours, others, pairs = _two_of(agents), "", None, comb(agents, 2)
     plan = f"With {count(seeds, 'seed')} on {count(tasks, 'task')}"
     if rivals:
-        agents, tasks, others = agents + rivals.agents, rivals.tasks, rivals.seeds
+        tasks, others, pairs = rivals.tasks, rivals.seeds, rivals.pairs(agents)
         them, of_yours = "an agent of yours and one of the record's", " of yours"
         plan = (
             f"With {count(seeds, 'seed')} of yours and {others} of the record's on "
             f"{count(tasks, 'task')}"
         )
-    pairs = agents * (agents - 1) // 2
     now, more = (improvement_detected(n, tasks, pairs, level, others) for n in (seeds, 2 * seeds))
     found = "are told apart in 4 of 5 experiments if the true probability of improvement is"
     twice = f"with {2 * seeds} seeds{of_yours}"
@@ -97,8 +100,7 @@ def sentence(
 
 def warning_beside(agents: int, seeds: int, rivals: Rivals) -> str | None:
     """Say so if no outcome can tell an agent of the plan and one of its rivals apart."""
-    total = agents + rivals.agents
-    level = FALSE_ALARMS / (total * (total - 1) // 2)
+    level = FALSE_ALARMS / rivals.pairs(agents)
     if smallest_p(seeds, rivals.seeds, rivals.tasks) <= level:
         return None
     return sentence(agents, seeds, rivals.tasks, rivals=rivals)
@@ -111,7 +113,7 @@ def warning(agents: int, tasks: int, counts: Sequence[int], shares: Sequence[flo
     stages is one of a single one. Up to the first stage that can give a verdict, all pairs are
     open, so their number is known.
     """
-    pairs = agents * (agents - 1) // 2
+    pairs = comb(agents, 2)
     if not pairs:
         return None
     enough = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import comb
 from string import ascii_lowercase
 
@@ -11,7 +12,11 @@ import pandas as pd
 
 from qsm_bench.statistics.estimates import bootstrap, interquartile_mean
 from qsm_bench.statistics.selection import AREA_UNDER_CURVE, FINAL, Comparison, FloatArray
-from qsm_bench.statistics.significance import names_better
+from qsm_bench.statistics.significance import (
+    names_better,
+    probability_of_improvement,
+    with_tasks,
+)
 
 Groups = tuple[tuple[str, ...], ...]
 BOUNDS = ("value", "low", "high", "area", "area_low", "area_high")
@@ -52,7 +57,8 @@ def ranking(comparison: Comparison, aggregates: pd.DataFrame, pairs: pd.DataFram
 
     The values are interquartile means (IQM) of normalized scores. If no task has scores of all
     agents, but they share one task, the values are IQMs of the returns there. Otherwise, an agent's
-    value is its probability of improvement, averaged over the other agents; it has no interval.
+    value is its probability of improvement, averaged over the other agents with a common task; it
+    has no interval.
     """
     shared = comparison.shared_tasks(*comparison.agents)
     if not aggregates.empty:
@@ -60,7 +66,7 @@ def ranking(comparison: Comparison, aggregates: pd.DataFrame, pairs: pd.DataFram
     elif len(shared) == 1 and comparison.agents:
         measure, values = f"IQM of returns on {shared[0]}", _of_returns(comparison, shared[0])
     else:
-        measure, values = "mean probability of improvement", _of_pairs(comparison, pairs)
+        measure, values = "mean probability of improvement", _of_improvement(comparison)
     values = values.sort_values("value", ascending=False, kind="stable", ignore_index=True)
     agents = list(values["agent"])
     groups = groups_without_verdict(agents, pairs)
@@ -127,12 +133,16 @@ def _of_returns(comparison: Comparison, task: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["agent", *BOUNDS, "seeds", "tasks"])
 
 
-def _of_pairs(comparison: Comparison, pairs: pd.DataFrame) -> pd.DataFrame:
+def _of_improvement(comparison: Comparison) -> pd.DataFrame:
+    against: dict[str, list[float]] = {agent: [] for agent in comparison.agents}
+    for first, second, tasks in with_tasks(comparison, [*combinations(comparison.agents, 2)]):
+        runs = [comparison.final_returns(agent, tasks) for agent in (first, second)]
+        probability = float(probability_of_improvement(*runs)[0])
+        against[first].append(probability)
+        against[second].append(1 - probability)
     rows = []
-    for agent in comparison.agents:
-        ahead = pairs["probability"][pairs["better"] == agent]
-        behind = 1 - pairs["probability"][pairs["worse"] == agent]
-        value = pd.concat([ahead, behind]).astype(float).mean()
+    for agent, probabilities in against.items():
+        value = np.mean(probabilities) if probabilities else np.nan
         seeds = [len(runs.seeds) for (a, _), runs in comparison.runs.items() if a == agent]
         rows.append((agent, value, *[np.nan] * 5, min(seeds), len(seeds)))
     return pd.DataFrame(rows, columns=["agent", *BOUNDS, "seeds", "tasks"])

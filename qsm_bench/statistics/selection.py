@@ -63,6 +63,13 @@ class Comparison:
     score_ranges: Mapping[str, ScoreRange | None]
     left_out: tuple[str, ...]
     """A sentence for everything that is missing from ``runs``, the aggregates or a pair."""
+    recorded: frozenset[str] = frozenset()
+    """The agents of a record: they are compared with the others, and not with each other."""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every two agents that are compared, whether or not they share a task."""
+        return [pair for pair in combinations(self.agents, 2) if not self.recorded.issuperset(pair)]
 
     def shared_tasks(self, *agents: str) -> tuple[str, ...]:
         """The tasks on which all of ``agents`` have runs."""
@@ -189,6 +196,7 @@ def select_runs(results: Results) -> Comparison:
         runs=runs,
         score_ranges=_score_ranges(results),
         left_out=(),
+        recorded=frozenset(results.beside.agents),
     )
     left_out += _left_out_of_aggregates(comparison, results)
     left_out += _left_out_of_balance(comparison)
@@ -358,7 +366,7 @@ def _left_out_of_aggregates(comparison: Comparison, results: Results) -> list[st
 def _left_out_of_balance(comparison: Comparison) -> list[str]:
     """Sentences for the seeds that ``Comparison.balanced`` leaves out of aggregates and pairs."""
     uses = [("the aggregates", agent, comparison.aggregate_tasks) for agent in comparison.agents]
-    for pair in combinations(comparison.agents, 2):
+    for pair in comparison.pairs:
         for agent, other in (pair, pair[::-1]):
             uses.append((f"the pair with {other}", agent, comparison.shared_tasks(*pair)))
     without: dict[tuple[str, str, int], list[str]] = {}

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
-from itertools import combinations, permutations, product
+from itertools import permutations, product
 from math import comb, factorial, sqrt
 from statistics import NormalDist
 from typing import Any
@@ -28,10 +28,12 @@ DIRECT_PRODUCTS = 4e9
 
 
 def compare_all_pairs(comparison: Comparison) -> pd.DataFrame:
-    """Apply ``compare_pairs`` to every pair of agents, on the tasks on which both have runs."""
-    return compare_pairs(
-        comparison, with_tasks(comparison, list(combinations(comparison.agents, 2)))
-    )
+    """Apply ``compare_pairs`` to ``Comparison.pairs``, on the tasks on which both have runs.
+
+    Two agents of a record are no pair: whoever adds an agent asks how it compares with them. Its
+    pairs are then fewer, so a smaller difference is enough for a verdict.
+    """
+    return compare_pairs(comparison, with_tasks(comparison, comparison.pairs))
 
 
 def with_tasks(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> list[AgentPair]:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from qsm_bench.report.answer import _warnings, sentences
 from qsm_bench.report.document import Table
 from qsm_bench.report.pairs import settling
-from qsm_bench.results import Results
+from qsm_bench.results import Beside, Results
 from qsm_bench.statistics import estimates
 from qsm_bench.statistics.analysis import Analysis
-from qsm_bench.statistics.significance import names_better
+from qsm_bench.statistics.significance import holm, names_better, permutation_test
 from tests.qsm_bench.synthetic import make_results
 
 
@@ -88,7 +88,8 @@ def test_several_open_pairs_share_a_sentence() -> None:
     names = "|".join(f"{a}, {b} and {c}" for a, b, c in permutations(("qsm", "sac", "td3")))
     assert re.fullmatch(
         rf"({names}) cannot be told apart at 10,000 steps: (\d+ to )?(more than )?\d+ seeds "
-        r'instead of 5 would be needed, see "What would settle it"\.',
+        r"instead of 5 would be needed to see differences like these 4 times in 5, see "
+        r'"What would settle it"\.',
         sentence,
     )
     (sentence,) = said(dict.fromkeys("abcdefg", 0.0))
@@ -188,6 +189,59 @@ def without(found: Results, cells: Sequence[tuple[str, str]]) -> Results:
     keep = [cell not in cells for cell in zip(rows["agent"], rows["task"], strict=True)]
     found.evaluations.drop(rows.index[~np.array(keep)], inplace=True)
     return found
+
+
+def beside(found: Results, *recorded: str) -> Analysis:
+    """Take these agents as those of a record."""
+    return Analysis(replace(found, beside=Beside("a record", recorded)))
+
+
+def test_beside_a_record_the_answer_is_about_the_others() -> None:
+    found = results({"mine": 10, "r1": 0, "r2": 20, "r3": 20.1})
+    analysis = beside(found, "r1", "r2", "r3")
+    assert {frozenset(pair) for pair in analysis.comparison.pairs} == {
+        frozenset({"mine", rival}) for rival in ("r1", "r2", "r3")
+    }
+    text = sentences(analysis)
+    assert len(text) == 1
+    assert re.fullmatch(
+        r"(r2 and r3|r3 and r2) are better than mine at 10,000 steps; mine is better than r1\.",
+        text[0],
+    )
+    (sentence,) = sentences(beside(results({"mine": 0.1, "r1": 0, "r2": 0.2}), "r1", "r2"))
+    assert re.match(
+        r"mine cannot be told apart from (r1 and r2|r2 and r1) at 10,000 steps: .* seeds of mine ",
+        sentence,
+    )
+    (sentence,) = sentences(beside(results({"r1": 0, "x": 0.1, "y": 0.2}), "r1"))
+    assert re.match(
+        r"(x and y|y and x) cannot be told apart from each other, nor from r1 at 10,000 ", sentence
+    )
+    (sentence,) = sentences(beside(results({"mine": 0, "r1": 0.1}), "r1"))
+    assert re.match(r"mine cannot be told apart from r1 at 10,000 steps: .* of mine ", sentence)
+    others = [f"r{i}" for i in range(7)]
+    (sentence,) = sentences(beside(results(dict.fromkeys(["mine", *others], 0.0)), *others))
+    assert sentence.startswith("mine cannot be told apart from 7 agents of the record at 10,000")
+
+
+def test_pairs_of_a_record_take_no_part_in_holms_procedure() -> None:
+    found = results({"mine": 0.8, "r1": 0, "r2": 0.1, "r3": 0.2})
+    everyone, own = Analysis(found).pairs, beside(found, "r1", "r2", "r3").pairs
+    assert (len(everyone), len(own)) == (6, 3)
+    comparison = Analysis(found).comparison
+    raw = [
+        permutation_test(*(comparison.final_returns(a, ("a", "b", "c")) for a in pair))[0]
+        for pair in own[["better", "worse"]].to_numpy().tolist()
+    ]
+    assert list(own["p"]) == list(holm(np.array(raw)))
+
+
+def test_a_record_alone_has_no_pair() -> None:
+    gone = without(results({"mine": 0, "r1": 1, "r2": 9}, "a"), [("mine", "a")])
+    assert sentences(beside(gone, "r1", "r2")) == [
+        'mine has no run to compare: see "What failed, diverged or is missing".',
+        "The agents of a record are not compared with each other.",
+    ]
 
 
 def test_agents_without_a_common_task_are_not_said_to_be_compared() -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,7 +24,12 @@ ENTRIES = (
 
 @refusing_wrong_types
 def example(
-    name: str, count: int = 1, size: PositiveInt | None = None, *, rows: Iterable[int] = ()
+    name: str,
+    count: int = 1,
+    size: PositiveInt | None = None,
+    *,
+    rows: Iterable[int] = (),
+    at_once: int | Literal["auto"] = "auto",
 ) -> list[Any]:
     return [name, count, size, list(rows)]
 
@@ -55,6 +60,11 @@ def test_what_is_right_comes_through_as_it_is() -> None:
         (("a", "b"), {}, "count='b' is not right: it must be of type int"),
         (("a", 1, 0), {}, "size=0 is not right: Input should be greater than 0"),
         (("a",), {"size": "2"}, "size='2' is not right: Input should be a valid integer"),
+        (
+            ("a",),
+            {"at_once": "all"},
+            "at_once='all' is not right: Input should be a valid integer or Input should be 'auto'",
+        ),
         (("a",), {"rows": 5}, "rows=5 is not right: Input should be iterable"),
         (
             (np.zeros((3, 3)),),

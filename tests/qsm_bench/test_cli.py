@@ -185,6 +185,11 @@ WRONG = {
     },
     "an experiment without a name": (run("--name="), "experiment name ''"),
     "the report of none": (("report", "none"), "no experiment 'none'"),
+    "the report of the program's own record": (
+        ("report", "record"),
+        "record is a record that comes with the program; it is put beside an experiment of yours: "
+        "report NAME --beside record",
+    ),
     "the status of none": (("status", "none"), "no experiment 'none'"),
     "the status of a path": (("status", "../none"), "experiment name '../none'"),
     "the report of a path": (("report", "/none"), "experiment name '/none'"),

@@ -30,6 +30,8 @@ from qsm_bench.external import (
 )
 from qsm_bench.report import write_report
 from qsm_bench.report.compare import write_comparison
+from qsm_bench.report.document import Table
+from qsm_bench.report.pairs import settling
 from qsm_bench.results import Results, load_results
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import select_runs
@@ -309,6 +311,17 @@ def test_curves_declared_equal_are_compared_as_one_more_agent() -> None:
     same = pairs[pairs["better"].isin(["qsm", "them (external)"])]
     same = same[same["worse"].isin(["qsm", "them (external)"])]
     assert same["probability"].tolist() == [0.5]
+
+
+def test_two_imported_agents_are_promised_no_seeds() -> None:
+    results = with_external(
+        *(curve(task, OURS, label=who, equal=True) for task in TASKS for who in ("they", "them"))
+    )
+    (table, _) = settling(Analysis(results)).blocks
+    assert isinstance(table, Table)
+    both = table.cells[["agent", "other agent"]].isin(["they (external)", "them (external)"])
+    (needed,) = table.cells.loc[both.all(axis=1), "seeds needed"]
+    assert needed == "both were measured elsewhere"
 
 
 @pytest.mark.parametrize(

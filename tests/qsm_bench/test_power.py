@@ -1,5 +1,6 @@
 """What a plan can show, held against the test that the report applies."""
 
+from itertools import combinations
 from math import sqrt
 from statistics import NormalDist
 from unittest.mock import patch
@@ -56,7 +57,7 @@ def test_so_few_runs_tell_nothing() -> None:
 def test_beside_a_record_its_own_number_of_seeds_counts(
     seeds: int, others: int, tasks: int
 ) -> None:
-    probability = improvement_detected(seeds, tasks, 6, others=others)
+    probability = improvement_detected(seeds, tasks, 3, others=others)
     assert probability is not None
     shift = sqrt(2) * NormalDist().inv_cdf(probability)
     rng = np.random.default_rng(1)
@@ -64,7 +65,7 @@ def test_beside_a_record_its_own_number_of_seeds_counts(
     for _ in range(400):
         better, worse = (rng.standard_normal((n, tasks)) for n in (seeds, others))
         p, _ = permutation_test(better + shift, worse)
-        found += p <= FALSE_ALARMS / 6
+        found += p <= FALSE_ALARMS / 3
     assert abs(found / 400 - POWER) < 5 * sqrt(POWER * (1 - POWER) / 400)
     said = sentence(1, seeds, 9, rivals=Rivals(3, others, tasks))
     assert said.startswith(
@@ -72,6 +73,16 @@ def test_beside_a_record_its_own_number_of_seeds_counts(
         f"yours and one of the record's are told apart in 4 of 5 experiments if the true "
         f"probability of improvement is {probability:.2f} or more; with {2 * seeds} seeds of yours"
     )
+
+
+@pytest.mark.parametrize("agents", [1, 2, 4])
+@pytest.mark.parametrize("rivals", [1, 3])
+def test_pairs_beside_a_record_are_those_with_an_agent_of_the_plan(
+    agents: int, rivals: int
+) -> None:
+    everyone = [*range(agents), *["theirs"] * rivals]
+    pairs = [pair for pair in combinations(everyone, 2) if set(pair) != {"theirs"}]
+    assert Rivals(rivals, 5, 6).pairs(agents) == len(pairs)
 
 
 def test_a_record_of_one_seed_on_one_task_tells_nothing() -> None:

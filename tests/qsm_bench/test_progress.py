@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from qsm_bench import heartbeat, progress, worker
+from qsm_bench.counting import duration
 from qsm_bench.heartbeat import Heartbeat
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.plan import makespan
-from qsm_bench.progress import Display, JobState, duration, job_state, states_view
+from qsm_bench.progress import Display, JobState, job_state, states_view
 from qsm_bench.protocol import Protocol
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import make_experiment, make_job
