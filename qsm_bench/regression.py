@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from agents.registry import built_in_trainers, find_agent
+from agents.speed.toolchain import why_not_compiled
 from qsm_bench.errors import UserError, reason_of
 from qsm_bench.executors import Local
 from qsm_bench.experiment import AgentEntry, Experiment, Job, settings_on
@@ -107,7 +108,7 @@ class Finding:
         return self.verdict in ("worse", "failed")
 
 
-def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
+def experiments(seeds: Sequence[int], *, compiled: bool = False) -> Iterator[Experiment]:
     """The regression's experiments, one for each task."""
     for task in SMALL_TASKS:
         yield Experiment(
@@ -116,6 +117,7 @@ def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
             tasks=(task.name,),
             groups=(tuple(seeds),),
             protocol=task.protocol(),
+            compiled=compiled,
         )
 
 
@@ -189,10 +191,10 @@ def run(
 
 
 def prepare(root: Path, seeds: Sequence[int]) -> list[JobFolder]:
-    """Create the folders of all jobs under ``root``."""
+    """Create the folders of all jobs under ``root``. Updates are compiled where they can be."""
     return [
         job
-        for experiment in experiments(seeds)
+        for experiment in experiments(seeds, compiled=why_not_compiled("cpu") is None)
         for job in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
     ]
 
@@ -314,13 +316,13 @@ def _completed(job: dict[str, Any]) -> Job:
 
 
 def _what_decides(job: Job) -> dict[str, Any]:
-    """The part of a job that affects its scores.
+    """The part of a job that affects its scores, but for rounding.
 
     The label and the protocol's settings are left out, since the job's own settings contain them.
+    So is whether updates are compiled, since they are then the same but for rounding.
     """
-    return job.model_dump(
-        mode="json", exclude={"seeds": True, "agent": True, "protocol": {"settings"}}
-    )
+    left_out = {"seeds": True, "agent": True, "compiled": True, "protocol": {"settings"}}
+    return job.model_dump(mode="json", exclude=left_out)
 
 
 def scores_of(root: Path, experiment: Experiment) -> pd.DataFrame:
