@@ -62,6 +62,12 @@ def build(name: str, device: torch.device = CPU, **settings: Any) -> Any:
     if issubclass(registered.agent, DiffusionAgent):
         # The learning rate falls to 0 within the updates that are made.
         asked = {"diffusion_steps": 3, **asked, "actor_decay_updates": UPDATES - 1}
+        # Presets have up to 500 draws and 20 steps: of so many there is nothing else to see.
+        asked |= {
+            name: min(asked[name], most)
+            for name, most in (("samples", 20), ("diffusion_steps", 5))
+            if name in asked
+        }
     agent: Any = registered.agent(
         registered.agent.config_class(**asked), OBSERVATION, ACTION, SEEDS, device
     )

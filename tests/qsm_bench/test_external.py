@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from qsm_bench.report.compare import write_comparison
 from qsm_bench.report.document import Table
 from qsm_bench.report.pairs import settling
 from qsm_bench.results import Results, load_results
+from qsm_bench.statistics import estimates
 from qsm_bench.statistics.analysis import Analysis
 from qsm_bench.statistics.selection import select_runs
 from qsm_bench.store import ExperimentStore
@@ -41,6 +42,13 @@ from tests.qsm_bench.jobs import make_experiment
 from tests.qsm_bench.synthetic import made_up_returns, make_results
 
 THEIRS = "step,reward,seed\n0,1.5,1\n20,3.0,1\n40,5.5,1\n0,2.5,2\n20,nan,2\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_replications() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimates, "REPLICATIONS", 40)
+        yield
 
 
 @pytest.fixture

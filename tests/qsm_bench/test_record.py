@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from qsm_bench.record import find_record, known_records, load_record, read_recor
 from qsm_bench.report import write_report
 from qsm_bench.results import Results, load_results
 from qsm_bench.shipped import shipped
+from qsm_bench.statistics import estimates
 from qsm_bench.statistics.selection import agents_of, select_runs
 from qsm_bench.statistics.significance import compare_all_pairs
 from qsm_bench.store import ExperimentStore
@@ -43,6 +44,13 @@ from tests.qsm_bench.jobs import EVAL_EVERY, PROTOCOL, make_experiment
 
 TASKS = ("four-goals", "linear-quadratic")
 LEVEL = {"sac": 0.0, "td3": 100.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_replications() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimates, "REPLICATIONS", 40)
+        yield
 
 
 def experiment_on_disk(

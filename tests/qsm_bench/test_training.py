@@ -71,7 +71,7 @@ def test_stopped_in_warm_up_in_training_and_in_evaluation_leaves_the_same_bytes(
 
 @pytest.mark.slow
 @each_agent
-@settings(max_examples=20)
+@settings(max_examples=8)  # of each of eleven trainers
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 120)), min_size=1, max_size=3),
     st.sampled_from([1, 7, EVAL_EVERY, 1000]),

@@ -29,7 +29,12 @@ needs_compiler = pytest.mark.skipif(
 def build(path: str, device: torch.device = CPU, **settings: Any) -> Any:
     """Build an agent whose parts, which no protocol names, a test may look into."""
     agent = find_agent(path).agent
-    config = agent.config_class(**{"hidden_sizes": (24, 24), **settings})
+    asked = {"hidden_sizes": (24, 24), **settings}
+    # Each step of a chain is compiled anew: two have all that more of them have.
+    for chain in ("diffusion_steps", "action_steps"):
+        if hasattr(agent.config_class, chain):
+            asked = {chain: 2, **asked}
+    config = agent.config_class(**asked)
     return agent(config, 3, 2, SEEDS, device)
 
 
