@@ -11,9 +11,11 @@ run: $(VENV)/installed
 	$(BIN)/python -m qsm_bench run --agents $(AGENTS) --suite $(SUITE)
 	$(BIN)/python -m qsm_bench report $(SUITE)
 
-# On all cores; the tests of a file stay together, for what they share.
+# On all cores, and one test more, as many wait for jobs. The tests of a file stay together, for what
+# they share.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --dist loadfile \
+		--numprocesses $$($(BIN)/python -c "import os; print((os.cpu_count() or 1) + 1)")
 
 # The hooks of .pre-commit-config.yaml on every file: style and types.
 check: $(VENV)/installed

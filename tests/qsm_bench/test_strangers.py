@@ -22,6 +22,7 @@ from qsm_bench.executors import processes
 from qsm_bench.heartbeat import start_of, this_machine
 from qsm_bench.job_folder import JobFolder
 from qsm_bench.process import REFUSED
+from qsm_bench.statistics import estimates
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import EVAL_EVERY, STEPS, WARMUP, after, make_experiment
 
@@ -52,6 +53,13 @@ def work(job_folder: JobFolder, stop: Never | None = None) -> int:
     except SystemExit as ended:
         return int(str(ended.code))
     return 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_replications() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(estimates, "REPLICATIONS", 40)
+        yield
 
 
 @pytest.fixture(scope="session")
