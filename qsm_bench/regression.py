@@ -321,8 +321,10 @@ def _what_decides(job: Job) -> dict[str, Any]:
     The label and the protocol's settings are left out, since the job's own settings contain them.
     So is whether updates are compiled, since they are then the same but for rounding.
     """
-    left_out = {"seeds": True, "agent": True, "compiled": True, "protocol": {"settings"}}
-    return job.model_dump(mode="json", exclude=left_out)
+    return job.model_dump(
+        mode="json",
+        exclude={"seeds": True, "agent": True, "compiled": True, "protocol": {"settings"}},
+    )
 
 
 def scores_of(root: Path, experiment: Experiment) -> pd.DataFrame:

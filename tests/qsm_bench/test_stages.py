@@ -758,7 +758,7 @@ def test_what_would_settle_it_is_a_stage_to_come(tmp_path: Path) -> None:
 
 def test_after_the_last_stage_no_seeds_are_said_to_be_needed(tmp_path: Path) -> None:
     text = text_of_report(go(tmp_path), tmp_path)
-    assert re.search("(sac and qsm|qsm and sac) cannot be told apart: the last stage has end", text)
+    assert re.search("(sac and qsm|qsm and sac) cannot be told apart: no seeds are to come", text)
     assert "The last stage has ended, so no seeds are to come." in text
     assert "| none to come |" in text
 
