@@ -309,7 +309,8 @@ def prepare(
     if counts and len(experiment.labels) < 2:
         raise UserError(
             f"--seeds {','.join(map(str, counts))}: stages compare the agents of --agents, not "
-            f"those of a record, and there is only one: give --seeds {counts[-1]}, or another agent"
+            "those of a record, and there is only one: "
+            f"give --seeds {counts[-1]}, or a second agent"
         )
     for job in {job.task: job for job in experiment.jobs}.values():
         close(make(job.environment))  # one that cannot be trained on is refused here
