@@ -15,7 +15,7 @@ run: $(VENV)/installed
 # they share.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --dist loadfile \
-		--numprocesses $$($(BIN)/python -c "import os; print((os.cpu_count() or 1) + 1)")
+		--numprocesses $$(( $$(nproc 2>/dev/null || sysctl -n hw.ncpu) + 1 ))
 
 # The hooks of .pre-commit-config.yaml on every file: style and types.
 check: $(VENV)/installed

@@ -71,11 +71,7 @@ def sentences(analysis: Analysis) -> list[str]:
         return [
             *absent,
             f"So few runs ({runs}) could not have told {which} apart, whatever their returns. "
-            + (
-                "No seeds are to come, since the last stage has ended."
-                if ended
-                else f"What would: {SEE_SETTLING}."
-            ),
+            + (f"{NO_STAGE.capitalize()}." if ended else f"What would: {SEE_SETTLING}."),
         ]
     better = _better(analysis)
     when = "" if better else f" {_when(analysis.comparison)}"

@@ -160,14 +160,11 @@ def test_a_step_seed_by_seed_is_the_update_as_written(name: str, settings: dict[
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("name", ["qsm", "dacer", "sac", "td3"])
+@each_trainer
 def test_a_compiled_step_is_the_update_as_written(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seed by seed, of each way to draw and to wait; ``test_acceleration`` compiles every trainer.
-
-    There compiled updates are held against plain ones, and here plain ones against those written.
-    """
+    """Seed by seed; ``test_acceleration`` has compiled updates of several seeds together."""
     monkeypatch.setattr(seed_by_seed, "LARGE", 0)
     agent = build(name)
     accelerate(agent, CPU, seeds=len(SEEDS), compiled=True)
