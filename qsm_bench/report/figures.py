@@ -122,13 +122,13 @@ def save(chart: Chart, folder: Path, name: str) -> tuple[str, list[tuple[float, 
 def lay_out(figure: Figure) -> None:
     """Compute the layout, and fix it."""
     with mpl.rc_context(STYLE):
-        # The size of panels determines their tick labels, which in turn determine the size.
         engine = figure.get_layout_engine()
         if isinstance(engine, ConstrainedLayoutEngine):
             engine.set(w_pad=0.1, h_pad=0.08)
-        for _ in range(2):
-            figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+            # The size of panels determines their tick labels, which in turn determine the size.
+            for _ in range(2):
+                engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def _place(figure: Figure, panel: Axes, x: float, y: float, text: str) -> tuple[float, float, str]:
