@@ -80,6 +80,10 @@ class SmallTask:
         )
 
 
+COMPILED = frozenset({"diffusion_ql", "diffusion_pg", "sdac", "qvpo", "dpmd", "langevin"})
+"""Trainers whose updates are compiled, which takes the better part of a minute of a core: those of
+the others would not save as much."""
+
 SMALL_TASKS = (
     SmallTask("bimodal-bandit", 4_000, n_step=1),
     SmallTask("four-goals", 3_000, n_step=3),
@@ -108,7 +112,7 @@ class Finding:
         return self.verdict in ("worse", "failed")
 
 
-def experiments(seeds: Sequence[int], *, compiled: bool = False) -> Iterator[Experiment]:
+def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
     """The regression's experiments, one for each task."""
     for task in SMALL_TASKS:
         yield Experiment(
@@ -117,7 +121,6 @@ def experiments(seeds: Sequence[int], *, compiled: bool = False) -> Iterator[Exp
             tasks=(task.name,),
             groups=(tuple(seeds),),
             protocol=task.protocol(),
-            compiled=compiled,
         )
 
 
@@ -191,11 +194,19 @@ def run(
 
 
 def prepare(root: Path, seeds: Sequence[int]) -> list[JobFolder]:
-    """Create the folders of all jobs under ``root``. Updates are compiled where they can be."""
+    """Create the folders of all jobs under ``root``. Updates are compiled where that saves time."""
+    compiled = COMPILED if why_not_compiled("cpu") is None else frozenset[str]()
     return [
-        job
-        for experiment in experiments(seeds, compiled=why_not_compiled("cpu") is None)
-        for job in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
+        folder
+        for experiment in experiments(seeds)
+        for folder in ExperimentStore(root, experiment.name).prepare(
+            experiment,
+            "regress",
+            jobs=[
+                job.model_copy(update={"compiled": job.agent_name in compiled})
+                for job in experiment.jobs
+            ],
+        )
     ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agents.common.diffusion import Denoiser
 from agents.common.diffusion_agent import DiffusionAgent
+from agents.dipo import DIPO
 from agents.protocol import Batch
 from agents.registry import built_in_agents, built_in_trainers, find_agent
 from agents.sac import Noise as SACNoise
@@ -63,11 +64,10 @@ def build(name: str, device: torch.device = CPU, **settings: Any) -> Any:
         # The learning rate falls to 0 within the updates that are made.
         asked = {"diffusion_steps": 3, **asked, "actor_decay_updates": UPDATES - 1}
         # Presets have up to 500 draws and 20 steps: of so many there is nothing else to see.
-        asked |= {
-            name: min(asked[name], most)
-            for name, most in (("samples", 20), ("diffusion_steps", 5))
-            if name in asked
-        }
+        most = {"samples": 20, "diffusion_steps": 5}
+        asked |= {name: min(asked[name], most[name]) for name in most if name in asked}
+    if registered.agent is DIPO:
+        asked = {"action_steps": 5, **asked}
     agent: Any = registered.agent(
         registered.agent.config_class(**asked), OBSERVATION, ACTION, SEEDS, device
     )

@@ -234,7 +234,7 @@ def test_the_command_that_is_stopped_on_a_cluster_goes_on_there(
 ) -> None:
     command = start_command(on_cluster.address, tmp_path)
     with when_under_way(tmp_path, lambda _: command.terminate()):
-        output, errors = command.communicate(timeout=120)
+        output, errors = command.communicate(timeout=120 * crowding())
     assert command.returncode == 128 + signal.SIGTERM, errors
     assert errors.startswith("stopped and saved; to go on: ")
     assert "raylet" not in output
@@ -247,7 +247,7 @@ def test_jobs_on_a_cluster_save_themselves_when_the_command_is_killed(
 ) -> None:
     command = start_command(on_cluster.address, tmp_path)
     with when_under_way(tmp_path, lambda _: command.kill()):
-        command.communicate(timeout=120)
+        command.communicate(timeout=120 * crowding())
     deadline = time.monotonic() + 10 * crowding()
     while {"running"} & {job.read_manifest().status for job in jobs_in(tmp_path)}:
         assert time.monotonic() < deadline, "a job was not saved"
@@ -297,7 +297,7 @@ def blind_node(address: str, hidden: Path) -> Iterator[None]:
 
 
 def wait_for_nodes(address: str, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * crowding()
     with Ray(address=address)._connected():
         while len([node for node in ray.nodes() if node["Alive"]]) != count:
             assert time.monotonic() < deadline

@@ -24,6 +24,7 @@ from qsm_bench.results import Results
 from qsm_bench.store import ExperimentStore
 from tests.clusters.slurm_cluster import slurm_cluster, why_not
 from tests.qsm_bench.jobs import SMALL, written
+from tests.qsm_bench.processes import crowding
 
 TD3 = f"td3[{SMALL}]"
 SHORT = Protocol(steps=45, warmup_steps=8, batch_size=8, eval_every=20, eval_episodes=2)
@@ -89,7 +90,7 @@ def ended(states: list[str]) -> bool:
 
 def under_way(results: Path) -> list[JobFolder]:
     """Wait until all jobs have made a checkpoint; return them."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * crowding()
     while not all(type(job.read_progress().get("saved")) is int for job in folders(results)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -170,7 +171,7 @@ def test_before_the_time_limit_a_task_is_saved_and_queued_again(
     cluster: None, tmp_path: Path, local: Results
 ) -> None:
     run(tmp_path, Slurm(time="10", array_size=1), protocol=LONG)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * crowding()
     while type(folders(tmp_path)[0].read_progress().get("saved")) is not int:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -199,7 +200,7 @@ def test_the_time_limit_of_slurm_itself_costs_nothing(cluster: None, tmp_path: P
     saved = folders(tmp_path)[0].read_manifest()
     assert 0 < saved.step < protocol.steps
     hurry(task)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * crowding()
     while (folders(tmp_path)[0].read_progress().get("saved") or 0) <= saved.step:
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -263,7 +264,7 @@ def test_what_slurm_refuses_is_one_line(
 
 def hurry(task: str) -> None:
     """Have SLURM begin a task that it was told to requeue, and holds back for two minutes."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * crowding()
     while "BeginTime" not in (state := queue_state(task)):
         assert time.monotonic() < deadline, state
         time.sleep(0.2)
@@ -283,7 +284,7 @@ def task_of(job: JobFolder) -> str:
 
 
 def wait_until_left(job: JobFolder) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * crowding()
     while slurm_queue.queued_tasks([job]):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -512,7 +512,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     """Run an experiment to its end; return its folder and what it printed."""
     folder = tmp_path_factory.mktemp("real")
     process = start(folder, *REAL)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120 * crowding())
     assert process.returncode == 0, err
     assert err == ""
     return Real(folder, out)
@@ -645,13 +645,13 @@ def test_ctrl_c_stops_soon_and_resuming_leaves_the_bytes_of_an_uninterrupted_run
         "--eval-every=1000",
     )
     process = start(folder, *long)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * crowding()
     while not list(folder.rglob("progress.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     asked = time.monotonic()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30 * crowding())
     assert time.monotonic() - asked < 5 * crowding()
     assert process.returncode == 130
     assert "Traceback" not in err

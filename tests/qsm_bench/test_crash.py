@@ -20,7 +20,7 @@ from qsm_bench.job_folder import JobFolder
 from qsm_bench.manifest import Manifest
 from qsm_bench.store import ExperimentStore
 from tests.qsm_bench.jobs import AGENTS, make_job, uncut, written
-from tests.qsm_bench.processes import exit_status, fork
+from tests.qsm_bench.processes import crowding, exit_status, fork
 
 REGISTERED = [agent for agent in AGENTS if ":" not in agent]
 """A process of its own imports no module that it is not told to."""
@@ -133,7 +133,7 @@ def test_a_run_killed_with_its_jobs_at_random_times_leaves_the_same_bytes(tmp_pa
     assert run(whole).wait() == 0
     for _ in range(3):
         process = run(cut)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * crowding()
         jobs: list[psutil.Process] = []
         while not jobs and process.poll() is None and time.monotonic() < deadline:
             jobs = psutil.Process(process.pid).children()

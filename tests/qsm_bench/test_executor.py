@@ -420,7 +420,7 @@ def start_and_leave(folder: JobFolder, parent_leaves: str) -> None:
     (folder.path / "orphan").write_text(
         str(processes._start(folder, Work(folder.path, 10**6, ""), Place(1)).pid)
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * crowding()
     while parent_leaves == "later" and not folder.progress_file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -97,7 +97,7 @@ def begin(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
 
 def folder_of(folder: Path, step: int) -> JobFolder:
     """Wait until the one job's job has come so far, and return the job."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * crowding()
     store = ExperimentStore(folder / "results", "x")
     while time.monotonic() < deadline:
         if store.file.exists():
@@ -112,7 +112,7 @@ def stop(process: subprocess.Popen[str], number: int, pid: int | None = None) ->
     """Ask a run to stop, which takes seconds; return what it says on standard error."""
     asked = time.monotonic()
     os.kill(pid or process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60 * crowding())
     assert time.monotonic() - asked < 5 * crowding()
     assert "Traceback" not in err
     return err
@@ -203,7 +203,7 @@ def test_an_orphan_is_waited_for_and_no_second_try_is_spent(folder: Path, task: 
     process.kill()
     process.communicate()
     again = begin(folder, command(task))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * crowding()
     while (
         len(job_folder.read_manifest().stretches) < 2
         or job_folder.read_manifest().status != "running"
@@ -221,7 +221,7 @@ def test_a_killed_job_alone_is_tried_again(folder: Path) -> None:
     process = begin(folder, command("LinearQuadratic"))
     job_folder = folder_of(folder, 400)
     os.kill(job_folder.read_progress()["pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * crowding()
     while (
         job_folder.read_manifest().retried is None or job_folder.read_manifest().status != "running"
     ):
