@@ -121,11 +121,20 @@ def _plugins() -> dict[str, RegisteredAgent]:
 
 def _plugin_paths(name: str | None = None) -> list[str]:
     """Return the sorted ``module:Class`` paths of installed plug-ins; only those under ``name``."""
-    announced = entry_points(group=PLUGIN_GROUP)
+    return sorted({path for announced, path in _announced() if name in (None, announced)})
+
+
+@cache
+def _announced() -> list[tuple[str, str]]:
+    """Return the name and path of each installed plug-in.
+
+    All that is installed is looked through, which takes longer than all else in finding an agent.
+    """
     # An entry may name extras of its package in brackets.
-    return sorted(
-        {e.value.partition("[")[0].replace(" ", "") for e in announced if name in (None, e.name)}
-    )
+    return [
+        (entry.name, entry.value.partition("[")[0].replace(" ", ""))
+        for entry in entry_points(group=PLUGIN_GROUP)
+    ]
 
 
 @cache

@@ -1,16 +1,18 @@
 """Estimate the time and memory of a run before it starts, by short calibrations."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, pairwise
 
 import psutil
 import torch
 from rich.filesize import decimal as format_bytes
 
-from agents.registry import AgentError
+from agents.protocol import Agent
+from agents.registry import AgentError, find_agent
 from agents.speed.threads import one_thread
 from envs import Lockstep, Task, TaskError
 from qsm_bench.contract import told
@@ -273,7 +275,20 @@ def _learning_bytes(job: Job, observation_size: int, action_size: int) -> int:
             f"memory, and {format_bytes(free)} are free: give smaller hidden_sizes or fewer --seeds"
         )
     # All seeds need the same memory, so one is measured.
-    job = _on_cpu(job, seeds=1)
+    alone = json.dumps(_on_cpu(job, seeds=1).model_dump(mode="json"))
+    return _measured_bytes(find_agent(job.agent_name).agent, alone, observation_size, action_size)
+
+
+@cache
+def _measured_bytes(
+    agent_class: type[Agent], content: str, observation_size: int, action_size: int
+) -> int:
+    """Measure what ``_learning_bytes`` returns, once for each job in JSON.
+
+    The stages of an experiment, and several runs of a notebook, ask for the same. A notebook's
+    agent that is defined anew is another ``agent_class``.
+    """
+    job = Job(**json.loads(content))
     protocol = job.protocol
     at_once = min(AT_ONCE, protocol.updates_per_step)
     state: int = 0

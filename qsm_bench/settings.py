@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +22,8 @@ def validated(
         if key not in known:
             raise UserError(f"{name} has no setting {key!r}: {did_you_mean(key, known)}")
     try:
-        config = TypeAdapter(config_class).validate_python(dict(settings))
+        checker = _checker(config_class)  # type: ignore[arg-type]  # a class has a hash
+        config: AgentConfig = checker.validate_python(dict(settings))
     except ValidationError as error:
         raise UserError(_first_fault(name, settings, error)) from error
     except Exception as error:  # of types that pydantic does not know, or of a __post_init__
@@ -32,6 +34,12 @@ def validated(
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f"setting {field.name} of {name}: NaN is no number")
     return config
+
+
+@cache
+def _checker(config_class: type[Any]) -> TypeAdapter[Any]:
+    """Return what checks settings of a class. To make it takes longer than to check with it."""
+    return TypeAdapter(config_class)
 
 
 def as_json(name: str, config: AgentConfig) -> dict[str, Any]:

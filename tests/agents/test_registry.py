@@ -49,8 +49,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (tmp_path / f"{module}.py").write_text(text)
         if announce:
             entries.append(EntryPoint(announce, f"{module}:{attr}", registry.PLUGIN_GROUP))
+            registry._announced.cache_clear()
 
     def forget() -> None:
+        registry._announced.cache_clear()
         registry._plugins.cache_clear()
         registry._warn.cache_clear()
 
