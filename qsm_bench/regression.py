@@ -80,10 +80,6 @@ class SmallTask:
         )
 
 
-COMPILED = frozenset({"diffusion_ql", "diffusion_pg", "sdac", "qvpo", "dpmd", "langevin"})
-"""Trainers whose updates are compiled, which takes the better part of a minute of a core: those of
-the others would not save as much."""
-
 SMALL_TASKS = (
     SmallTask("bimodal-bandit", 4_000, n_step=1),
     SmallTask("four-goals", 3_000, n_step=3),
@@ -112,7 +108,7 @@ class Finding:
         return self.verdict in ("worse", "failed")
 
 
-def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
+def experiments(seeds: Sequence[int], *, compiled: bool = False) -> Iterator[Experiment]:
     """The regression's experiments, one for each task."""
     for task in SMALL_TASKS:
         yield Experiment(
@@ -121,6 +117,7 @@ def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
             tasks=(task.name,),
             groups=(tuple(seeds),),
             protocol=task.protocol(),
+            compiled=compiled,
         )
 
 
@@ -194,19 +191,11 @@ def run(
 
 
 def prepare(root: Path, seeds: Sequence[int]) -> list[JobFolder]:
-    """Create the folders of all jobs under ``root``. Updates are compiled where that saves time."""
-    compiled = COMPILED if why_not_compiled("cpu") is None else frozenset[str]()
+    """Create the folders of all jobs under ``root``. Updates are compiled where they can be."""
     return [
-        folder
-        for experiment in experiments(seeds)
-        for folder in ExperimentStore(root, experiment.name).prepare(
-            experiment,
-            "regress",
-            jobs=[
-                job.model_copy(update={"compiled": job.agent_name in compiled})
-                for job in experiment.jobs
-            ],
-        )
+        job
+        for experiment in experiments(seeds, compiled=why_not_compiled("cpu") is None)
+        for job in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
     ]
 
 
