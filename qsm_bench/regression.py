@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,11 @@ SMALL_TASKS = (
 )
 
 
+COMPILED = frozenset({"diffusion_ql", "diffusion_pg", "sdac", "qvpo", "dpmd", "langevin"})
+"""Trainers whose updates are compiled, which takes the better part of a minute of a core: those of
+the others would not save as much."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One test: a cell's scores now against the baseline's."""
@@ -108,7 +113,7 @@ class Finding:
         return self.verdict in ("worse", "failed")
 
 
-def experiments(seeds: Sequence[int], *, compiled: bool = False) -> Iterator[Experiment]:
+def experiments(seeds: Sequence[int]) -> Iterator[Experiment]:
     """The regression's experiments, one for each task."""
     for task in SMALL_TASKS:
         yield Experiment(
@@ -117,7 +122,6 @@ def experiments(seeds: Sequence[int], *, compiled: bool = False) -> Iterator[Exp
             tasks=(task.name,),
             groups=(tuple(seeds),),
             protocol=task.protocol(),
-            compiled=compiled,
         )
 
 
@@ -191,18 +195,31 @@ def run(
 
 
 def prepare(root: Path, seeds: Sequence[int]) -> list[JobFolder]:
-    """Create the folders of all jobs under ``root``. Updates are compiled where they can be."""
+    """Create the folders of all jobs under ``root``."""
     return [
         job
-        for experiment in experiments(seeds, compiled=why_not_compiled("cpu") is None)
-        for job in ExperimentStore(root, experiment.name).prepare(experiment, "regress")
+        for results, experiment in _stored(root, seeds)
+        for job in ExperimentStore(results, experiment.name).prepare(experiment, "regress")
     ]
 
 
 def read_scores(root: Path, seeds: Sequence[int]) -> pd.DataFrame:
     """The scores of the cells under ``root``: agent, task, seed, end, area."""
-    tables = [scores_of(root, experiment) for experiment in experiments(seeds)]
+    tables = [scores_of(results, experiment) for results, experiment in _stored(root, seeds)]
     return pd.concat(tables, ignore_index=True)
+
+
+def _stored(root: Path, seeds: Sequence[int]) -> Iterator[tuple[Path, Experiment]]:
+    """The experiments as they are stored under ``root``, each with the folder of its results.
+
+    The jobs of an experiment are compiled all or none. Here some are, if this machine can compile.
+    """
+    chosen = COMPILED if why_not_compiled("cpu") is None else frozenset[str]()
+    for experiment in experiments(seeds):
+        for compiled, folder in ((True, "compiled"), (False, "plain")):
+            agents = [a for a in experiment.agents if (a.registered.name in chosen) == compiled]
+            if agents:
+                yield root / folder, replace(experiment, agents=tuple(agents), compiled=compiled)
 
 
 def find_regressions(

@@ -6,6 +6,7 @@ import os
 # the tests that run beside leave no core: some tests took eight times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -18,6 +19,11 @@ hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
 # The tests use their own folders, wherever the user keeps results.
 os.environ.pop("QSM_RESULTS", None)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all imports and tests again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -58,6 +58,20 @@ def test_a_loss_larger_than_the_seeds_spread_is_found_in_every_cell() -> None:
     assert {finding.verdict for finding in findings} == {"worse"}
 
 
+@pytest.mark.parametrize("reason", [None, "there is no compiler"])
+def test_updates_are_compiled_where_they_can_be_and_that_saves_time(
+    reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regression, "why_not_compiled", lambda device: reason)
+    jobs = [folder.read_manifest().job for folder in regression.prepare(tmp_path, range(2))]
+    cells = {(job.agent_name, job.task) for job in jobs}
+    assert len(cells) == len(jobs) == len(SMALL_TASKS) * len(built_in_trainers())
+    compiled = {job.agent_name for job in jobs if job.compiled}
+    plain = {job.agent_name for job in jobs if not job.compiled}
+    assert compiled == (set() if reason else regression.COMPILED)
+    assert plain == set(built_in_trainers()) - compiled
+
+
 def test_a_gain_is_named_and_raises_no_alarm() -> None:
     rng = np.random.default_rng(2)
     findings = regression.find_regressions(
