@@ -19,6 +19,8 @@ CPU_OPTIONS: dict[str, Any] = {
     "memory_planning": True,
     # Shapes are known: looking at them again takes time at every update.
     "size_asserts": False,
+    # A gradient that is rounded for its products is kept for the bias, too, and not computed again.
+    "realize_reads_threshold": 3,
 }
 """The options with which torch compiles for a CPU; for a GPU they are torch's own."""
 
