@@ -1,6 +1,7 @@
 """The documentation agrees with the code: defaults, and names of files and tests."""
 
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from qsm_bench import AgentConfig, Protocol, load_results, write_report
+from tests.benchmarks import precision_returns
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -71,3 +73,26 @@ def test_the_page_of_the_record_quotes_its_reports(tmp_path: Path) -> None:
     assert [row for row in rows if row not in of_record + of_simba] == []
     assert [row for row in rows if "SimBa" in row and row in of_simba]
     assert [row for row in rows if "SimBa" not in row and row in of_record]
+
+
+def test_the_page_of_precision_quotes_the_published_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "results" / "precision", tmp_path, dirs_exist_ok=True)
+    precision_returns.cartpole(tmp_path, ["diffusion_ql"], workers=1)
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| diffusion_ql |")
+    assert row in (DOCS / "precision.md").read_text().splitlines()
+
+
+def test_the_page_of_precision_quotes_the_page_of_speed() -> None:
+    rows = re.findall(
+        r"^\| (\w+), S = 1, compiled, bfloat16 \| (\d+) seed-updates/s \| (\S+) "
+        r"\| times float32's (\d+)/s \|",
+        (ROOT / "reports" / "performance.md").read_text(),
+        re.M,
+    )
+    page = (DOCS / "precision.md").read_text()
+    assert rows
+    for trainer, rounded, ratio, plain in rows:
+        assert f"| {trainer} | {plain}/s | {rounded}/s | {ratio} |" in page
