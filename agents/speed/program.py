@@ -105,7 +105,7 @@ class Program:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Collect no garbage within the block: it takes a tenth of torch's time to compile."""
+    """Collect no garbage within the block, so that torch compiles faster."""
     enabled = gc.isenabled()
     gc.disable()
     try:

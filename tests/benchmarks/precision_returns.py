@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pandas as pd
 import typer
 from rich.console import Console
@@ -29,6 +28,7 @@ from qsm_bench import regression
 from qsm_bench.executors import Local
 from qsm_bench.experiment import Experiment
 from qsm_bench.protocol import Protocol
+from qsm_bench.results import Results
 from qsm_bench.run import run_experiment, show_and_run
 from qsm_bench.shipped import shipped
 from qsm_bench.signals import remember_signals
@@ -115,17 +115,24 @@ def cartpole(folder: Path, names: list[str], workers: int) -> None:
                 executor=Local(workers=workers),
                 results=folder,
             )
-        runs = select_runs(results).runs.items()
-        plain, rounded = (curves.returns[:, -1] for _, curves in sorted(runs, key=lambda r: r[0]))
-        difference = stats.ttest_ind(rounded, plain, equal_var=False)
-        low, high = difference.confidence_interval()
-        p, _ = permutation_test(rounded[:, None], plain[:, None])
-        mean = np.mean(rounded) - np.mean(plain)
-        interval = f"{mean:.0f} ({low:.0f} to {high:.0f})"
-        rows.append((name, plain.mean(), rounded.mean(), interval, p))
-    columns = ["trainer", "float32", "bfloat16", "difference (95 %)", "p"]
+        rows.append(row_of_returns(name, results))
     print()
-    print_table(pd.DataFrame(rows, columns=columns))
+    print_table(pd.DataFrame(rows))
+
+
+def row_of_returns(name: str, results: Results) -> dict[str, object]:
+    """Return a trainer's row: its last returns each way, and what they differ by."""
+    runs = select_runs(results).runs.items()
+    plain, rounded = (curves.returns[:, -1] for _, curves in sorted(runs, key=lambda r: r[0]))
+    low, high = stats.ttest_ind(rounded, plain, equal_var=False).confidence_interval()
+    p, _ = permutation_test(rounded[:, None], plain[:, None])
+    return {
+        "trainer": name,
+        "float32": plain.mean(),
+        "bfloat16": rounded.mean(),
+        "difference (95 %)": f"{rounded.mean() - plain.mean():.0f} ({low:.0f} to {high:.0f})",
+        "p": p,
+    }
 
 
 def print_table(table: pd.DataFrame) -> None:
